@@ -1,0 +1,1 @@
+"""Gymnasium environments for sequential Atari. Knows nothing of raycl or Ray."""

@@ -1,0 +1,200 @@
+"""A stream of tasks: what a method is told, what it may see, and what it is tested on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from raycl.datasets.base import Dataset
+from raycl.datasets.examples import Examples
+
+
+class DataAccessError(RuntimeError):
+    """A method asked for data it did not declare, or kept a task after its end."""
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What may be known of a task without its data.
+
+    Attributes:
+        index: Position in the stream, from 0.
+        name: For people, e.g. ``"3/5 (cat, dog)"``.
+        classes: Output ids of its classes. The position in this tuple is the label inside the
+            task (the domain-incremental label). Tasks share ids where the benchmark says so.
+    """
+
+    index: int
+    name: str
+    classes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """What may be known of a stream without its data.
+
+    Attributes:
+        tasks: All tasks in order.
+        input_shape: Channels, height, width.
+        num_outputs: Distinct output ids over all tasks.
+        class_names: Name of each output id.
+        mean: Per task, per channel: what its images are normalised with, in units of 0..1.
+        std: Likewise.
+        readouts: Ways of asking that make sense here, of ``("class", "task", "domain")``;
+            the first is the primary one.
+    """
+
+    tasks: tuple[TaskInfo, ...]
+    input_shape: tuple[int, int, int]
+    num_outputs: int
+    class_names: tuple[str, ...]
+    mean: tuple[tuple[float, ...], ...]
+    std: tuple[tuple[float, ...], ...]
+    readouts: tuple[str, ...]
+
+    def seen(self, index: int) -> tuple[int, ...]:
+        """Output ids of tasks 0..index, in order of first appearance."""
+        return tuple(dict.fromkeys(c for task in self.tasks[: index + 1] for c in task.classes))
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The three sets of one task. Only the harness holds this."""
+
+    train: Examples
+    validation: Examples | None
+    test: Examples
+
+
+@dataclass
+class Stream:
+    """A benchmark made concrete for one seed on one device.
+
+    Attributes:
+        info: What may be known without data.
+        data: One entry per task.
+    """
+
+    info: StreamInfo
+    data: tuple[TaskData, ...]
+
+    def open(self, index: int, memory: str | None) -> Task:
+        """The task as a method sees it.
+
+        Args:
+            index: Which task.
+            memory: The method's declaration; ``"all"`` opens the training data of the past.
+        """
+        past = [d.train for d in self.data[:index]] if memory == "all" else None
+        return Task(self.info.tasks[index], self.data[index], past)
+
+
+class Task:
+    """One task as a method sees it while it is the current one.
+
+    Anything undeclared, and anything after the task's end, raises ``DataAccessError``.
+    """
+
+    def __init__(self, info: TaskInfo, data: TaskData, past: list[Examples] | None) -> None:
+        self.info = info
+        self._data: TaskData | None = data
+        self._past = past
+
+    @property
+    def train(self) -> Examples:
+        """Training set."""
+        return self._open().train
+
+    @property
+    def validation(self) -> Examples | None:
+        """Validation set, or ``None`` when the benchmark keeps none."""
+        return self._open().validation
+
+    @property
+    def past(self) -> list[Examples]:
+        """Training sets of all earlier tasks; only with ``memory = "all"``."""
+        self._open()
+        if self._past is None:
+            raise DataAccessError(
+                f"task {self.info.index}: past training data is only for memory = 'all'"
+            )
+        return list(self._past)
+
+    def close(self) -> None:
+        """Refuse all further access."""
+        self._data = self._past = None
+
+    def _open(self) -> TaskData:
+        if self._data is None:
+            raise DataAccessError(f"task {self.info.index} has ended; its data is gone")
+        return self._data
+
+
+class DatasetConfig(BaseModel):
+    """Which images. In a sweep file a bare name stands for ``{name: NAME}``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="digits, mnist, ..., folder, idx: see `raycl data list`")
+    path: str | None = Field(None, description="folder, zip or IDX files, for folder and idx")
+    size: int | None = Field(None, ge=4, le=1024, description="resize images to this side, pixels")
+    limit: int | None = Field(
+        None, ge=1, description="at most this many training images per class (the first ones)"
+    )
+    mean: tuple[float, ...] | None = Field(None, description="per channel, in units of 0..1")
+    std: tuple[float, ...] | None = Field(None, description="per channel, in units of 0..1")
+
+
+class BenchmarkConfig(BaseModel):
+    """Options every benchmark has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    label: str | None = Field(None, description="name in tables; default: made from the options")
+    validation: float = Field(
+        0.1, ge=0, lt=1, description="share of each task's training data held out"
+    )
+
+
+class Benchmark(ABC):
+    """A recipe for streams. One file each; the file's stem is its name in sweep files."""
+
+    Config: type[BenchmarkConfig] = BenchmarkConfig
+    config: Any
+
+    def __init__(self, config: BenchmarkConfig) -> None:
+        self.config = config
+
+    @property
+    def label(self) -> str:
+        """Name in tables and tags, e.g. ``"split-digits-5"``."""
+        return str(self.config.label or self.default_label())
+
+    @abstractmethod
+    def default_label(self) -> str:
+        """The label when none is given."""
+
+    @abstractmethod
+    def datasets(self) -> list[DatasetConfig]:
+        """What must be loaded."""
+
+    @abstractmethod
+    def stream(
+        self, data: Mapping[str, Dataset], seed: int, device: torch.device | str = "cpu"
+    ) -> Stream:
+        """The stream of one seed.
+
+        Args:
+            data: Loaded data sets, by ``key`` of their configuration (``raycl.datasets.key``).
+            seed: Of class order, task order, transformations and the validation split.
+            device: Where the images live.
+
+        Raises:
+            UserError: The options do not fit the data (more tasks than classes, ...).
+        """

@@ -1,0 +1,1 @@
+"""Images as tensors: bundled digits, torchvision sets, IDX files and image folders."""

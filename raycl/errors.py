@@ -1,0 +1,36 @@
+"""What a user did wrong, in one line: where, what, and the nearest valid name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Bad input. The command line prints it on one line and exits with code 2.
+
+    Args:
+        where: The place, e.g. ``"sweep.yaml: methods[0].lam"`` or ``"--address"``.
+        what: What is wrong, as a sentence without a final full stop.
+        hint: What to do about it, e.g. ``"did you mean 'lam'?"``.
+    """
+
+    def __init__(self, where: str, what: str, hint: str = "") -> None:
+        self.where, self.what, self.hint = where, what, hint
+        super().__init__(where, what, hint)
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        text = f"{text}; {self.hint}" if self.hint else text
+        return " ".join(text.split())
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint naming the closest valid name, or all of them if none is close.
+
+    >>> nearest("fintune", ["finetune", "joint"])
+    "did you mean 'finetune'?"
+    """
+    names = sorted(valid)
+    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"valid: {', '.join(names)}"

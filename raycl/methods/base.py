@@ -1,0 +1,263 @@
+"""The contract of a method, and the classifier most methods start from.
+
+A method is one file: its hyper-parameters, its state, its losses. The loop in ``raycl.training``
+knows nothing of any method; everything a method does to the loop, it does through its phases.
+
+**State is the module's state.** What must survive a crash is a parameter, a buffer, a submodule or
+part of ``get_extra_state``. To restore, the loop builds the method, calls ``add_task`` for every
+task seen and then ``load_state_dict(strict=True)``; so structure may depend on ``TaskInfo`` and the
+configuration, never on data.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from raycl.benchmarks.base import StreamInfo, Task, TaskInfo
+from raycl.datasets.examples import Augment, Batch, Examples
+from raycl.networks.base import Backbone
+from raycl.nn.optim import TrainConfig, make_optimizer, make_schedule
+
+Memory = Literal["exemplars", "generator", "all"]
+Losses = Tensor | Mapping[str, Tensor]
+
+
+class MethodConfig(BaseModel):
+    """Hyper-parameters of a method, each once: type, bounds, unit, default, one-line meaning."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method is built from.
+
+    Attributes:
+        stream: The tasks to come, without their data.
+        train: The ``train`` block of the sweep file.
+        build_network: Makes a fresh backbone; without argument the sweep file's ``network``,
+            else the network of the given block (``{"name": "mlp", ...}``).
+        device: Where the run happens; the loop moves the method there.
+        data_generator: CPU generator of data order, saved with the run.
+        method_generator: CPU generator of everything else a method samples, saved with the run.
+        augment: The training augmentation (uint8 to uint8), or ``None``.
+    """
+
+    stream: StreamInfo
+    train: TrainConfig
+    build_network: Callable[..., Backbone]
+    device: torch.device
+    data_generator: torch.Generator
+    method_generator: torch.Generator
+    augment: Augment | None = None
+
+
+@dataclass
+class Phase:
+    """One optimisation problem. Made by ``phases``, run by the loop, the same way for all.
+
+    Attributes:
+        name: For progress and metrics, e.g. ``"train"`` or ``"inversion"``.
+        epochs: Passes over ``batches``.
+        optimizer: Makes the optimiser when the phase starts. Only its parameters require
+            gradients while the phase lasts.
+        batches: Makes one epoch's batches.
+        loss: A batch to a scalar, or to named terms whose sum is minimised (each is logged).
+            The method is in train mode.
+        schedule: Makes the learning-rate schedule of the optimiser, stepped once per epoch.
+        clip_norm: Bound of the gradient's global norm.
+        before: Called once when the phase starts.
+        after_step: Called after every optimiser step (projections).
+        after: Called once when the phase ends, after the selected epoch was restored.
+        score: After each epoch, in eval mode: higher is better. Feeds ``keep`` and a plateau
+            schedule. ``None``: the last epoch counts.
+        keep: (score, score of the kept epoch or ``None``) to whether this epoch is kept.
+        stop: (score, learning rate) to whether the phase ends early.
+    """
+
+    name: str
+    epochs: int
+    optimizer: Callable[[], torch.optim.Optimizer]
+    batches: Callable[[], Iterable[Any]]
+    loss: Callable[[Any], Losses]
+    schedule: Callable[[torch.optim.Optimizer], Any] | None = None
+    clip_norm: float | None = None
+    before: Callable[[], None] | None = None
+    after_step: Callable[[], None] | None = None
+    after: Callable[[], None] | None = None
+    score: Callable[[], float] | None = None
+    keep: Callable[[float, float | None], bool] = field(
+        default=lambda score, kept: kept is None or score > kept
+    )
+    stop: Callable[[float, float], bool] | None = None
+
+
+class Method(nn.Module, ABC):
+    """A continual-learning method.
+
+    Attributes:
+        settings: The readouts it can be evaluated under.
+        memory: Declared access to old data: ``None``, ``"exemplars"`` (it stores images it has
+            seen), ``"generator"`` (it makes them), ``"all"`` (an upper bound: every task's data).
+        zero_shot: Whether ``logits`` answers for tasks that were not added yet.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    settings: ClassVar[frozenset[str]] = frozenset({"class", "task", "domain"})
+    memory: ClassVar[Memory | None] = None
+    zero_shot: ClassVar[bool] = False
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__()
+        self.config = config
+        self.context = context
+
+    def add_task(self, task: TaskInfo) -> None:  # noqa: B027  (optional hook)
+        """Structure only: grow heads, add a teacher. No data. Called once per task, in order."""
+
+    def begin_task(self, task: Task) -> None:  # noqa: B027
+        """What needs data, or random numbers, before training. Not called again on resume."""
+
+    @abstractmethod
+    def phases(self, task: Task) -> list[Phase]:
+        """The optimisation problems of a task, in order.
+
+        Called after ``begin_task``, and again when a run is resumed in mid-task; so it only
+        describes. Whatever it does to the method belongs into ``Phase.before`` or ``after``.
+        """
+
+    def end_task(self, task: Task) -> None:  # noqa: B027
+        """Fisher information, exemplars, merging. Evaluation follows."""
+
+    @abstractmethod
+    def logits(self, images: Tensor, task_id: int | None) -> Tensor:
+        """Scores of all outputs.
+
+        Args:
+            images: float32 (B, C, H, W), normalised.
+            task_id: The task the images come from, or ``None`` where that must not be known.
+
+        Returns:
+            float (B, num_outputs). The harness masks what a readout excludes.
+        """
+
+    def diagnostics(self) -> dict[str, float]:
+        """Numbers of the method's own at a task's end (capacity used, ...), logged as ``method/*``."""
+        return {}
+
+
+def masked_cross_entropy(logits: Tensor, labels: Tensor, outputs: Tensor) -> Tensor:
+    """Mean cross-entropy over a subset of the outputs.
+
+    Args:
+        logits: (B, num_outputs).
+        labels: int64 (B,), output ids, all of them in ``outputs``.
+        outputs: int64 (K,), sorted output ids that take part.
+    """
+    return F.cross_entropy(logits[:, outputs], torch.searchsorted(outputs, labels))
+
+
+class Classifier(Method):
+    """One backbone, one linear head over all outputs, one phase of cross-entropy per task."""
+
+    class Config(MethodConfig):
+        """Options every such method has."""
+
+        outputs: Literal["seen", "task", "all"] = Field(
+            "seen",
+            description="outputs in the cross-entropy: all seen classes, the task's own, or all",
+        )
+
+    zero_shot = True
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__(config, context)
+        self.backbone = context.build_network()
+        self.head = nn.Linear(self.backbone.num_features, context.stream.num_outputs)
+
+    def logits(self, images: Tensor, task_id: int | None) -> Tensor:
+        """See ``Method.logits``; the task id is not used."""
+        return self.head(self.backbone(images))  # type: ignore[no-any-return]
+
+    def active(self, task: TaskInfo) -> Tensor:
+        """Sorted output ids that enter the cross-entropy while ``task`` is learnt."""
+        stream = self.context.stream
+        chosen: Iterable[int] = {
+            "seen": stream.seen(task.index),
+            "task": task.classes,
+            "all": range(stream.num_outputs),
+        }[self.config.outputs]
+        return torch.tensor(sorted(chosen), device=self.context.device)
+
+    def objective(self, task: Task) -> Callable[[Batch], Losses]:
+        """The loss of the training phase; what most methods change."""
+        active = self.active(task.info)
+
+        def loss(batch: Batch) -> Tensor:
+            return masked_cross_entropy(
+                self.logits(batch.images, task.info.index), batch.labels, active
+            )
+
+        return loss
+
+    def train_batches(self, task: Task) -> Iterable[Batch]:
+        """One epoch of the task's own data."""
+        train = self.context.train
+        return task.train.batches(
+            train.batch_size,
+            generator=self.context.data_generator,
+            augment=self.context.augment,
+            drop_last=train.drop_last,
+        )
+
+    def phases(self, task: Task) -> list[Phase]:
+        """One phase, ``train``."""
+        train = self.context.train
+        return [
+            Phase(
+                name="train",
+                epochs=train.epochs,
+                optimizer=lambda: make_optimizer(self.trainable(), train),
+                schedule=lambda optimizer: make_schedule(optimizer, train),
+                batches=lambda: self.train_batches(task),
+                loss=self.objective(task),
+                clip_norm=train.clip_norm,
+                score=None if train.select == "last" else lambda: self.score(task),
+                stop=(lambda _, lr: lr < train.schedule.min_lr)
+                if train.schedule.name == "plateau"
+                else None,
+            )
+        ]
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters of the training phase."""
+        return list(self.parameters())
+
+    @torch.inference_mode()
+    def score(self, task: Task) -> float:
+        """Minus the loss, or the accuracy, on the validation set of the current task."""
+        examples = task.validation
+        if examples is None:
+            raise ValueError("train.select needs a validation set: set benchmark.validation > 0")
+        active = self.active(task.info)
+        loss, right = torch.zeros((), device=self.context.device), 0 * self.head.bias.sum()
+        for batch in _evaluation_batches(examples):
+            z = self.logits(batch.images, task.info.index)
+            loss += masked_cross_entropy(z, batch.labels, active) * len(batch)
+            right += (active[z[:, active].argmax(1)] == batch.labels).sum()
+        chosen = -loss if self.context.train.select == "validation_loss" else right
+        return float(chosen) / len(examples)
+
+
+def _evaluation_batches(examples: Examples) -> Iterable[Batch]:
+    return examples.batches(1024)

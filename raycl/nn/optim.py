@@ -1,0 +1,95 @@
+"""Optimiser and learning-rate schedule, from one block of the sweep file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+
+class Schedule(BaseModel):
+    """Learning rate over the epochs of one phase; starts anew in each phase."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["constant", "step", "cosine", "plateau"] = "constant"
+    milestones: tuple[int, ...] = Field((), description="step: multiply by `factor` before these epochs")
+    factor: float = Field(0.1, gt=0, lt=1, description="step, plateau: multiplier")
+    patience: int = Field(5, ge=1, description="plateau: epochs without a better score")
+    min_lr: float = Field(1e-4, ge=0, description="plateau: the phase ends below this rate")
+
+    @model_validator(mode="after")
+    def _check(self) -> Schedule:
+        if (self.name == "step") != bool(self.milestones):
+            raise ValueError("milestones go with, and only with, the step schedule")
+        return self
+
+
+class TrainConfig(BaseModel):
+    """How a phase of ordinary training is run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(5, ge=1, description="per task")
+    batch_size: int = Field(64, ge=1)
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(0.05, gt=0, description="learning rate at the start of each task")
+    momentum: float = Field(0.0, ge=0, lt=1, description="SGD only")
+    nesterov: bool = Field(False, description="SGD only")
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Schedule = Schedule()
+    clip_norm: float | None = Field(None, gt=0, description="bound of the gradient's global norm")
+    augment: Literal["none", "flip", "crop_flip"] = Field(
+        "none", description="crop_flip: random crop after 4 pixels of zero padding, horizontal flip"
+    )
+    drop_last: bool = Field(False, description="leave out a last short batch")
+    select: Literal["last", "validation_loss", "validation_accuracy"] = Field(
+        "last", description="which epoch's weights a task ends with"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.optimizer != "sgd" and (self.momentum or self.nesterov):
+            raise ValueError("momentum and nesterov are for optimizer: sgd")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum > 0")
+        if self.schedule.name == "plateau" and self.select == "last":
+            raise ValueError("the plateau schedule follows a score: set select")
+        return self
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter] | list[dict[str, Any]], config: TrainConfig
+) -> torch.optim.Optimizer:
+    """The optimiser a phase starts with."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+        )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig
+) -> torch.optim.lr_scheduler.LRScheduler | torch.optim.lr_scheduler.ReduceLROnPlateau | None:
+    """The schedule, stepped once per epoch; a plateau schedule is stepped with the score."""
+    schedule = config.schedule
+    lrs = torch.optim.lr_scheduler
+    if schedule.name == "step":
+        return lrs.MultiStepLR(optimizer, list(schedule.milestones), schedule.factor)
+    if schedule.name == "cosine":
+        return lrs.CosineAnnealingLR(optimizer, config.epochs)
+    if schedule.name == "plateau":
+        # torch lowers the rate after MORE than `patience` bad epochs
+        return lrs.ReduceLROnPlateau(
+            optimizer, "max", schedule.factor, schedule.patience - 1, threshold=0.0
+        )
+    return None

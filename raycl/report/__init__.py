@@ -1,0 +1,1 @@
+"""Tracked runs into tables and figures."""

@@ -1,0 +1,1 @@
+"""MLflow: a journal on disk and one writer thread."""

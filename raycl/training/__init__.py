@@ -1,0 +1,1 @@
+"""The only supervised loop, its evaluation, checkpoints and metrics."""
