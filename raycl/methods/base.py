@@ -101,6 +101,10 @@ class Phase:
     )
     stop: Callable[[float, float], bool] | None = None
 
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"phase {self.name} needs at least one epoch, not {self.epochs}")
+
 
 class Method(nn.Module, ABC):
     """A continual-learning method.
@@ -110,12 +114,14 @@ class Method(nn.Module, ABC):
         memory: Declared access to old data: ``None``, ``"exemplars"`` (it stores images it has
             seen), ``"generator"`` (it makes them), ``"all"`` (an upper bound: every task's data).
         zero_shot: Whether ``logits`` answers for tasks that were not added yet.
+        uses_task_id: Whether ``logits`` depends on its ``task_id``.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     settings: ClassVar[frozenset[str]] = frozenset({"class", "task", "domain"})
     memory: ClassVar[Memory | None] = None
     zero_shot: ClassVar[bool] = False
+    uses_task_id: ClassVar[bool] = True
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__()
@@ -179,6 +185,7 @@ class Classifier(Method):
         )
 
     zero_shot = True
+    uses_task_id = False
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)

@@ -1,0 +1,96 @@
+"""Checkpoints that are verified when read, on any file system fsspec knows.
+
+A checkpoint is one file: the SHA-256 of the payload, then the payload (``torch.save``). It is
+written under another name and moved into place; a file that does not match its digest is passed
+over for the one before it, and both are named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import uuid
+from typing import Any
+
+import fsspec
+import torch
+
+MAGIC = b"raycl-1\n"
+logger = logging.getLogger(__name__)
+
+
+class CheckpointStore:
+    """The checkpoints of one trial.
+
+    Args:
+        url: Its folder: a path, or any URL fsspec knows.
+        keep: How many to keep; at least 2, so that a torn newest one can be passed over.
+    """
+
+    def __init__(self, url: str, keep: int = 2) -> None:
+        if keep < 2:
+            raise ValueError(f"keep must be at least 2, not {keep}")
+        self.fs, self.root = fsspec.url_to_fs(url)
+        self.keep = keep
+
+    def save(self, state: dict[str, Any], step: int) -> str:
+        """Write a checkpoint and drop the oldest ones; returns its path.
+
+        Args:
+            state: Tensors and plain values.
+            step: Its place in the order, increasing.
+        """
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        payload = buffer.getbuffer()
+        self.fs.makedirs(self.root, exist_ok=True)
+        path = f"{self.root}/step-{step:09d}.pt"
+        draft = f"{self.root}/.{uuid.uuid4().hex}.tmp"
+        try:
+            with self.fs.open(draft, "wb") as file:
+                file.write(MAGIC + hashlib.sha256(payload).digest())
+                file.write(payload)
+            self.fs.mv(draft, path)
+        except OSError:
+            if self.fs.exists(draft):
+                self.fs.rm(draft)
+            raise
+        for old in self.paths()[: -self.keep]:
+            self.fs.rm(old)
+        return path
+
+    def paths(self) -> list[str]:
+        """Checkpoints there are, oldest first."""
+        self.fs.invalidate_cache()
+        return sorted(self.fs.glob(f"{self.root}/step-*.pt"))
+
+    def load(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+        """The newest intact state, or ``None`` if there is none at all.
+
+        Raises:
+            ValueError: There are checkpoints, and every one is damaged.
+        """
+        paths = self.paths()[::-1]
+        damaged: list[str] = []
+        for path in paths:
+            payload = self._read(path)
+            if payload is None:
+                damaged.append(path)
+                continue
+            if damaged:
+                logger.warning("checkpoint %s is damaged; using %s", ", ".join(damaged), path)
+            state: dict[str, Any] = torch.load(
+                io.BytesIO(payload), map_location=device, weights_only=True
+            )
+            return state
+        if damaged:
+            raise ValueError(f"every checkpoint is damaged: {', '.join(damaged)}; remove them")
+        return None
+
+    def _read(self, path: str) -> bytes | None:
+        content = self.fs.cat_file(path)
+        head = len(MAGIC) + 32
+        payload = content[head:]
+        good = content[:head] == MAGIC + hashlib.sha256(payload).digest()
+        return payload if good else None

@@ -1,0 +1,92 @@
+"""What a run costs, counted by the harness and not by the method."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+
+class Costs:
+    """Training seconds, examples, memory.
+
+    Attributes:
+        seconds: Wall time of training and task boundaries, without evaluation.
+        examples: Training examples processed, every epoch counted.
+        peak_memory_mb: On CUDA the allocator's peak; on the CPU the largest resident set seen at
+            the end of an epoch, libraries and shared pages included. In units of 10^6 bytes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = self.peak_memory_mb = 0.0
+        self.examples = 0
+        self.measured: dict[str, float] = {}
+        self._started = 0.0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def start(self) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        """Stop the clock and look at the memory."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            used = torch.cuda.max_memory_allocated(self.device)
+        else:
+            used = psutil.Process().memory_info().rss
+        self.seconds += time.perf_counter() - self._started
+        self.peak_memory_mb = max(self.peak_memory_mb, used / 1e6)
+
+    def measure(self, method: nn.Module, plain_size: int) -> dict[str, float]:
+        """Totals at a task's end.
+
+        Args:
+            method: Its whole state is what has to be kept.
+            plain_size: Scalars of the plain network, which every method needs.
+        """
+        tensors = list(_tensors(method.state_dict()))
+        floats = sum(t.numel() for t in tensors if t.is_floating_point())
+        self.measured = {
+            "stored_bytes": float(sum(t.numel() * t.element_size() for t in tensors)),
+            "extra_parameters": float(max(0, floats - plain_size)),
+        }
+        return self.totals()
+
+    def totals(self) -> dict[str, float]:
+        """All costs so far."""
+        return {
+            "seconds": self.seconds,
+            "examples": float(self.examples),
+            "peak_memory_mb": self.peak_memory_mb,
+            **self.measured,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "seconds": self.seconds,
+            "examples": self.examples,
+            "peak_memory_mb": self.peak_memory_mb,
+            "measured": self.measured,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [t for v in value.values() for t in _tensors(v)]
+    if isinstance(value, (list, tuple)):
+        return [t for v in value for t in _tensors(v)]
+    return []

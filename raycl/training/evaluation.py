@@ -1,0 +1,72 @@
+"""Accuracy of a method on one task's images, under every readout at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from raycl.benchmarks.base import StreamInfo
+from raycl.datasets.examples import Examples
+from raycl.methods.base import Method
+
+BATCH = 512
+
+
+class Evaluator:
+    """Turns logits into accuracies.
+
+    * ``task``: the task is known; the best of its own outputs.
+    * ``class``: the task is unknown; the best of all outputs seen so far.
+    * ``domain``: the task is unknown and does not matter; the position inside its task of the best
+      of all outputs seen so far.
+
+    (van de Ven, Tuytelaars & Tolias, "Three types of incremental learning", Nature Machine
+    Intelligence 2022.)
+    """
+
+    def __init__(self, stream: StreamInfo, readouts: Sequence[str], device: torch.device) -> None:
+        self.stream, self.readouts, self.device = stream, tuple(readouts), device
+        local = torch.zeros(stream.num_outputs, dtype=torch.int64)
+        for task in stream.tasks:
+            local[list(task.classes)] = torch.arange(len(task.classes))
+        self.local = local.to(device)
+
+    @torch.inference_mode()
+    def accuracy(
+        self, method: Method, examples: Examples, index: int, seen_tasks: int
+    ) -> dict[str, float]:
+        """Percent right, per readout.
+
+        Args:
+            method: In eval mode already, or put there by the caller.
+            examples: Images of task ``index``.
+            index: Their task.
+            seen_tasks: Tasks learnt so far; outputs of later tasks do not compete.
+        """
+        own = torch.tensor(self.stream.tasks[index].classes, device=self.device)
+        seen = torch.tensor(sorted(self.stream.seen(seen_tasks - 1)), device=self.device)
+        right = {r: torch.zeros((), dtype=torch.int64, device=self.device) for r in self.readouts}
+        for batch in examples.batches(BATCH):
+            known, unknown = self._logits(method, batch.images, index)
+            if known is not None and "task" in right:
+                right["task"] += (own[known[:, own].argmax(1)] == batch.labels).sum()
+            if unknown is not None:
+                predicted = seen[unknown[:, seen].argmax(1)]
+                if "class" in right:
+                    right["class"] += (predicted == batch.labels).sum()
+                if "domain" in right:
+                    right["domain"] += (self.local[predicted] == self.local[batch.labels]).sum()
+        return {readout: 100 * int(n) / len(examples) for readout, n in right.items()}
+
+    def _logits(
+        self, method: Method, images: Tensor, index: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Logits with the task known, and with it unknown; one pass where they are the same."""
+        agnostic = any(r != "task" for r in self.readouts)
+        if not method.uses_task_id:
+            logits = method.logits(images, None)
+            return logits, logits
+        known = method.logits(images, index) if "task" in self.readouts else None
+        return known, method.logits(images, None) if agnostic else None

@@ -1,0 +1,123 @@
+"""The matrices of a run: test and validation accuracy per readout, and what follows from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raycl.training import metrics
+
+Matrix = NDArray[np.float64]
+
+
+class Matrices:
+    """``R[t, i]``: percent accuracy on task i after task t; NaN where it was not measured.
+
+    Args:
+        readouts: Ways of asking; the first is the primary one.
+        tasks: T, the number of tasks of the run.
+    """
+
+    def __init__(self, readouts: Sequence[str], tasks: int) -> None:
+        self.readouts, self.tasks = tuple(readouts), tasks
+        self.sets = {
+            name: {r: np.full((tasks, tasks), math.nan) for r in readouts}
+            for name in ("test", "validation")
+        }
+        self.baseline = {r: np.full(tasks, math.nan) for r in readouts}
+        self.rows_done = 0
+
+    def fill(self, name: str, row: int, column: int, accuracy: Mapping[str, float]) -> None:
+        """Enter the accuracies of one task, per readout.
+
+        A task that was not learnt yet has no class-incremental accuracy: its outputs do not
+        compete.
+        """
+        for readout, value in accuracy.items():
+            if column <= row or readout != "class":
+                self.sets[name][readout][row, column] = value
+        self.rows_done = max(self.rows_done, row + 1)
+
+    def fill_baseline(self, column: int, accuracy: Mapping[str, float]) -> None:
+        """Enter the accuracies of the untrained network on one task."""
+        for readout, value in accuracy.items():
+            if readout != "class":
+                self.baseline[readout][column] = value
+
+    def row(self, index: int, sizes: Sequence[int]) -> dict[str, float]:
+        """Metrics and accuracies after task ``index``, flat, for the tracker."""
+        row: dict[str, float] = {}
+        for readout in self.readouts:
+            for name, value in self._compute("test", readout, index + 1, sizes).items():
+                row[f"eval/{readout}/{name}"] = value
+            for name, value in self._compute("validation", readout, index + 1, None).items():
+                row[f"validation/{readout}/{name}"] = value
+            for i, value in enumerate(self.sets["test"][readout][index, : index + 1]):
+                row[f"eval/{readout}/task_{i:02d}"] = float(value)
+        return row
+
+    def current_validation(self, index: int) -> float | None:
+        """Validation accuracy on task ``index`` right after it, primary readout."""
+        value = float(self.sets["validation"][self.readouts[0]][index, index])
+        return None if math.isnan(value) else value
+
+    def validation_average(self) -> float | None:
+        """Average validation accuracy over the tasks learnt so far, primary readout."""
+        if not self.rows_done:
+            return None
+        seen = self.sets["validation"][self.readouts[0]][self.rows_done - 1, : self.rows_done]
+        return None if np.isnan(seen).any() else float(seen.mean())
+
+    def as_dict(self, sizes: Sequence[int]) -> dict[str, Any]:
+        """Plain JSON: matrices, baselines, sizes and all metrics."""
+        test, validation = self.sets["test"], self.sets["validation"]
+        return {
+            "matrices": {r: _plain(test[r]) for r in self.readouts},
+            "validation_matrices": {r: _plain(validation[r]) for r in self.readouts},
+            "baseline": {r: _plain(self.baseline[r]) for r in self.readouts},
+            "sizes": list(sizes),
+            "metrics": {
+                r: self._compute("test", r, self.tasks, sizes) for r in self.readouts
+            },
+            "validation_metrics": {
+                r: self._compute("validation", r, self.tasks, None) for r in self.readouts
+            },
+        }
+
+    def _compute(
+        self, name: str, readout: str, rows: int, sizes: Sequence[int] | None
+    ) -> dict[str, float]:
+        r = self.sets[name][readout][:rows, :rows]
+        if np.isnan(np.diag(r)).any():
+            return {}  # no validation set
+        baseline = self.baseline[readout][:rows]
+        ahead = name == "test" and not (np.isnan(baseline).any() or np.isnan(np.diag(r, 1)).any())
+        return metrics.compute(r, sizes=sizes, baseline=baseline if ahead else None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "sets": {n: {r: m.tolist() for r, m in s.items()} for n, s in self.sets.items()},
+            "baseline": {r: b.tolist() for r, b in self.baseline.items()},
+            "rows_done": self.rows_done,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        self.sets = {
+            n: {r: np.array(m, dtype=np.float64) for r, m in s.items()}
+            for n, s in state["sets"].items()
+        }
+        self.baseline = {r: np.array(b, dtype=np.float64) for r, b in state["baseline"].items()}
+        self.rows_done = state["rows_done"]
+
+
+def _plain(matrix: Matrix) -> list[Any]:
+    return [
+        _plain(v) if isinstance(v, np.ndarray) else (None if math.isnan(v) else float(v))
+        for v in matrix
+    ]

@@ -1,0 +1,84 @@
+"""A phase that is under way: its optimiser, schedule, and the best epoch so far."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from raycl.methods.base import Phase
+
+
+class PhaseState:
+    """What a running phase adds to the method's own state.
+
+    Args:
+        phase: Its description.
+        method: The method; only the optimiser's parameters require gradients from now on.
+    """
+
+    def __init__(self, phase: Phase, method: nn.Module) -> None:
+        self.phase, self.method = phase, method
+        self.optimizer = phase.optimizer()
+        self.schedule = None if phase.schedule is None else phase.schedule(self.optimizer)
+        self.epoch = 0
+        self.kept_score: float | None = None
+        self.kept: dict[str, Any] | None = None
+        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        for parameter in method.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def finish_epoch(self) -> bool:
+        """Score, keep, schedule; returns whether the phase is over."""
+        self.epoch += 1
+        self.method.eval()
+        score = None if self.phase.score is None else self.phase.score()
+        if score is not None and self.phase.keep(score, self.kept_score):
+            self.kept_score = score
+            self.kept = _clone(self.method.state_dict())
+        if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            if score is None:
+                raise ValueError(f"phase {self.phase.name}: a plateau schedule needs a score")
+            self.schedule.step(score)
+        elif self.schedule is not None:
+            self.schedule.step()
+        early = score is not None and self.phase.stop is not None and self.phase.stop(score, self.lr)
+        return early or self.epoch >= self.phase.epochs
+
+    def restore_kept(self) -> None:
+        """Put the kept epoch's state back into the method, if an epoch was kept."""
+        if self.kept is not None:
+            self.method.load_state_dict(self.kept, strict=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors."""
+        return {
+            "epoch": self.epoch,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "kept_score": self.kept_score,
+            "kept": self.kept,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        self.epoch, self.kept_score, self.kept = state["epoch"], state["kept_score"], state["kept"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+
+
+def _clone(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {k: _clone(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_clone(v) for v in value)
+    return value

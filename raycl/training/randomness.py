@@ -1,0 +1,103 @@
+"""Every source of randomness of a run: seeded, saved and restored in one place."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The separate seeds of a run, recorded with its results.
+
+    Attributes:
+        class_order: Of the benchmark: class and task order, permutations, validation split. Equal
+            to the trial's seed unless fixed, so that published orders come out.
+        init: Of the global generators: initial weights, dropout.
+        data: Of data order, augmentation and the method's own sampling.
+    """
+
+    class_order: int
+    init: int
+    data: int
+
+    @classmethod
+    def derive(
+        cls,
+        seed: int,
+        class_order: int | None = None,
+        init: int | None = None,
+        data: int | None = None,
+    ) -> Seeds:
+        """All seeds from the trial's seed, except those given."""
+
+        def derived(purpose: int) -> int:
+            return int(np.random.SeedSequence([seed, purpose]).generate_state(1)[0])
+
+        return cls(
+            class_order=seed if class_order is None else class_order,
+            init=derived(1) if init is None else init,
+            data=derived(2) if data is None else data,
+        )
+
+    def as_dict(self) -> dict[str, int]:
+        """For reports."""
+        return asdict(self)
+
+
+class Randomness:
+    """The process's generators and the run's own three, as one saved state.
+
+    The constructor also sets the process-wide switches on which results depend, because worker
+    processes are reused from trial to trial and must not inherit anything.
+
+    Args:
+        seeds: What to start from.
+        device: Where augmentation draws its numbers.
+        threads: CPU threads of torch.
+    """
+
+    def __init__(self, seeds: Seeds, device: torch.device, threads: int) -> None:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS
+        torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+        torch.set_grad_enabled(True)
+        self.device = device
+        random.seed(seeds.init)
+        np.random.seed(seeds.init % 2**32)  # noqa: NPY002  (libraries draw from it)
+        torch.manual_seed(seeds.init)
+        children = np.random.SeedSequence(seeds.data).generate_state(3)
+        self.data, self.method, self.augment = (
+            torch.Generator(place).manual_seed(int(child))
+            for place, child in zip(("cpu", "cpu", device), children, strict=True)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors only."""
+        kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
+        return {
+            "python": random.getstate(),
+            "numpy": (str(kind), torch.from_numpy(keys.astype(np.int64)), *rest),
+            "torch": torch.get_rng_state(),
+            "cuda": cuda,
+            "own": [g.get_state() for g in (self.data, self.method, self.augment)],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        random.setstate(state["python"])
+        kind, keys, *rest = state["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        torch.set_rng_state(state["torch"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["cuda"])
+        for generator, saved in zip((self.data, self.method, self.augment), state["own"], strict=True):
+            generator.set_state(saved)

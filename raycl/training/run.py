@@ -1,0 +1,337 @@
+"""The only supervised training loop: tasks, phases, epochs, one matrix.
+
+``Run`` is an object that is stepped: ``advance`` trains one epoch, moves on to the next phase or
+task, and fills a row of ``R`` at a task's end. It knows nothing of Ray or of any method.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raycl import datasets, registry
+from raycl.benchmarks.base import Benchmark, Task
+from raycl.datasets.base import Dataset
+from raycl.datasets.examples import Batch
+from raycl.errors import UserError
+from raycl.methods.base import Context, Method, Phase
+from raycl.networks.base import Backbone
+from raycl.training.config import TrialConfig
+from raycl.training.costs import Costs
+from raycl.training.evaluation import Evaluator
+from raycl.training.matrices import Matrices
+from raycl.training.phase import PhaseState
+from raycl.training.randomness import Randomness, Seeds
+
+Row = dict[str, Any]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (a loss that is not a number)."""
+
+
+class Run:
+    """One trial: a method on a stream, with one seed.
+
+    The constructor sets every piece of global state that results depend on, so runs may follow one
+    another in one process.
+
+    Args:
+        config: The finished trial configuration.
+        data: Loaded data sets by ``raycl.datasets.key``.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+
+    def __init__(
+        self,
+        config: TrialConfig | Mapping[str, Any],
+        data: Mapping[str, Dataset],
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.config = TrialConfig.model_validate(config)
+        self.device = torch.device(device)
+        self.seeds = Seeds.derive(self.config.seed, **self.config.fixed_seeds.model_dump())
+        self.random = Randomness(self.seeds, self.device, self.config.threads)
+        self.stream = build_benchmark(self.config.benchmark).stream(
+            data, self.seeds.class_order, self.device
+        )
+        info = self.stream.info
+        self.num_tasks = min(len(info.tasks), self.config.tasks or len(info.tasks))
+        self.method = self._build_method().to(self.device)
+        self.readouts = choose_readouts(info.readouts, type(self.method), self.config.readouts)
+        self.evaluator = Evaluator(info, self.readouts, self.device)
+        self.costs = Costs(self.device)
+        self.matrices = Matrices(self.readouts, self.num_tasks)
+        self.task_index = self.phase_index = self.progress = 0
+        self._begun = False
+        self._task: Task | None = None
+        self._phases: list[Phase] = []
+        self._phase: PhaseState | None = None
+        self._last: Row = {}
+        self._evaluate_untrained()
+
+    # ------------------------------------------------------------------ stepping
+
+    @property
+    def done(self) -> bool:
+        """Whether every task has been learnt."""
+        return self.task_index == self.num_tasks
+
+    @property
+    def last_row(self) -> Row:
+        """The row ``advance`` returned last; survives a restore."""
+        return dict(self._last)
+
+    def advance(self) -> Row:
+        """Train one epoch; at a phase's or task's end also what follows.
+
+        Returns:
+            A flat row of numbers and short strings; the last one also holds ``result``.
+        """
+        if self.done:
+            raise RuntimeError("the run is done")
+        self.costs.start()
+        task = self._enter_task()
+        row: Row = {"task": self.task_index, "at_task_end": False}
+        if self.phase_index < len(self._phases):
+            row |= self._train_epoch(self._phases[self.phase_index])
+        self.progress += 1
+        self.costs.stop()
+        if self.phase_index == len(self._phases):
+            self._finish_task(task, row)
+        else:
+            row |= self._validate_current(task)
+        row |= {"progress": self.progress, "tasks_done": self.task_index, "finished": self.done}
+        row["validation/average_accuracy"] = self._search_metric(row)
+        if self.done:
+            row["result"] = self.result()
+        self._last = row
+        return dict(row)
+
+    def result(self) -> dict[str, Any]:
+        """Everything the run says, as plain JSON: matrices, metrics, cost, seeds."""
+        sizes = [len(d.test) for d in self.stream.data[: self.num_tasks]]
+        return self.matrices.as_dict(sizes) | {
+            "cost": self.costs.totals(),
+            "tasks": [t.name for t in self.stream.info.tasks[: self.num_tasks]],
+            "seeds": self.seeds.as_dict(),
+        }
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on bitwise: tensors and plain values only."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "position": [self.task_index, self.phase_index, self.progress, self._begun],
+            "method": self.method.state_dict(),
+            "phase": None if self._phase is None else self._phase.state_dict(),
+            "matrices": self.matrices.state_dict(),
+            "costs": self.costs.state_dict(),
+            "last": self._last,
+            "random": self.random.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore, in a run that was just built from the same configuration.
+
+        Raises:
+            ValueError: The state is of another configuration.
+        """
+        if state["config"] != self.config.model_dump(mode="json"):
+            raise ValueError("the checkpoint is of another configuration")
+        self.task_index, self.phase_index, self.progress, self._begun = state["position"]
+        for info in self.stream.info.tasks[: self.task_index + self._begun]:
+            self.method.add_task(info)
+        self.method.to(self.device)
+        self.method.load_state_dict(state["method"], strict=True)
+        if self._begun:
+            self._task = self.stream.open(self.task_index, self.method.memory)
+            self._phases = self.method.phases(self._task)
+            if state["phase"] is not None:
+                self._phase = PhaseState(self._phases[self.phase_index], self.method)
+                self._phase.load_state_dict(state["phase"])
+        self.matrices.load_state_dict(state["matrices"])
+        self.costs.load_state_dict(state["costs"])
+        self._last = dict(state["last"])
+        self.random.load_state_dict(state["random"])
+
+    # ------------------------------------------------------------------ parts of a step
+
+    def _build_method(self) -> Method:
+        cls = registry.find("raycl.methods", Method, self.config.method["name"], where="method")  # type: ignore[type-abstract]
+        context = Context(
+            stream=self.stream.info,
+            train=self.config.train,
+            build_network=self._build_network,
+            device=self.device,
+            data_generator=self.random.data,
+            method_generator=self.random.method,
+            augment=datasets.augment(self.config.train.augment, self.random.augment),
+        )
+        return cls(cls.Config.model_validate(self.config.method), context)
+
+    def _build_network(self, block: Mapping[str, Any] | None = None) -> Backbone:
+        block = block or self.config.network
+        cls = registry.find("raycl.networks", Backbone, block["name"], where="network")  # type: ignore[type-abstract]
+        network = cls(cls.Config.model_validate(block), self.stream.info.input_shape)  # type: ignore[call-arg]
+        return network.to(self.device)
+
+    def _enter_task(self) -> Task:
+        if self._task is None:
+            self.method.add_task(self.stream.info.tasks[self.task_index])
+            self.method.to(self.device)
+            self._task = self.stream.open(self.task_index, self.method.memory)
+            self.method.begin_task(self._task)
+            self._begun, self.phase_index = True, 0
+            self._phases = self.method.phases(self._task)
+        return self._task
+
+    def _train_epoch(self, phase: Phase) -> Row:
+        if self._phase is None:
+            if phase.before is not None:
+                phase.before()
+            self._phase = PhaseState(phase, self.method)
+        started = time.perf_counter()
+        row: Row = {"phase": phase.name, "epoch": self._phase.epoch}
+        row["train/lr"] = self._phase.lr
+        means, examples = train_one_epoch(phase, self._phase.optimizer, self.method)
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{name} became {value} in task {self.task_index}, phase {phase.name}, "
+                    f"epoch {self._phase.epoch}: try a lower lr or a clip_norm"
+                )
+            row[f"train/{name}"] = value
+        self.costs.examples += examples
+        if self._phase.finish_epoch():
+            self._phase.restore_kept()
+            self._phase = None
+            self.phase_index += 1
+            if phase.after is not None:
+                phase.after()
+        row["time/epoch_s"] = time.perf_counter() - started
+        return row
+
+    def _finish_task(self, task: Task, row: Row) -> None:
+        self.costs.start()
+        self.method.eval()
+        self.method.end_task(task)
+        self.costs.stop()
+        task.close()
+        self.method.eval()
+        index = self.task_index
+        self.task_index, self._begun, self._task, self._phases = index + 1, False, None, []
+        ahead = index + 2 if self.method.zero_shot else index + 1
+        for i in range(min(ahead, self.num_tasks)):
+            self._evaluate(row_index=index, column=i)
+        row["at_task_end"] = True
+        sizes = [len(d.test) for d in self.stream.data[: self.task_index]]
+        row |= self.matrices.row(index, sizes)
+        row |= {f"cost/{k}": v for k, v in self.costs.measure(self.method, self._plain_size()).items()}
+        row |= {f"method/{k}": float(v) for k, v in self.method.diagnostics().items()}
+        current = self.matrices.current_validation(index)
+        if current is not None:
+            row["validation/accuracy_current"] = current
+
+    def _evaluate(self, row_index: int, column: int) -> None:
+        data = self.stream.data[column]
+        seen = row_index + 1
+        accuracy = self.evaluator.accuracy(self.method, data.test, column, seen)
+        self.matrices.fill("test", row_index, column, accuracy)
+        if data.validation is not None and column <= row_index:
+            accuracy = self.evaluator.accuracy(self.method, data.validation, column, seen)
+            self.matrices.fill("validation", row_index, column, accuracy)
+
+    def _evaluate_untrained(self) -> None:
+        """Accuracy before any training, the reference of forward transfer."""
+        if not self.method.zero_shot:
+            return
+        self.method.eval()
+        for i in range(self.num_tasks):
+            test = self.stream.data[i].test
+            self.matrices.fill_baseline(i, self.evaluator.accuracy(self.method, test, i, i + 1))
+
+    def _validate_current(self, task: Task) -> Row:
+        if task.validation is None:
+            return {}
+        self.method.eval()
+        seen = self.task_index + 1
+        accuracy = self.evaluator.accuracy(self.method, task.validation, self.task_index, seen)
+        return {"validation/accuracy_current": accuracy[self.readouts[0]]}
+
+    def _search_metric(self, row: Row) -> float:
+        """The latest average over tasks seen; before the first task ends, the accuracy so far."""
+        latest = self.matrices.validation_average()
+        return row.get("validation/accuracy_current", 0.0) if latest is None else latest
+
+    def _plain_size(self) -> int:
+        """Scalars of the plain network: one backbone, one linear head over all outputs."""
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            backbone = self._build_network()
+        head = (backbone.num_features + 1) * self.stream.info.num_outputs
+        return head + sum(v.numel() for v in backbone.state_dict().values() if v.is_floating_point())
+
+
+def build_benchmark(block: Mapping[str, Any], where: str = "benchmark") -> Benchmark:
+    """The benchmark of a configuration block."""
+    cls = registry.find("raycl.benchmarks", Benchmark, block["name"], where=where)  # type: ignore[type-abstract]
+    return cls(cls.Config.model_validate(block))
+
+
+def choose_readouts(
+    defined: tuple[str, ...], method: type[Method], wanted: list[str] | tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """Readouts to evaluate: those asked for, else all the benchmark defines and the method knows.
+
+    Raises:
+        UserError: One asked for is not defined or not supported, or none is left.
+    """
+    usable = tuple(r for r in defined if r in method.settings)
+    for readout in wanted or ():
+        if readout not in usable:
+            why = f"{method.__name__} supports {', '.join(sorted(method.settings))}"
+            if readout not in defined:
+                why = f"the benchmark defines {', '.join(defined)}"
+            raise UserError("readouts", f"'{readout}' cannot be evaluated: {why}")
+    if not usable:
+        raise UserError("readouts", f"{method.__name__} supports none of {defined}")
+    return tuple(wanted) if wanted else usable
+
+
+def train_one_epoch(
+    phase: Phase, optimizer: torch.optim.Optimizer, method: Method
+) -> tuple[dict[str, float], int]:
+    """One pass over a phase's batches; nothing is read from the device before its end.
+
+    Returns:
+        Mean of the loss and of each named term over examples, and the number of examples.
+    """
+    method.train()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    sums: dict[str, Tensor] = {}
+    examples = steps = 0
+    for batch in phase.batches():
+        losses = phase.loss(batch)
+        terms = {} if isinstance(losses, Tensor) else losses
+        loss = losses if isinstance(losses, Tensor) else torch.stack(list(losses.values())).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if phase.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, phase.clip_norm)
+        optimizer.step()
+        if phase.after_step is not None:
+            phase.after_step()
+        size = len(batch) if isinstance(batch, Batch) else 0
+        examples, steps = examples + size, steps + 1
+        for name, value in {"loss": loss, **terms}.items():
+            value = value.detach() * (size or 1)
+            sums[name] = sums[name] + value if name in sums else value
+    if not steps:
+        raise TrainingError(f"phase {phase.name} has no batches: is drop_last leaving nothing?")
+    return {name: float(total) / (examples or steps) for name, total in sums.items()}, examples
