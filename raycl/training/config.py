@@ -1,0 +1,46 @@
+"""What one trial is, finished: no axes and no search spaces left."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from raycl.nn.optim import TrainConfig
+
+Readout = Literal["class", "task", "domain"]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class FixedSeeds(BaseModel):
+    """Seeds that stay the same in every trial; ``None``: derived from the trial's seed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    class_order: Seed | None = Field(
+        None, description="class order, task order, transformations and the validation split"
+    )
+    init: Seed | None = Field(None, description="initial weights")
+    data: Seed | None = Field(None, description="order of batches, augmentation")
+
+
+class TrialConfig(BaseModel):
+    """One trial, as ``training.Run`` takes it. JSON-able by ``model_dump(mode="json")``.
+
+    ``benchmark``, ``method`` and ``network`` hold ``name`` and options; the class found under the
+    name validates them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    benchmark: dict[str, Any]
+    method: dict[str, Any]
+    network: dict[str, Any]
+    train: TrainConfig = TrainConfig()
+    seed: Seed = 0
+    fixed_seeds: FixedSeeds = FixedSeeds()
+    readouts: tuple[Readout, ...] | None = Field(
+        None, description="None: all that the benchmark defines and the method supports"
+    )
+    tasks: int | None = Field(None, ge=1, description="only the first so many tasks of the stream")
+    threads: int = Field(1, ge=1, description="CPU threads of PyTorch")
