@@ -9,15 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 import fsspec
 import torch
 
 MAGIC = b"raycl-1\n"
-logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was found.
+
+    Attributes:
+        state: The newest intact state.
+        path: Where it came from.
+        damaged: Newer files that were passed over.
+    """
+
+    state: dict[str, Any]
+    path: str
+    damaged: tuple[str, ...]
 
 
 class CheckpointStore:
@@ -65,25 +79,19 @@ class CheckpointStore:
         self.fs.invalidate_cache()
         return sorted(self.fs.glob(f"{self.root}/step-*.pt"))
 
-    def load(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    def load(self, device: torch.device | str = "cpu") -> Loaded | None:
         """The newest intact state, or ``None`` if there is none at all.
 
         Raises:
             ValueError: There are checkpoints, and every one is damaged.
         """
-        paths = self.paths()[::-1]
         damaged: list[str] = []
-        for path in paths:
+        for path in reversed(self.paths()):
             payload = self._read(path)
-            if payload is None:
-                damaged.append(path)
-                continue
-            if damaged:
-                logger.warning("checkpoint %s is damaged; using %s", ", ".join(damaged), path)
-            state: dict[str, Any] = torch.load(
-                io.BytesIO(payload), map_location=device, weights_only=True
-            )
-            return state
+            if payload is not None:
+                state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+                return Loaded(state, path, tuple(damaged))
+            damaged.append(path)
         if damaged:
             raise ValueError(f"every checkpoint is damaged: {', '.join(damaged)}; remove them")
         return None

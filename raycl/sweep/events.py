@@ -1,0 +1,117 @@
+"""From Tune's callbacks to plain calls: started, row, ended."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Protocol
+
+from ray import tune
+
+from raycl.sweep.expand import TrialPlan, plan_of
+from raycl.sweep.outcomes import Status
+
+logger = logging.getLogger(__name__)
+
+
+class Listener(Protocol):
+    """Something that follows the trials; every call returns at once."""
+
+    def started(self, plan: TrialPlan) -> None:
+        """A trial starts, for the first time or again."""
+
+    def row(self, plan: TrialPlan, row: dict[str, Any]) -> None:
+        """A trial reports."""
+
+    def ended(self, plan: TrialPlan, status: Status, row: dict[str, Any], error: str) -> None:
+        """A trial is over; ``row`` is its last one."""
+
+
+class Hub:
+    """Calls every listener, and remembers which trials are under way.
+
+    Attributes:
+        interrupted: Set when the driver is told to stop: a trial that ends unfinished from then on
+            was killed, not stopped early.
+    """
+
+    def __init__(self, listeners: list[Listener]) -> None:
+        self.listeners = listeners
+        self.interrupted = False
+        self.running: dict[str, tuple[TrialPlan, dict[str, Any]]] = {}
+
+    def started(self, plan: TrialPlan) -> None:
+        """See ``Listener``."""
+        self.running[plan.key] = (plan, self.running.get(plan.key, (plan, {}))[1])
+        for listener in self.listeners:
+            listener.started(plan)
+
+    def row(self, plan: TrialPlan, row: dict[str, Any]) -> None:
+        """See ``Listener``."""
+        self.running[plan.key] = (plan, row)
+        for listener in self.listeners:
+            listener.row(plan, row)
+
+    def ended(self, plan: TrialPlan, status: Status, error: str = "") -> None:
+        """See ``Listener``; a trial ends only once."""
+        if plan.key not in self.running:
+            return
+        _, row = self.running.pop(plan.key)
+        for listener in self.listeners:
+            listener.ended(plan, status, row, error)
+
+    def completed(self, plan: TrialPlan) -> None:
+        """A trial's function returned, or was stopped."""
+        _, row = self.running.get(plan.key, (plan, {}))
+        if "failed" in row:
+            self.ended(plan, "error", row["failed"])
+        elif row.get("finished"):
+            self.ended(plan, "finished")
+        else:
+            self.ended(plan, "killed" if self.interrupted else "stopped-early")
+
+    def end_all(self, status: Status) -> None:
+        """Close what is still open once Tune has returned."""
+        for plan, row in list(self.running.values()):
+            if row.get("finished") or "failed" in row:
+                self.completed(plan)
+            else:
+                self.ended(plan, status)
+
+
+_HUBS: dict[str, Hub] = {}
+
+
+class Events(tune.Callback):  # type: ignore[misc]
+    """Tune's side of a hub.
+
+    Tune pickles and copies its callbacks; this one holds only a name, so every copy in the driver
+    reaches the same hub, with its threads and open files.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self.name = f"hub-{id(hub)}"
+        _HUBS[self.name] = hub
+
+    @property
+    def _hub(self) -> Hub:
+        return _HUBS[self.name]
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Tune's hook."""
+        self._hub.started(plan_of(trial.config))
+
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Tune's hook."""
+        self._hub.row(plan_of(trial.config), result["row"])
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Tune's hook."""
+        self._hub.completed(plan_of(trial.config))
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Tune's hook: all retries are used up."""
+        error = trial.get_error()
+        text = " ".join(f"{type(error).__name__}: {error}".split()) if error else "worker lost"
+        self._hub.ended(plan_of(trial.config), "error", text[:2000])

@@ -1,0 +1,89 @@
+"""The thin Tune adapter around ``training.Run``; the only code of ours that runs in Ray's workers.
+
+Checkpoints are the trial's own, addressed by its key and not by Tune's trial id, so that a lost
+worker, a lost driver and a second ``raycl run`` all continue from the same file. Tune schedules,
+retries lost workers and moves the rows.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ray import tune
+
+from raycl.datasets.base import Dataset
+from raycl.sweep.expand import TrialPlan, plan_of
+from raycl.training.checkpoint import CheckpointStore
+from raycl.training.run import Row, Run
+
+REPORT_EVERY_S = 0.2
+"""Epochs shorter than this are not all reported; a task's end always is."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a trial needs besides its plan.
+
+    Attributes:
+        storage: Folder or URL under which each trial has a folder of checkpoints.
+        every_s: Seconds between checkpoints; a task's end always makes one.
+        keep: Checkpoints kept.
+        metric: The row's key a search looks at.
+    """
+
+    storage: str
+    every_s: float
+    keep: int
+    metric: str
+
+
+def trial(config: dict[str, Any], data: Mapping[str, Dataset], settings: Settings) -> None:
+    """One trial from where it stands to its end."""
+    plan = plan_of(config)
+    try:
+        _train(plan, data, settings)
+    except torch.AcceleratorError:
+        raise  # the process's CUDA context is gone: Tune retries in a new one
+    except Exception as error:  # noqa: BLE001  (deterministic: retrying would only fail again)
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        report({"failed": text, "traceback": traceback.format_exc()}, settings)
+
+
+def _train(plan: TrialPlan, data: Mapping[str, Dataset], settings: Settings) -> None:
+    store = CheckpointStore(f"{settings.storage}/{plan.key}", settings.keep)
+    run = Run(plan.config, data, "cuda" if plan.resources.get("gpu") else "cpu")
+    loaded = store.load(run.device)
+    saved_at = reported_at = time.monotonic()
+    saved = -1
+    if loaded is not None:
+        run.load_state_dict(loaded.state)
+        saved = run.progress
+        note = f"continues from {loaded.path}"
+        if loaded.damaged:
+            note += f"; passed over as damaged: {', '.join(loaded.damaged)}"
+        report(run.last_row | {"note": note}, settings)  # nothing may follow a last report
+    try:
+        while not run.done:
+            row = run.advance()
+            now = time.monotonic()
+            if row["at_task_end"] or now - saved_at > settings.every_s:
+                store.save(run.state_dict(), run.progress)
+                saved, saved_at = run.progress, now
+            if row["at_task_end"] or now - reported_at > REPORT_EVERY_S:
+                reported_at = now
+                report(row, settings)
+    except SystemExit:  # Tune's way to stop a trial, raised inside report
+        if saved != run.progress:
+            store.save(run.state_dict(), run.progress)
+        raise
+
+
+def report(row: Row, settings: Settings) -> None:
+    """Send a row to the driver, with the two values schedulers and searchers look at."""
+    score = row.get(settings.metric, row.get("validation/average_accuracy", 0.0))
+    tune.report({"row": row, "tasks_done": row.get("tasks_done", 0), "score": score})
