@@ -1,0 +1,34 @@
+"""Fine-tuning: train on each task in turn and protect nothing."""
+
+from __future__ import annotations
+
+from raycl.methods.base import Classifier
+
+
+class Finetune(Classifier):
+    """The lower bound: plain training on the current task only.
+
+    Paper:
+        None of its own. McCloskey & Cohen, "Catastrophic Interference in Connectionist Networks:
+        The Sequential Learning Problem", Psychology of Learning and Motivation 24, 1989, describes
+        what it shows. It is "Base" in Smith et al., "Always Be Dreaming: A New Approach for
+        Data-Free Class-Incremental Learning", ICCV 2021, arXiv 2106.09701 (``outputs: seen``), and
+        ``sgd`` in the code of Shi et al., "Continual Learning via Bit-Level Information
+        Preserving", CVPR 2021, arXiv 2105.04444 (``outputs: task``).
+
+    Loss:
+        L = CE(z[outputs], y), the mean over the batch.
+
+    Symbols:
+        n_seen, the width of the softmax in arXiv 2106.09701: ``outputs: seen``.
+        h_t, the head of task t in arXiv 2105.04444: the rows of one linear layer that belong to
+        task t, with ``outputs: task``.
+
+    Departures:
+        * Optimiser, schedule and selection of an epoch are the sweep file's ``train`` block for
+          every method alike; the two papers' own recipes are not built in.
+        * Separate heads are rows of one linear layer. Rows outside ``outputs`` get a gradient of
+          exactly zero, where separate heads get none: a weight decay or a momentum, if set, still
+          moves them (momentum only within a task, since the optimiser starts anew at each). In the
+          authors' code of arXiv 2106.09701 weight decay does the same.
+    """
