@@ -1,0 +1,187 @@
+"""Metrics as pure functions of R, the matrix of a run.
+
+``R[t, i]`` is the performance on task i after training task t: percent accuracy for images, score
+for games. It is float64 of shape (T, T), NaN where nothing was measured; T is the number of tasks
+trained so far. Formulas below count tasks from 1, as papers do. Names follow formulas, because
+several things in this field share the name "forgetting".
+
+Every function raises ``ValueError`` when an entry that it needs is NaN: nothing is left out of a
+mean in silence. Entries above the diagonal are read by ``forward_transfer`` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """An entry of ``METRICS``.
+
+    Attributes:
+        formula: For people.
+        higher_is_better: The direction.
+        function: Of R, and of what ``also`` names.
+        also: What it needs beside R.
+        min_tasks: Smallest T it is defined for.
+    """
+
+    formula: str
+    higher_is_better: bool
+    function: Callable[..., float]
+    also: Literal["", "sizes", "baseline"] = ""
+    min_tasks: int = 1
+
+
+def average_accuracy(R: ArrayLike) -> float:
+    """mean_i R[T, i]: every task weighs the same."""
+    return float(_known(_matrix(R)[-1]).mean())
+
+
+def average_accuracy_by_item(R: ArrayLike, sizes: Sequence[int]) -> float:
+    """sum_i n_i R[T, i] / sum_i n_i: every test item weighs the same.
+
+    Args:
+        R: The matrix.
+        sizes: n_i, test items of each task.
+    """
+    last = _known(_matrix(R)[-1])
+    weights = np.asarray(sizes, dtype=np.float64)
+    if weights.shape != last.shape or not (weights > 0).all():
+        raise ValueError(f"sizes must be {len(last)} positive numbers, not {list(sizes)}")
+    return float(weights @ last / weights.sum())
+
+
+def average_incremental_accuracy(R: ArrayLike) -> float:
+    """mean_t mean_{i<=t} R[t, i]."""
+    r = _lower(R)
+    return float(np.mean([r[t, : t + 1].mean() for t in range(len(r))]))
+
+
+def forgetting(R: ArrayLike) -> float:
+    """mean_{i<T} (max_{i<=k<T} R[k, i] - R[T, i]); may be negative.
+
+    Chaudhry et al., "Riemannian Walk for Incremental Learning", ECCV 2018, arXiv 1801.10112.
+    """
+    r = _lower(R, tasks=2)
+    best = [r[i:-1, i].max() for i in range(len(r) - 1)]
+    return float(np.mean(best - r[-1, :-1]))
+
+
+def forgetting_nonnegative(R: ArrayLike) -> float:
+    """mean_{i<T} (max_{i<=k<=T} R[k, i] - R[T, i]); each term is at least 0."""
+    r = _lower(R, tasks=2)
+    best = [r[i:, i].max() for i in range(len(r) - 1)]
+    return float(np.mean(best - r[-1, :-1]))
+
+
+def backward_transfer(R: ArrayLike) -> float:
+    """mean_{i<T} (R[T, i] - R[i, i]).
+
+    Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, arXiv
+    1706.08840. The divisor is T - 1; some codes divide by T.
+    """
+    r = _matrix(R, tasks=2)
+    return float((_known(r[-1]) - _known(np.diag(r)))[:-1].mean())
+
+
+def forward_transfer(R: ArrayLike, baseline: ArrayLike) -> float:
+    """mean_{i>=2} (R[i-1, i] - b_i); same source as ``backward_transfer``.
+
+    Args:
+        R: The matrix, measured right above its diagonal.
+        baseline: b_i, performance on task i before any training; the first is not used.
+    """
+    r = _matrix(R, tasks=2)
+    b = np.asarray(baseline, dtype=np.float64)
+    if b.shape != (len(r),):
+        raise ValueError(f"baseline must have shape ({len(r)},), not {b.shape}")
+    return float((_known(np.diag(r, 1)) - _known(b[1:])).mean())
+
+
+def learning_accuracy(R: ArrayLike) -> float:
+    """mean_i R[i, i]."""
+    return float(_known(np.diag(_matrix(R))).mean())
+
+
+def one_step_forgetting(R: ArrayLike) -> float:
+    """mean_{t>=2} mean_{i<t} (R[t-1, i] - R[t, i]); may be negative."""
+    r = _lower(R, tasks=2)
+    return float(np.mean([(r[t - 1, :t] - r[t, :t]).mean() for t in range(1, len(r))]))
+
+
+METRICS: dict[str, Metric] = {
+    "average_accuracy": Metric("mean_i R[T,i]", True, average_accuracy),
+    "average_accuracy_by_item": Metric(
+        "sum_i n_i R[T,i] / sum_i n_i", True, average_accuracy_by_item, also="sizes"
+    ),
+    "average_incremental_accuracy": Metric(
+        "mean_t mean_{i<=t} R[t,i]", True, average_incremental_accuracy
+    ),
+    "forgetting": Metric(
+        "mean_{i<T} (max_{i<=k<T} R[k,i] - R[T,i])", False, forgetting, min_tasks=2
+    ),
+    "forgetting_nonnegative": Metric(
+        "mean_{i<T} (max_{i<=k<=T} R[k,i] - R[T,i])", False, forgetting_nonnegative, min_tasks=2
+    ),
+    "backward_transfer": Metric(
+        "mean_{i<T} (R[T,i] - R[i,i])", True, backward_transfer, min_tasks=2
+    ),
+    "forward_transfer": Metric(
+        "mean_{i>=2} (R[i-1,i] - b_i)", True, forward_transfer, also="baseline", min_tasks=2
+    ),
+    "learning_accuracy": Metric("mean_i R[i,i]", True, learning_accuracy),
+    "one_step_forgetting": Metric(
+        "mean_{t>=2} mean_{i<t} (R[t-1,i] - R[t,i])", False, one_step_forgetting, min_tasks=2
+    ),
+}
+
+
+def compute(
+    R: ArrayLike,
+    sizes: Sequence[int] | None = None,
+    baseline: ArrayLike | None = None,
+) -> dict[str, float]:
+    """Every metric that is defined for this many tasks and for what is given beside R.
+
+    Args:
+        R: The matrix.
+        sizes: Test items of each task; without it nothing is weighted by item.
+        baseline: Performance before any training; without it there is no forward transfer.
+
+    Raises:
+        ValueError: R is not square, or an entry that one of these metrics needs is NaN.
+    """
+    tasks = len(_matrix(R))
+    given = {"": (), "sizes": sizes, "baseline": baseline}
+    return {
+        name: metric.function(R, *([given[metric.also]] if metric.also else []))
+        for name, metric in METRICS.items()
+        if tasks >= metric.min_tasks and given[metric.also] is not None
+    }
+
+
+def _matrix(values: ArrayLike, tasks: int = 1) -> Matrix:
+    r = np.asarray(values, dtype=np.float64)
+    if r.ndim != 2 or r.shape[0] != r.shape[1] or len(r) < tasks:
+        raise ValueError(f"R must be square with at least {tasks} tasks, not of shape {r.shape}")
+    return r
+
+
+def _lower(values: ArrayLike, tasks: int = 1) -> Matrix:
+    r = _matrix(values, tasks)
+    _known(r[np.tril_indices(len(r))])
+    return r
+
+
+def _known(values: Matrix) -> Matrix:
+    if np.isnan(values).any():
+        raise ValueError("an entry of R, or of the baseline, that the metric needs is NaN")
+    return values
