@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from raycl.datasets.base import Dataset
+from raycl.datasets.base import DatasetConfig as DatasetConfig
 from raycl.datasets.examples import Examples
 
 
@@ -133,21 +134,6 @@ class Task:
         if self._data is None:
             raise DataAccessError(f"task {self.info.index} has ended; its data is gone")
         return self._data
-
-
-class DatasetConfig(BaseModel):
-    """Which images. In a sweep file a bare name stands for ``{name: NAME}``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field(description="digits, mnist, ..., folder, idx: see `raycl data list`")
-    path: str | None = Field(None, description="folder, zip or IDX files, for folder and idx")
-    size: int | None = Field(None, ge=4, le=1024, description="resize images to this side, pixels")
-    limit: int | None = Field(
-        None, ge=1, description="at most this many training images per class (the first ones)"
-    )
-    mean: tuple[float, ...] | None = Field(None, description="per channel, in units of 0..1")
-    std: tuple[float, ...] | None = Field(None, description="per channel, in units of 0..1")
 
 
 class BenchmarkConfig(BaseModel):

@@ -2,10 +2,57 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class DatasetConfig(BaseModel):
+    """Which images. In a sweep file a bare name stands for ``{name: NAME}``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="digits, mnist, ..., folder, idx: see `raycl data list`")
+    path: str | None = Field(
+        None,
+        description="folder, zip (archive.zip!inner/dir) or IDX files; relative: to the data root",
+    )
+    size: int | None = Field(None, ge=4, le=1024, description="resize images to this side, pixels")
+    limit: int | None = Field(
+        None, ge=1, description="at most this many training images per class (the first ones)"
+    )
+    mean: tuple[float, ...] | None = Field(None, description="per channel, in units of 0..1")
+    std: tuple[float, ...] | None = Field(None, description="per channel, in units of 0..1")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def label(self) -> str:
+        """Name for tables: the data set's, or the stem of its path."""
+        if self.path is None:
+            return self.name
+        last = re.split(r"[/!]", self.path.rstrip("/"))[-1].removesuffix(".zip")
+        return re.sub(r"[^A-Za-z0-9._]+", "-", last).strip("-") or self.name
+
+
+def key(config: DatasetConfig) -> str:
+    """A short string that is the same for, and only for, the same data.
+
+    >>> key(DatasetConfig(name="mnist"))
+    'mnist'
+    """
+    given = config.model_dump_json(exclude_defaults=True)
+    if given == DatasetConfig(name=config.name).model_dump_json(exclude_defaults=True):
+        return config.name
+    return f"{config.name}-{hashlib.sha256(given.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -69,27 +70,60 @@ class Examples(ABC):
             augment: Applied to the uint8 batch before normalisation.
             drop_last: Leave out a last short batch.
         """
-        n = len(self)
-        order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
-        order = order.to(self.labels.device)
-        stop = n - n % batch_size if drop_last else n
-        for start in range(0, stop, batch_size):
-            index = order[start : start + batch_size]
+        order = self.order(batch_size, generator, drop_last).to(self.labels.device)
+        for index in order.split(batch_size):
             raw = self.raw(index)
             images = self.prepare(raw if augment is None else augment(raw))
-            yield Batch(images, self.labels[index], index)
+            yield Batch(images, self.labels.index_select(0, index), index)
+
+    def order(self, batch_size: int, generator: torch.Generator | None, drop_last: bool) -> Tensor:
+        """The positions of one pass, int64 on the CPU; see ``batches``."""
+        n = len(self)
+        order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
+        return order[: n - n % batch_size] if drop_last else order
 
 
-class ImageSet(Examples):
+class Normalised(Examples):
+    """Rows of a store of images, all with the same transform and normalisation.
+
+    Args:
+        store: What ``rows`` points into; sets with the same store object can be merged.
+        rows: int64 (N,), which images of the store belong to this set.
+        labels: int64 (N,), output ids, on the device.
+        mean: Per channel, in units of 0..1, after ``transform``.
+        std: Likewise.
+        transform: The benchmark's fixed change of the images, applied batch by batch.
+    """
+
+    def __init__(
+        self,
+        store: object,
+        rows: Tensor,
+        labels: Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        transform: Transform | None = None,
+    ) -> None:
+        self.store, self.rows, self.labels, self.transform = store, rows, labels, transform
+        self.mean, self.std = tuple(mean), tuple(std)
+        # (x / 255 - mean) / std as one multiplication and one addition
+        scale = 1 / (255 * torch.tensor(self.std, dtype=torch.float32))
+        shift = -torch.tensor(self.mean, dtype=torch.float32) * 255 * scale
+        self.scale = scale.view(-1, 1, 1).to(labels.device)
+        self.shift = shift.view(-1, 1, 1).to(labels.device)
+
+    def prepare(self, raw: Tensor) -> Tensor:
+        """See ``Examples.prepare``."""
+        # in place on the float copy: three times faster on a CPU than one addcmul of mixed types
+        return raw.float().mul_(self.scale).add_(self.shift)
+
+
+class ImageSet(Normalised):
     """Rows of one uint8 tensor that many sets share.
 
     Args:
         images: uint8 (M, C, H, W) on the device. Shared and never written to.
-        rows: int64 (N,), which rows of ``images`` belong to this set.
-        labels: int64 (N,), output ids.
-        mean: Per channel, in units of 0..1, after ``transform``.
-        std: Likewise.
-        transform: The benchmark's fixed change of the images, applied batch by batch.
+        rows: int64 (N,), on the device; see ``Normalised``, also for the rest.
     """
 
     def __init__(
@@ -101,18 +135,93 @@ class ImageSet(Examples):
         std: Sequence[float],
         transform: Transform | None = None,
     ) -> None:
-        self.images, self.rows, self.labels, self.transform = images, rows, labels, transform
-        device = images.device
-        # (x / 255 - mean) / std as one multiplication and one addition
-        scale = 1 / (255 * torch.tensor(std, dtype=torch.float32, device=device))
-        shift = -torch.tensor(mean, dtype=torch.float32, device=device) * 255 * scale
-        self._scale, self._shift = scale.view(-1, 1, 1), shift.view(-1, 1, 1)
+        super().__init__(images, rows, labels, mean, std, transform)
+        self.images = images
 
     def raw(self, index: Tensor) -> Tensor:
         """See ``Examples.raw``."""
-        raw = self.images[self.rows[index]]
+        # index_select is ten times faster here than indexing
+        raw = self.images.index_select(0, self.rows.index_select(0, index))
         return raw if self.transform is None else self.transform(raw)
 
+
+class UnionSet(Examples):
+    """Several sets behind one another; each batch is gathered part by part.
+
+    Args:
+        parts: Sets with images of one shape; labels are taken as they are.
+    """
+
+    def __init__(self, parts: Sequence[Normalised]) -> None:
+        self.parts = tuple(parts)
+        self.labels = torch.cat([part.labels for part in parts])
+        self._ends = torch.tensor([len(part) for part in parts]).cumsum(0)
+        self._scale = torch.stack([part.scale for part in parts])
+        self._shift = torch.stack([part.shift for part in parts])
+
+    def raw(self, index: Tensor) -> Tensor:
+        """See ``Examples.raw``."""
+        index = index.cpu()
+        return self._gather(index, self._part(index))
+
     def prepare(self, raw: Tensor) -> Tensor:
-        """See ``Examples.prepare``."""
-        return torch.addcmul(self._shift, raw, self._scale)
+        """See ``Examples.prepare``; only where all parts are normalised alike."""
+        if len({(part.mean, part.std) for part in self.parts}) > 1:
+            raise ValueError("the parts are normalised differently: take images from batches()")
+        return self.parts[0].prepare(raw)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        augment: Augment | None = None,
+        drop_last: bool = False,
+    ) -> Iterator[Batch]:
+        """See ``Examples.batches``; the order is a permutation of the whole union."""
+        device = self.labels.device
+        for index in self.order(batch_size, generator, drop_last).split(batch_size):
+            part = self._part(index)
+            raw = self._gather(index, part)
+            raw = raw if augment is None else augment(raw)
+            index, part = index.to(device), part.to(device)
+            images = raw.float().mul_(self._scale[part]).add_(self._shift[part])
+            yield Batch(images, self.labels.index_select(0, index), index)
+
+    def _part(self, index: Tensor) -> Tensor:
+        """The part each position lies in; all on the CPU, so that the device need not wait."""
+        return torch.searchsorted(self._ends, index, right=True)
+
+    def _gather(self, index: Tensor, part: Tensor) -> Tensor:
+        by_part = part.argsort(stable=True)
+        pieces, start = [], 0
+        for p, count in enumerate(part.bincount(minlength=len(self.parts)).tolist()):
+            if count:
+                chosen = index[by_part[start : start + count]] - (
+                    self._ends[p] - len(self.parts[p])
+                )
+                pieces.append(self.parts[p].raw(chosen.to(self.labels.device)))
+                start += count
+        return torch.cat(pieces).index_select(0, by_part.argsort().to(self.labels.device))
+
+
+def concat(sets: Sequence[Examples]) -> Examples:
+    """The union of sets with images of one shape, as one set.
+
+    Sets that point into the same store, with the same transform and normalisation, become one set
+    of that store; others are gathered part by part in each batch.
+    """
+    parts: list[Normalised] = []
+    for one in sets:
+        parts += one.parts if isinstance(one, UnionSet) else (one,)  # type: ignore[arg-type]
+    if not all(_alike(parts[0], part) for part in parts):
+        return UnionSet(parts)
+    merged = copy(parts[0])
+    merged.rows = torch.cat([part.rows for part in parts])
+    merged.labels = torch.cat([part.labels for part in parts])
+    return merged
+
+
+def _alike(a: Normalised, b: Normalised) -> bool:
+    same = a.store is b.store and a.transform is b.transform
+    return same and (a.mean, a.std) == (b.mean, b.std)

@@ -1,0 +1,185 @@
+"""From data sets to a stream: which images, which output ids, without copying an image."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raycl.benchmarks.base import Stream, StreamInfo, TaskData, TaskInfo
+from raycl.datasets.base import Arrays, Dataset, Files
+from raycl.datasets.examples import Examples, ImageSet, Transform
+from raycl.datasets.files import FileSet
+from raycl.errors import UserError
+
+
+class Source:
+    """A data set on a device. Its images are moved there once; all sets of tasks point into them."""
+
+    def __init__(self, data: Dataset, device: torch.device | str) -> None:
+        self.data, self.device = data, torch.device(device)
+        self._stores = {
+            id(part): on_device(part.images, self.device) if isinstance(part, Arrays) else part
+            for part in (data.train, data.test)
+        }
+
+    def examples(
+        self, part: Arrays | Files, rows: NDArray[np.int64], labels: NDArray[np.int64], piece: Piece
+    ) -> Examples:
+        """A set of the images ``rows`` of ``data.train`` or ``data.test``."""
+        store, picked = self._stores[id(part)], torch.from_numpy(rows)
+        outputs = torch.from_numpy(labels).to(self.device)
+        mean, std = piece.statistics
+        if isinstance(store, Files):
+            return FileSet(store, picked, outputs, mean, std, piece.transform)
+        picked = picked.to(self.device)
+        return ImageSet(store, picked, outputs, mean, std, piece.transform)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One task: classes of one source.
+
+    Attributes:
+        source: The data set.
+        classes: Its class ids, in task order.
+        outputs: Their output ids.
+        about: What is special about the task, for its name.
+        transform: Fixed change of the images.
+        shape: Of the images after ``transform``, where it is not the data set's.
+        normalisation: Mean and std after ``transform``, where they are not the data set's.
+    """
+
+    source: Source
+    classes: tuple[int, ...]
+    outputs: tuple[int, ...]
+    about: str
+    transform: Transform | None = None
+    shape: tuple[int, int, int] | None = None
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std of the transformed images."""
+        return self.normalisation or (self.source.data.mean, self.source.data.std)
+
+
+def on_device(images: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """The images as a tensor; on the CPU the same memory, which may be shared and read-only.
+
+    Nothing may write to it in place: torch does not know that the pages are protected.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(images).to(device)
+
+
+def assemble(
+    pieces: Sequence[Piece], readouts: tuple[str, ...], validation: float, seed: int
+) -> Stream:
+    """The stream of these tasks.
+
+    The validation set of a task are the first ``int(validation * n)`` entries of
+    ``RandomState(seed).permutation(n)`` over its own n training images in the data set's order.
+
+    Raises:
+        UserError: Images of different shapes; too few images for a validation set.
+    """
+    shapes = {piece.shape or piece.source.data.shape for piece in pieces}
+    if len(shapes) > 1:
+        text = " and ".join("x".join(map(str, shape)) for shape in sorted(shapes))
+        raise UserError("benchmark.datasets", f"images of different shapes: {text}", "set size")
+    class_names: dict[int, str] = {}
+    for piece in pieces:
+        for output, c in zip(piece.outputs, piece.classes, strict=True):
+            class_names.setdefault(output, piece.source.data.classes[c])
+    info = StreamInfo(
+        tasks=tuple(
+            TaskInfo(i, f"{i + 1}/{len(pieces)} ({piece.about})", piece.outputs)
+            for i, piece in enumerate(pieces)
+        ),
+        input_shape=shapes.pop(),
+        num_outputs=len(class_names),
+        class_names=tuple(class_names[output] for output in range(len(class_names))),
+        mean=tuple(piece.statistics[0] for piece in pieces),
+        std=tuple(piece.statistics[1] for piece in pieces),
+        readouts=readouts,
+    )
+    return Stream(info, tuple(_cut(piece, validation, seed) for piece in pieces))
+
+
+def _cut(piece: Piece, validation: float, seed: int) -> TaskData:
+    data = piece.source.data
+    output_of = np.full(len(data.classes), -1, np.int64)
+    output_of[list(piece.classes)] = piece.outputs
+    held: Examples | None = None
+    outputs = output_of[data.train.labels]
+    rows = np.flatnonzero(outputs >= 0)
+    if validation:
+        count = int(validation * len(rows))
+        if count == 0:
+            raise UserError(
+                "benchmark.validation",
+                f"{validation} of {len(rows)} images ({piece.about}) is none",
+                "a larger share, or 0 for no validation set",
+            )
+        order = np.random.RandomState(seed).permutation(len(rows))  # noqa: NPY002  (published orders)
+        held_rows, rows = rows[order[:count]], rows[order[count:]]
+        held = piece.source.examples(data.train, held_rows, outputs[held_rows], piece)
+    train = piece.source.examples(data.train, rows, outputs[rows], piece)
+    outputs = output_of[data.test.labels]
+    rows = np.flatnonzero(outputs >= 0)
+    return TaskData(train, held, piece.source.examples(data.test, rows, outputs[rows], piece))
+
+
+def groups(classes: Sequence[int], tasks: int, where: str, name: str) -> list[tuple[int, ...]]:
+    """Classes cut into tasks in order; of K classes the first K mod T tasks get one more.
+
+    Raises:
+        UserError: More tasks than classes.
+    """
+    if tasks > len(classes):
+        raise UserError(where, f"{tasks} tasks, but {name} has {len(classes)} classes")
+    return [tuple(part.tolist()) for part in np.array_split(np.asarray(classes), tasks)]
+
+
+def consecutive(parts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """A range of output ids for each task, one after the other."""
+    ends = np.cumsum([len(part) for part in parts]).tolist()
+    return [tuple(range(end - len(part), end)) for end, part in zip(ends, parts, strict=True)]
+
+
+def task_order(order: str | Sequence[int], count: int, seed: int) -> list[int]:
+    """``"seed"``: ``RandomState(seed).permutation(count)``; ``"none"``: as they are; or the list.
+
+    Raises:
+        UserError: The list is no permutation of 0..count-1.
+    """
+    if order == "seed":
+        return np.random.RandomState(seed).permutation(count).tolist()  # type: ignore[no-any-return]  # noqa: NPY002
+    if order == "none":
+        return list(range(count))
+    return check_permutation([int(i) for i in order], count, "benchmark.order")
+
+
+def check_permutation(order: Sequence[int], count: int, where: str) -> list[int]:
+    """The order itself.
+
+    Raises:
+        UserError: It does not hold each of 0..count-1 once.
+    """
+    if sorted(order) != list(range(count)):
+        wrong = sorted(set(order) - set(range(count))) or sorted(set(range(count)) - set(order))
+        detail = f"has {len(order)} entries; see {wrong[:5]}" if wrong else "has repetitions"
+        raise UserError(where, f"must hold each of 0..{count - 1} once: it {detail}")
+    return list(order)
+
+
+def describe(names: Sequence[str]) -> str:
+    """Class names for a task's name, at most five of them."""
+    return ", ".join(names) if len(names) <= 5 else f"{len(names)} classes"

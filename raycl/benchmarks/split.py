@@ -1,0 +1,78 @@
+"""The classes of one data set, divided among tasks (Split-MNIST, Split-CIFAR-100, ...)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from raycl.benchmarks._pieces import (
+    Piece,
+    Source,
+    assemble,
+    check_permutation,
+    consecutive,
+    describe,
+    groups,
+)
+from raycl.benchmarks.base import Benchmark, BenchmarkConfig, Stream
+from raycl.datasets.base import Dataset, DatasetConfig, key
+
+
+class Split(Benchmark):
+    """Each task owns some classes; output ids are numbered in the order in which classes appear.
+
+    If the classes cannot be divided evenly, the first (classes mod tasks) tasks have one more.
+    """
+
+    class Config(BenchmarkConfig):
+        """Options."""
+
+        dataset: DatasetConfig = DatasetConfig(name="digits")
+        tasks: int = Field(5, ge=1, description="number of tasks, at most one per class")
+        class_order: Literal["seed", "none"] | tuple[int, ...] = Field(
+            "seed",
+            description="seed: random.Random(seed).shuffle; none: the data set's; or a list of all ids",
+        )
+
+    config: Config
+
+    def default_label(self) -> str:
+        """E.g. ``split-digits-5``."""
+        return f"split-{self.config.dataset.label}-{self.config.tasks}"
+
+    def datasets(self) -> list[DatasetConfig]:
+        """See ``Benchmark.datasets``."""
+        return [self.config.dataset]
+
+    def stream(
+        self, data: Mapping[str, Dataset], seed: int, device: torch.device | str = "cpu"
+    ) -> Stream:
+        """See ``Benchmark.stream``. Domain readout only if all tasks have equally many classes."""
+        config = self.config
+        source = Source(data[key(config.dataset)], device)
+        names = source.data.classes
+        order = class_order(config.class_order, len(names), seed)
+        parts = groups(order, config.tasks, "benchmark.tasks", config.dataset.label)
+        pieces = [
+            Piece(source, part, outputs, describe([names[c] for c in part]))
+            for part, outputs in zip(parts, consecutive(parts), strict=True)
+        ]
+        even = len(names) % config.tasks == 0
+        readouts = ("class", "task", "domain") if even else ("class", "task")
+        return assemble(pieces, readouts, config.validation, seed)
+
+
+def class_order(
+    order: Literal["seed", "none"] | tuple[int, ...], count: int, seed: int
+) -> list[int]:
+    """Class ids in the order in which they are learnt."""
+    if isinstance(order, tuple):
+        return check_permutation(order, count, "benchmark.class_order")
+    classes = list(range(count))
+    if order == "seed":
+        random.Random(seed).shuffle(classes)
+    return classes

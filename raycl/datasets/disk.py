@@ -1,0 +1,159 @@
+"""From a configuration to a data set: find it, read it, cut it, measure it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from raycl.datasets import folder, idx, transform
+from raycl.datasets import standard as named
+from raycl.datasets.base import Arrays, Dataset, DatasetConfig, Files
+from raycl.datasets.files import split_archive
+from raycl.datasets.standard import STANDARD, WHERE
+from raycl.errors import UserError, nearest
+
+BY_PATH = ("folder", "idx")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of ``raycl data list``.
+
+    Attributes:
+        name: As in sweep files.
+        classes: How many; ``None`` if that depends on the files.
+        shape: Channels, height, width; ``None`` likewise.
+        present: Whether it can be loaded now.
+        location: Where it is, or what is missing.
+    """
+
+    name: str
+    classes: int | None
+    shape: tuple[int, int, int] | None
+    present: bool
+    location: str
+
+
+def data_root() -> Path:
+    """Where data sets lie: the environment variable ``RAYCL_DATA``, else ``./data``. Absolute."""
+    return Path(os.environ.get("RAYCL_DATA") or "data").expanduser().resolve()
+
+
+def names() -> list[str]:
+    """Names a ``DatasetConfig`` may have."""
+    return sorted([*STANDARD, *BY_PATH])
+
+
+def catalogue(root: Path) -> list[Entry]:
+    """All data sets, and whether they are in ``root``."""
+    entries = []
+    for name, known in STANDARD.items():
+        missing = known.missing(root)
+        where = str(root / Path(known.files[0]).parent) if known.files else "bundled"
+        location = where if missing is None else f"not in {root} (no {missing.relative_to(root)})"
+        entries.append(Entry(name, known.classes, known.shape, missing is None, location))
+    anywhere = "any path: {{name: {}, path: PATH}}"
+    return entries + [Entry(name, None, None, True, anywhere.format(name)) for name in BY_PATH]
+
+
+def present(config: DatasetConfig, root: Path) -> str | None:
+    """``None`` if the data is there, else what is missing, as a sentence."""
+    _check_name(config)
+    if config.name in BY_PATH:
+        path = split_archive(_path(config, root))[0]
+        return None if path.exists() else f"there is no '{path}'"
+    missing = STANDARD[config.name].missing(root)
+    return f"{config.name} is not in {root} (looked for {missing})" if missing else None
+
+
+def fetch(name: str, root: Path) -> None:
+    """Download a data set into ``root``; nothing to do if it is there.
+
+    Raises:
+        UserError: Unknown, bundled, given by path, no network, or ``root`` cannot be written.
+    """
+    _check_name(DatasetConfig(name=name, path="." if name in BY_PATH else None))
+    if name in BY_PATH:
+        raise UserError(
+            "raycl data fetch", f"'{name}' reads files of yours; there is nothing to fetch"
+        )
+    named.fetch(name, root)
+
+
+def load(config: DatasetConfig, root: Path) -> Dataset:
+    """Read a data set.
+
+    Args:
+        config: Which, and what to do with it.
+        root: The data root; relative paths start here.
+
+    Raises:
+        UserError: Unknown name, missing or damaged files, options that do not fit.
+    """
+    _check_name(config)
+    mean, std = config.mean, config.std
+    if config.name in BY_PATH:
+        path = _path(config, root)
+        if config.name == "folder":
+            train, test, classes = folder.load(path, config.size)
+        else:
+            train, test, classes = idx.load(path)
+    else:
+        train, test, classes = named.load(config.name, root)
+        known = STANDARD[config.name]
+        mean, std = mean or known.mean, std or known.std
+    if len(classes) < 2:
+        raise UserError(WHERE, f"{config.label} has one class only")
+    if config.limit:
+        train = _take(train, transform.first_per_class(train.labels, config.limit))
+    if config.size:
+        train, test = _sized(train, config.size), _sized(test, config.size)
+    if mean is None or std is None:
+        computed = transform.statistics(folder.sample(train))
+        mean, std = mean or computed[0], std or computed[1]
+    for part in (train, test):
+        for array in (part.labels, *([part.images] if isinstance(part, Arrays) else [])):
+            array.setflags(write=False)
+    data = Dataset(config.label, train, test, classes, mean, std)
+    for what in ("mean", "std"):
+        values = getattr(data, what)
+        if len(values) != data.shape[0]:
+            raise UserError(
+                f"{WHERE}.{what}", f"{len(values)} value(s) for {data.shape[0]} channel(s)"
+            )
+    if min(std) <= 0:
+        raise UserError(f"{WHERE}.std", f"must be positive: {std} (is a channel constant?)")
+    return data
+
+
+def _check_name(config: DatasetConfig) -> None:
+    if config.name not in names():
+        raise UserError(
+            f"{WHERE}.name", f"unknown data set '{config.name}'", nearest(config.name, names())
+        )
+    if config.name in BY_PATH and not config.path:
+        raise UserError(f"{WHERE}.path", f"{config.name} needs a path")
+    if config.name not in BY_PATH and config.path:
+        raise UserError(f"{WHERE}.path", f"{config.name} takes no path; it lies in the data root")
+
+
+def _path(config: DatasetConfig, root: Path) -> Path:
+    return root / Path(config.path or "").expanduser()
+
+
+def _take(
+    part: Arrays | Files, chosen: np.ndarray[tuple[int], np.dtype[np.bool_]]
+) -> Arrays | Files:
+    if isinstance(part, Arrays):
+        return Arrays(part.images[chosen], part.labels[chosen])
+    paths = tuple(path for path, keep in zip(part.paths, chosen, strict=True) if keep)
+    return replace(part, paths=paths, labels=part.labels[chosen])
+
+
+def _sized(part: Arrays | Files, size: int) -> Arrays | Files:
+    if isinstance(part, Files) or part.images.shape[2:] == (size, size):
+        return part
+    return transform.resize(part, size)

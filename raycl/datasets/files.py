@@ -1,0 +1,190 @@
+"""Image files, loose or inside a zip: reading them, and streaming them while a network trains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from raycl.datasets.base import Files
+from raycl.datasets.examples import Augment, Batch, Normalised, Transform
+from raycl.errors import UserError
+
+WHERE = "benchmark.dataset.path"
+CHUNK = 64
+WORKERS = min(4, len(os.sched_getaffinity(0)))
+
+
+def split_archive(path: Path) -> tuple[Path, str]:
+    """``/a/b.zip!inner/dir`` to the zip and what is inside; anything else to itself and ``""``."""
+    archive, mark, inner = str(path).partition(".zip!")
+    return (Path(archive + ".zip"), inner.strip("/")) if mark else (path, "")
+
+
+def open_zip(path: Path) -> ZipFile:
+    """The zip, opened once per process (a handle must not be shared across a fork).
+
+    Raises:
+        UserError: It is not a zip.
+    """
+    return _open_zip(path, os.getpid())
+
+
+@lru_cache(maxsize=8)
+def _open_zip(path: Path, _process: int) -> ZipFile:
+    try:
+        return ZipFile(path)
+    except (OSError, BadZipFile) as error:
+        raise UserError(WHERE, f"'{path}' is not a zip file: {error}") from error
+
+
+def open_image(name: str) -> Image.Image:
+    """An image whose pixels are not decoded yet.
+
+    Args:
+        name: As in ``Files.paths``.
+
+    Raises:
+        UserError: Not an image, or damaged.
+    """
+    path, inner = split_archive(Path(name))
+    try:
+        return Image.open(BytesIO(open_zip(path).read(inner)) if inner else path)
+    except (OSError, BadZipFile, KeyError, SyntaxError, ValueError) as error:
+        raise _damaged(name, error) from error
+
+
+def decode(name: str, size: int | None, *, colour: bool = False) -> NDArray[np.uint8]:
+    """One image.
+
+    Args:
+        name: As in ``Files.paths``.
+        size: Side to resize to (bilinear, antialiased; the aspect ratio is not kept).
+        colour: Three channels also for a grey image.
+
+    Returns:
+        uint8 (C, H, W) with one channel for a grey image, else three.
+    """
+    from torchvision.transforms.v2 import functional as tv
+
+    with open_image(name) as image:
+        if image.mode[0] in "IF":
+            raise UserError(WHERE, f"'{name}' has more than 8 bits per channel")
+        grey = image.mode in ("1", "L", "LA") and not colour
+        try:
+            if size:
+                image.draft(None, (size, size))  # lets a large JPEG be decoded at a fraction
+            pixels = image.convert("L" if grey else "RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise _damaged(name, error) from error
+    if size and pixels.size != (size, size):
+        pixels = tv.resize(pixels, [size, size])
+    array = np.asarray(pixels)
+    return array[None] if grey else array.transpose(2, 0, 1)
+
+
+def _damaged(name: str, error: Exception) -> UserError:
+    reason = str(error).replace(f" '{name}'", "")
+    return UserError(WHERE, f"cannot read the image '{name}': {reason}")
+
+
+def decode_all(
+    names: Sequence[str], size: int | None, *, colour: bool = False
+) -> list[NDArray[np.uint8]]:
+    """``decode`` for many images, in parallel threads."""
+
+    def some(start: int) -> list[NDArray[np.uint8]]:
+        return [decode(name, size, colour=colour) for name in names[start : start + CHUNK]]
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        parts = pool.map(some, range(0, len(names), CHUNK))
+        return [image for part in parts for image in part]
+
+
+class FileSet(Normalised):
+    """Images read from files batch by batch; worker processes decode ahead of the training.
+
+    Workers only decode and resize. Order and augmentation come from the generators of the caller, so
+    the number of workers changes nothing.
+
+    Args:
+        files: The files that many sets share.
+        rows: int64 (N,), on the CPU; see ``Normalised``, also for the rest.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        rows: Tensor,
+        labels: Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        transform: Transform | None = None,
+    ) -> None:
+        super().__init__(files, rows, labels, mean, std, transform)
+        self.files = files
+
+    def raw(self, index: Tensor) -> Tensor:
+        """See ``Examples.raw``; decoded in this process."""
+        names = [self.files.paths[row] for row in self.rows[index.cpu()].tolist()]
+        images = np.stack(decode_all(names, self.files.size, colour=True))
+        return self._transformed(torch.from_numpy(images).to(self.labels.device))
+
+    def _transformed(self, raw: Tensor) -> Tensor:
+        return raw if self.transform is None else self.transform(raw)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        augment: Augment | None = None,
+        drop_last: bool = False,
+    ) -> Iterator[Batch]:
+        """See ``Examples.batches``."""
+        device = self.labels.device
+        indices = self.order(batch_size, generator, drop_last).split(batch_size)
+        loader: DataLoader[Tensor | UserError] = DataLoader(
+            _Decoded(self.files, [self.rows[index] for index in indices]),
+            batch_size=None,
+            num_workers=min(WORKERS, len(indices)),
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # else it draws from the global one
+        )
+        for index, loaded in zip(indices, loader, strict=True):
+            if isinstance(loaded, UserError):
+                raise loaded
+            raw = self._transformed(loaded.to(device, non_blocking=True))
+            images = self.prepare(raw if augment is None else augment(raw))
+            index = index.to(device)
+            yield Batch(images, self.labels.index_select(0, index), index)
+
+
+class _Decoded(TorchDataset[Tensor | UserError]):
+    """Item i is the i-th batch, uint8 (B, 3, size, size)."""
+
+    def __init__(self, files: Files, batches: list[Tensor]) -> None:
+        self.files, self.batches = files, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, item: int) -> Tensor | UserError:
+        size = self.files.size
+        names = [self.files.paths[row] for row in self.batches[item].tolist()]
+        try:
+            return torch.from_numpy(np.stack([decode(n, size, colour=True) for n in names]))
+        except UserError as error:  # raised in the parent: a DataLoader would garble it
+            return error

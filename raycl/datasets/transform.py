@@ -1,0 +1,64 @@
+"""What every data set goes through after reading: split, cut, resize, statistics."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.transforms.v2 import functional as tv
+
+from raycl.datasets.base import Arrays
+
+CHUNK = 4096
+
+
+def rank_in_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many earlier images have the same label, shape (N,)."""
+    order = np.argsort(labels, kind="stable")
+    ordered = labels[order]
+    first = np.searchsorted(ordered, ordered)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(labels)) - first
+    return rank
+
+
+def hold_out(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Test images where a data set has no test split: of each class every fifth image, in order."""
+    return rank_in_class(labels) % 5 == 4
+
+
+def first_per_class(labels: NDArray[np.int64], limit: int) -> NDArray[np.bool_]:
+    """The first ``limit`` images of each class."""
+    return rank_in_class(labels) < limit
+
+
+def resize(arrays: Arrays, size: int) -> Arrays:
+    """Images resized to ``size`` x ``size`` (bilinear, antialiased; the aspect ratio is not kept)."""
+    count, channels = arrays.images.shape[:2]
+    images = np.empty((count, channels, size, size), np.uint8)
+    for start in range(0, count, CHUNK):
+        chunk = torch.tensor(arrays.images[start : start + CHUNK])
+        images[start : start + CHUNK] = tv.resize(chunk, [size, size], antialias=True).numpy()
+    return Arrays(images, arrays.labels)
+
+
+def statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of all pixels per channel, in units of 0..1.
+
+    Args:
+        images: uint8 (N, C, H, W).
+    """
+    channels = images.shape[1]
+    total, square = np.zeros(channels), np.zeros(channels)
+    for start in range(0, len(images), CHUNK):
+        chunk = (
+            images[start : start + CHUNK]
+            .astype(np.float32)
+            .reshape(-1, channels, images[0, 0].size)
+        )
+        total += chunk.sum((0, 2), dtype=np.float64)
+        square += np.square(chunk, out=chunk).sum((0, 2), dtype=np.float64)
+    pixels = images.size / channels
+    mean = total / pixels
+    std = np.sqrt(np.maximum(square / pixels - mean**2, 0))
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
