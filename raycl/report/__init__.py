@@ -1,1 +1,1 @@
-"""Tracked runs into tables and figures."""
+"""Tracked runs into tables and figures: ``report`` prints, writes and attaches them."""

@@ -1,0 +1,265 @@
+"""The figures of a report: accuracy after each task, the matrices, forgetting.
+
+Every figure comes as PNG and as SVG. The same numbers give the same files, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from io import BytesIO
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from raycl.report.formats import READOUT_TITLES
+from raycl.report.statistics import bootstrap
+from raycl.report.table import Group, Table
+
+Array = NDArray[np.float64]
+
+# Okabe & Ito's palette, which colour-blind readers can tell apart, without its yellow
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "axes.labelcolor": "#333333",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "legend.frameon": False,
+    "savefig.dpi": 160,
+    "svg.hashsalt": "raycl",
+    "svg.fonttype": "path",
+}
+_CELLS = 10
+_COLUMNS = 3
+
+
+def draw(table: Table) -> dict[str, bytes]:
+    """Every figure of a table, by file name; empty if nothing finished."""
+    files: dict[str, bytes] = {}
+    panels = _panels(table)
+    if not panels:
+        return files
+    with mpl.rc_context(STYLE):
+        files |= _files("accuracy", _grid(panels, table, _accuracy, size=(4.4, 3.0)))
+        if any(row["metric"] == "forgetting" for row in table.rows):
+            height = 0.9 + 0.32 * len(_methods(table))
+            files |= _files("forgetting", _grid(panels, table, _forgetting, size=(4.4, height)))
+        for benchmark, readout in panels:
+            name = f"matrix-{_slug(benchmark)}-{readout}"
+            files |= _files(name, _matrices(table, benchmark, readout))
+    return files
+
+
+def matrices(group: Group, readout: str) -> Array:
+    """R of each seed: (n, T, T), percent; NaN where not measured. n = 0 without the readout."""
+    found = [
+        run.result["matrices"][readout]
+        for run in group.runs
+        if run.result is not None and readout in run.result["matrices"]
+    ]
+    return np.array(found, dtype=np.float64)
+
+
+def after_each_task(stack: Array) -> Array:
+    """Mean accuracy over the tasks seen so far, after each task: (n, T, T) to (n, T)."""
+    seen = np.tril(np.ones(stack.shape[1:], dtype=bool))
+    sums: Array = np.where(seen, stack, 0).sum(axis=2) / seen.sum(axis=1)
+    return sums
+
+
+# ---------------------------------------------------------------------- layout
+
+
+def _panels(table: Table) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((row["benchmark"], row["readout"]) for row in table.rows))
+
+
+def _methods(table: Table) -> list[str]:
+    return list(dict.fromkeys(group.method for group in table.groups))
+
+
+def _style(table: Table, method: str) -> tuple[str, str]:
+    index = _methods(table).index(method)
+    return PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+
+
+def _title(table: Table, benchmark: str, readout: str) -> str:
+    readout_title = READOUT_TITLES[readout].partition(" (")[0]
+    several = len({group.benchmark for group in table.groups}) > 1
+    return f"{benchmark}, {readout_title}" if several else readout_title
+
+
+def _grid(
+    panels: Sequence[tuple[str, str]],
+    table: Table,
+    paint: Callable[[Axes, Table, str, str], str],
+    size: tuple[float, float],
+) -> Figure:
+    """One panel per benchmark and readout; ``paint`` fills one and returns its vertical label."""
+    columns = min(_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(
+        figsize=(size[0] * columns, size[1] * rows + 0.35), dpi=100, layout="constrained"
+    )
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for i, (axis, (benchmark, readout)) in enumerate(zip(axes.flat, panels, strict=False)):
+        label = paint(axis, table, benchmark, readout)
+        axis.set_title(_title(table, benchmark, readout))
+        if i % columns == 0:
+            axis.set_ylabel(label)
+    handles = {h.get_label(): h for axis in axes.flat for h in axis.get_legend_handles_labels()[0]}
+    if handles:
+        named = [method for method in _methods(table) if method in handles]
+        figure.legend(
+            [handles[method] for method in named], named, loc="outside lower center", ncols=6
+        )
+    return figure
+
+
+# ---------------------------------------------------------------------- panels
+
+
+def _accuracy(axis: Axes, table: Table, benchmark: str, readout: str) -> str:
+    for group in _of(table, benchmark):
+        curves = after_each_task(stack) if len(stack := matrices(group, readout)) else None
+        if curves is None:
+            continue
+        colour, marker = _style(table, group.method)
+        tasks = np.arange(1, curves.shape[1] + 1)
+        if len(curves) > 1:
+            low, high = bootstrap(curves)
+            axis.fill_between(tasks, low, high, color=colour, alpha=0.18, linewidth=0)
+        axis.plot(
+            tasks,
+            curves.mean(axis=0),
+            color=colour,
+            marker=marker,
+            markersize=4.5,
+            linewidth=1.8,
+            label=group.method,
+        )
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    axis.set_xlabel("tasks learnt")
+    axis.margins(x=0.03)
+    return "accuracy on tasks so far (%)"
+
+
+def _forgetting(axis: Axes, table: Table, benchmark: str, readout: str) -> str:
+    rows = {
+        row["method"]: row
+        for row in table.rows
+        if (row["benchmark"], row["readout"], row["metric"]) == (benchmark, readout, "forgetting")
+    }
+    methods = [method for method in _methods(table) if method in rows]
+    for i, method in enumerate(methods):
+        row = rows[method]
+        axis.barh(i, row["mean"], height=0.62, color=_style(table, method)[0], alpha=0.85)
+        ends = [row["mean"]]
+        if row["low"] is not None:
+            ends += [row["low"], row["high"]]
+            axis.plot(ends[1:], [i, i], color="#333333", linewidth=1.4, solid_capstyle="butt")
+        axis.annotate(
+            f"{row['mean']:.1f}",
+            (max(0.0, *ends), i),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+        )
+    axis.set_yticks(range(len(methods)), methods)
+    axis.invert_yaxis()
+    axis.grid(visible=False, axis="y")
+    axis.axvline(0, color="#666666", linewidth=0.8)
+    axis.margins(x=0.12)
+    axis.set_xlabel("forgetting (% points, lower is better)")
+    return ""
+
+
+def _matrices(table: Table, benchmark: str, readout: str) -> Figure:
+    """R of each method, mean over seeds, one colour scale."""
+    means = {
+        group.method: stack.mean(axis=0)
+        for group in _of(table, benchmark)
+        if len(stack := matrices(group, readout))
+    }
+    columns = min(4, len(means))
+    rows = -(-len(means) // columns)
+    figure = Figure(
+        figsize=(2.45 * columns + 0.7, 2.55 * rows + 0.3), dpi=100, layout="constrained"
+    )
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat[len(means) :]:
+        axis.set_visible(False)
+    for i, (axis, (method, mean)) in enumerate(zip(axes.flat, means.items(), strict=False)):
+        image = axis.imshow(mean, cmap="cividis", vmin=0, vmax=100)
+        _cell_numbers(axis, mean)
+        _task_ticks(axis, len(mean))
+        axis.set_title(method)
+        axis.set_xlabel("accuracy on task")
+        if i % columns == 0:
+            axis.set_ylabel("after task")
+    figure.colorbar(image, ax=axes, label="accuracy (%)", shrink=0.85, aspect=24)
+    figure.suptitle(_title(table, benchmark, readout), fontsize=10, x=0.01, ha="left")
+    return figure
+
+
+def _cell_numbers(axis: Axes, mean: Array) -> None:
+    if len(mean) > _CELLS:
+        return
+    for t, i in zip(*np.nonzero(~np.isnan(mean)), strict=True):
+        axis.text(
+            i,
+            t,
+            f"{mean[t, i]:.0f}",
+            ha="center",
+            va="center",
+            fontsize=9 if len(mean) <= 6 else 7,
+            color="white" if mean[t, i] < 55 else "black",
+        )
+
+
+def _task_ticks(axis: Axes, tasks: int) -> None:
+    step = max(1, tasks // 10)
+    axis.set_xticks(range(0, tasks, step), [str(i + 1) for i in range(0, tasks, step)])
+    axis.set_yticks(range(0, tasks, step), [str(i + 1) for i in range(0, tasks, step)])
+    axis.grid(visible=False)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+
+
+# ---------------------------------------------------------------------- files
+
+
+def _of(table: Table, benchmark: str) -> Iterable[Group]:
+    return (group for group in table.groups if group.benchmark == benchmark)
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
+
+
+def _files(name: str, figure: Figure) -> dict[str, bytes]:
+    found = {}
+    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        buffer = BytesIO()
+        figure.savefig(buffer, format=suffix, metadata=metadata)
+        found[f"{name}.{suffix}"] = buffer.getvalue()
+    return found

@@ -1,0 +1,171 @@
+"""A table as text: for a terminal, Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from io import StringIO
+from itertools import groupby
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from raycl.report.table import COSTS, Row, Table
+
+FORMATS = ("table", "markdown", "json", "csv")
+HEADLINES = {
+    "average_accuracy": "average accuracy ↑",
+    "average_incremental_accuracy": "avg. incremental accuracy ↑",
+    "forgetting": "forgetting ↓",
+    "backward_transfer": "backward transfer ↑",
+}
+READOUT_TITLES = {
+    "class": "class-incremental (task unknown)",
+    "task": "task-incremental (task known)",
+    "domain": "domain-incremental (task unknown, shared labels)",
+}
+WIDTH = 100
+
+Cells = dict[str, str | None]
+_MINUS = "−"
+
+
+def render(table: Table, fmt: str) -> str:
+    """The table in one of ``FORMATS``; ``"table"`` without colours, 100 columns wide."""
+    if fmt == "json":
+        return json.dumps(list(table.rows), indent=2, allow_nan=False) + "\n"
+    if fmt == "csv":
+        return _csv(table)
+    if fmt == "markdown":
+        return _markdown(table)
+    buffer = StringIO()
+    print_table(table, Console(file=buffer, width=WIDTH, color_system=None))
+    return buffer.getvalue()
+
+
+def _csv(table: Table) -> str:
+    frame = pd.DataFrame(list(table.rows))
+    for column in ("seeds", "run_ids"):
+        if column in frame:
+            frame[column] = [" ".join(map(str, cell)) for cell in frame[column]]
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+def _markdown(table: Table) -> str:
+    parts = [
+        f"### {benchmark}: {READOUT_TITLES[readout]}, percent\n\n"
+        + _pipes([_cells(row, table.baseline) for row in rows])
+        for (benchmark, readout), rows in _blocks(table.rows)
+    ]
+    if table.rows:
+        parts.append(f"### cost of one run, mean over seeds\n\n{_pipes(_costs(table))}")
+    parts.append("".join(f"- {note}\n" for note in table.notes))
+    return "\n".join(parts)
+
+
+def _pipes(cells: Sequence[Cells]) -> str:
+    """A Markdown table: two columns of names, then numbers; empty columns are left out."""
+    frame = pd.DataFrame(list(cells)).dropna(axis="columns", how="all").fillna("")
+    frame = frame.map(lambda cell: cell.replace("|", "\\|"))
+    align = ["left", "left", *["right"] * (len(frame.columns) - 2)]
+    return f"{frame.to_markdown(index=False, disable_numparse=True, colalign=align)}\n"
+
+
+def print_table(table: Table, console: Console) -> None:
+    """The headline metrics with rich, one table per benchmark and readout, then costs and notes."""
+    for (benchmark, readout), rows in _blocks(table.rows):
+        title = f"{benchmark} · {READOUT_TITLES[readout]} · percent"
+        console.print(_rich(title, [_cells(row, table.baseline) for row in rows], "metric"))
+        console.print()
+    if table.rows:
+        console.print(_rich("cost of one run, mean over seeds", _costs(table), "benchmark"))
+        console.print()
+    for note in table.notes:
+        console.print(f"• {note}", style="dim", highlight=False, markup=False)
+
+
+def _rich(title: str, cells: Sequence[Cells], section: str) -> RichTable:
+    """A table in sections, each headed by a line of its own; empty columns are left out."""
+    columns = [name for name in cells[0] if any(row[name] is not None for row in cells)]
+    columns.remove(section)
+    table = RichTable(
+        title=escape(title),
+        title_justify="left",
+        title_style="bold underline",
+        box=None,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+    )
+    for name in columns:
+        first = name == columns[0]
+        table.add_column(
+            "" if first else name, justify="left" if first else "right", overflow="fold"
+        )
+    for header, group in groupby(cells, key=lambda row: row[section]):
+        table.add_row(f"[bold]{escape(header or '')}[/bold]")
+        for row in group:
+            table.add_row(
+                f"  {escape(row[columns[0]] or '')}", *(escape(row[c] or "") for c in columns[1:])
+            )
+    return table
+
+
+def _blocks(rows: Iterable[Row]) -> Iterable[tuple[tuple[str, str], list[Row]]]:
+    """Rows of the headline metrics by benchmark and readout."""
+    wanted = (row for row in rows if row["metric"] in HEADLINES)
+    for key, group in groupby(wanted, key=lambda row: (row["benchmark"], row["readout"])):
+        yield key, list(group)
+
+
+def _cells(row: Row, baseline: str | None) -> Cells:
+    """What a reader sees of one row; ``None`` where there is nothing to see."""
+    spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
+    interval = _interval(row["low"], row["high"])
+    difference = None
+    if row["baseline"] is not None:
+        pair = _interval(row["difference_low"], row["difference_high"])
+        difference = " ".join(filter(None, [_number(row["difference"], "+.2f"), pair]))
+    return {
+        "metric": HEADLINES[row["metric"]],
+        "method": row["method"],
+        "mean ± std": _number(row["mean"]) + spread,
+        "95 % interval": interval,
+        "n": str(row["n"]),
+        f"vs {baseline}": difference,
+        "published": None if row["published"] is None else _number(row["published"]),
+    }
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "–" if value is None else format(value, form).replace("-", _MINUS)
+
+
+def _interval(low: float | None, high: float | None) -> str | None:
+    return None if low is None or high is None else f"[{_number(low)}, {_number(high)}]"
+
+
+def _costs(table: Table) -> list[Cells]:
+    seen = {(row["benchmark"], row["method"]): row for row in table.rows}
+    order = {(group.benchmark, group.method): i for i, group in enumerate(table.groups)}
+    return [
+        {"benchmark": key[0], "method": key[1]}
+        | {title: _cost(seen[key][name], scale, digits) for name, title, scale, digits in _COSTS}
+        for key in sorted(seen, key=order.__getitem__)
+    ]
+
+
+_COSTS = tuple(
+    zip(
+        COSTS,
+        ("seconds", "peak memory (MB)", "stored (kB)", "extra parameters"),
+        (1.0, 1.0, 1000.0, 1.0),
+        (1, 1, 1, 0),
+        strict=True,
+    )
+)
+
+
+def _cost(value: float | None, scale: float, digits: int) -> str | None:
+    return None if value is None else f"{value / scale:,.{digits}f}"

@@ -1,0 +1,117 @@
+"""A sweep's report: printed, written to a folder, attached to its parent run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TextIO
+
+from mlflow.tracking import MlflowClient
+from rich.console import Console
+
+from raycl.errors import UserError, nearest
+from raycl.report import figures
+from raycl.report.formats import FORMATS, WIDTH, print_table, render
+from raycl.report.load import load
+from raycl.report.table import Table, make_table
+
+
+def report(
+    name: str,
+    uri: str,
+    fmt: str = "table",
+    out: Path | None = None,
+    baseline: str | None = None,
+    file: TextIO | None = None,
+) -> None:
+    """Print the report of the latest sweep called ``name``.
+
+    Args:
+        name: The sweep's name.
+        uri: An MLflow tracking URI.
+        fmt: One of ``FORMATS``.
+        out: Also write ``report.md``, ``table.csv``, ``table.json`` and ``figures/`` there.
+        baseline: The method differences are taken to; ``None``: as the sweep file says.
+        file: Where to print; ``None``: standard output.
+
+    Raises:
+        UserError: Unknown sweep, format or baseline, or the store cannot be read.
+    """
+    if fmt not in FORMATS:
+        raise UserError("--format", f"unknown format '{fmt}'", nearest(fmt, FORMATS))
+    table = make_table(load(name, uri), baseline)
+    file = file or sys.stdout
+    if fmt == "table":
+        console = Console(file=file)
+        if not console.is_terminal:
+            console = Console(file=file, width=WIDTH)
+        print_table(table, console)
+    else:
+        file.write(render(table, fmt))
+    if out is not None:
+        _write(report_files(table), out)
+
+
+def write_report(
+    name: str,
+    uri: str,
+    out: Path,
+    baseline: str | None = None,
+    *,
+    log_to_parent: bool = False,
+) -> Table:
+    """Write the report of the latest sweep called ``name`` to a folder, without printing.
+
+    Args:
+        name: The sweep's name.
+        uri: An MLflow tracking URI.
+        out: Folder for ``report.md``, ``table.csv``, ``table.json`` and ``figures/``.
+        baseline: As for ``report``.
+        log_to_parent: Also attach the files to the sweep's parent run, under ``report/``.
+
+    Returns:
+        The table, which ``formats.print_table`` prints.
+
+    Raises:
+        UserError: Unknown sweep or baseline, or the store cannot be read.
+    """
+    sweep = load(name, uri)
+    table = make_table(sweep, baseline)
+    files = report_files(table)
+    _write(files, out)
+    if log_to_parent:
+        _attach(files, MlflowClient(uri), sweep.parent_id)
+    return table
+
+
+def report_files(table: Table) -> dict[str, bytes]:
+    """Every file of a report by its path in the report's folder."""
+    drawn = figures.draw(table)
+    shown = [name for name in drawn if name.endswith(".png")]
+    pictures = "\n".join(f"![{Path(name).stem}](figures/{name})\n" for name in shown)
+    text = f"# {table.name}\n\n{pictures}\n{render(table, 'markdown')}"
+    files = {
+        "report.md": text.encode(),
+        "table.csv": render(table, "csv").encode(),
+        "table.json": render(table, "json").encode(),
+    }
+    return files | {f"figures/{name}": data for name, data in drawn.items()}
+
+
+def _write(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write each file whole or not at all."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_bytes(data)
+        partial.replace(path)
+
+
+def _attach(files: Mapping[str, bytes], client: MlflowClient, run_id: str) -> None:
+    with TemporaryDirectory() as folder:
+        _write(files, Path(folder))
+        client.log_artifacts(run_id, folder, "report")

@@ -1,0 +1,126 @@
+"""What a table does not show: what was left out and why, what a search cost, what to beware of."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from raycl.report.load import MATRIX, RESOLVED, TrackedRun, TrackedSweep
+from raycl.report.statistics import LEVEL, RESAMPLES
+
+_ENDS = {"error": "failed", "stopped-early": "stopped early", "running": "still running"}
+_FEW_SEEDS = 5
+_NAMED = 5
+_REASON = 120
+
+
+def notes(
+    sweep: TrackedSweep,
+    rows: Sequence[Mapping[str, Any]],
+    repeated: Sequence[TrackedRun],
+    baseline: str | None,
+) -> list[str]:
+    """Lines to print below a table."""
+    return [
+        *_left_out(sweep.runs, repeated),
+        *([] if sweep.spec else [f"{RESOLVED} cannot be read: no published numbers, no search"]),
+        *_search(sweep),
+        *_published(rows, sweep.spec.get("published") or {}),
+        *_baseline(rows, baseline),
+        *_intervals(rows),
+    ]
+
+
+def _left_out(runs: Iterable[TrackedRun], repeated: Sequence[TrackedRun]) -> Iterable[str]:
+    runs = [run for run in runs if run.kind != "search"]
+    done = {run.trial_key for run in runs if run.result is not None}
+    ends: dict[str, list[TrackedRun]] = defaultdict(list)
+    for run in runs:
+        if run.trial_key not in done:
+            lost = f"finished without a readable {MATRIX}"
+            ends[lost if run.end == "finished" else _ENDS.get(run.end, run.end)].append(run)
+    if ends:
+        yield "not in the table: " + ", ".join(
+            f"{len(group)} {end} ({_names(group)})" for end, group in sorted(ends.items())
+        )
+    if repeated:
+        names = _names(repeated)
+        yield f"finished more than once, the latest is used: {names}"
+
+
+def _names(runs: Sequence[TrackedRun]) -> str:
+    named = [
+        f"{run.method} seed {run.seed}" + (f": {run.reason[:_REASON]}" if run.reason else "")
+        for run in runs[:_NAMED]
+    ]
+    more = len(runs) - len(named)
+    return "; ".join([*named, f"and {more} more"] if more else named)
+
+
+def _search(sweep: TrackedSweep) -> Iterable[str]:
+    runs = [run for run in sweep.runs if run.kind == "search"]
+    if not runs:
+        return
+    search = sweep.spec.get("search") or {}
+    ends: dict[str, int] = defaultdict(int)
+    for run in runs:
+        ends[_ENDS.get(run.end, run.end)] += 1
+    tasks = sorted({len(run.result["tasks"]) for run in runs if run.result is not None})
+    costs = [run.metrics["cost/seconds"] for run in runs if "cost/seconds" in run.metrics]
+    counts = ", ".join(f"{n} {end}" for end, n in sorted(ends.items()))
+    parts = [f"search: {len(runs)} trials ({counts})"]
+    if tasks:
+        parts.append(f"of {' or '.join(map(str, tasks))} tasks")
+    parts.append(f"in {duration(sum(costs))} of training")
+    if len(costs) < len(runs):
+        parts.append(
+            f"(not counting {len(runs) - len(costs)} that ended before their first task did)"
+        )
+    metric = search.get("metric", "validation/average_accuracy")
+    yield (
+        f"{' '.join(parts)}; protocol {search.get('protocol', 'end_of_stream')}; "
+        f"chosen by {metric}, on validation data only, and run again on the seeds counted here"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Readable seconds: ``"12.3 s"``, ``"4.5 min"``, ``"1.2 h"``."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _published(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Any]) -> Iterable[str]:
+    if any(row["published"] is not None for row in rows):
+        note = published.get("note")
+        yield f"published: {published.get('source')}" + (f"; {note}" if note else "")
+
+
+def _baseline(rows: Sequence[Mapping[str, Any]], baseline: str | None) -> Iterable[str]:
+    have = {row["benchmark"] for row in rows if row["method"] == baseline}
+    lacking = sorted({row["benchmark"] for row in rows} - have)
+    if lacking:
+        yield f"no differences on {', '.join(lacking)}: {baseline} has not finished there"
+    short = {row["method"] for row in rows if row["baseline"] and row["difference_n"] != row["n"]}
+    if short:
+        yield f"differences use the seeds shared with {baseline} only: {', '.join(sorted(short))}"
+
+
+def _intervals(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    if not rows:
+        yield "no trial has finished"
+        return
+    yield (
+        f"in percent: mean ± standard deviation over n seeds, {LEVEL:g} % interval of the mean by "
+        f"bootstrap over seeds ({RESAMPLES:,} resamples, percentiles); differences pair the seeds"
+    )
+    fewest = min(row["n"] for row in rows)
+    if fewest == 1:
+        yield "one seed has neither a deviation nor an interval, and proves little"
+    elif fewest < _FEW_SEEDS:
+        yield (
+            f"with fewer than {_FEW_SEEDS} seeds intervals are too narrow: with 3, each is only "
+            "the range from the lowest seed to the highest, right about 3 times in 4"
+        )
