@@ -1,0 +1,174 @@
+"""The write-ahead journal: every event of a sweep as one JSON line, before MLflow hears of it.
+
+The driver appends; the writer thread and `raycl sync` read from a byte offset. A line is written
+by one system call and never changed, so a killed driver loses at most the line it was writing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from raycl.errors import UserError
+from raycl.tracking.records import Event, size
+
+log = logging.getLogger(__name__)
+
+JOURNAL = "tracking.jsonl"
+LOCK = "tracking.lock"
+
+
+def _plain(value: Any) -> Any:
+    """What `json` does not know: numpy values as numbers and lists, the rest as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+class Journal:
+    """The appending end.
+
+    A line that a killed process left unfinished is ended first, so that it stays a line of its own
+    (which readers skip). Lines reach the operating system at once, not the disk: a SIGKILL loses
+    nothing, a power cut may.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file: BinaryIO = path.open("ab", buffering=0)
+        if self._file.tell() and not _ends_a_line(path):
+            self._file.write(b"\n")
+
+    def append(self, events: list[Event]) -> None:
+        """Append lines in one write. Raises OSError if the disk does."""
+        lines = [json.dumps(event, default=_plain, separators=(",", ":")) for event in events]
+        self._file.write(("\n".join(lines) + "\n").encode())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def read(path: Path, offset: int = 0, limit: int | None = None) -> Iterator[tuple[int, int, Event]]:
+    """Read complete lines from a byte offset.
+
+    Args:
+        path: The journal; one that does not exist is empty.
+        offset: Where to begin, the start of a line.
+        limit: Stop after about this many bytes (always at the end of a line).
+
+    Yields:
+        (start, end, event) with the byte offsets of the line. An unfinished last line is left for
+        the next call; a damaged line in the middle is skipped with a warning.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(offset)
+        start = offset
+        while limit is None or start - offset < limit:
+            line = file.readline()
+            if not line.endswith(b"\n"):
+                return
+            end = start + len(line)
+            try:
+                event = json.loads(line)
+            except ValueError:
+                log.warning("%s: skipped an unreadable line at byte %d", path, start)
+            else:
+                yield start, end, event
+            start = end
+
+
+def count(path: Path, offset: int) -> int:
+    """Number of values (`records.size`) from a byte offset to the end."""
+    return sum(size(event) for _, _, event in read(path, offset))
+
+
+@dataclass
+class Ledger:
+    """What a journal says so far, per trial key.
+
+    Attributes:
+        marks: Highest step seen on each axis: (key, axis) -> step.
+        attempts: How often the trial was started.
+        statuses: How the trial ended; None while it is open.
+        nonfinite: How many values were dropped because they were not finite.
+        closed: Whether the last execution of the sweep was closed.
+    """
+
+    marks: dict[tuple[str, str], int] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)
+    statuses: dict[str, str | None] = field(default_factory=dict)
+    nonfinite: dict[str, int] = field(default_factory=dict)
+    closed: bool = True
+
+    @classmethod
+    def of(cls, path: Path) -> Ledger:
+        """Read a whole journal."""
+        ledger = cls()
+        for _, _, event in read(path):
+            ledger.add(event)
+        return ledger
+
+    @property
+    def open_trials(self) -> list[str]:
+        """Keys of the trials that were started and have not ended."""
+        return [key for key, status in self.statuses.items() if status is None]
+
+    def add(self, event: Event) -> None:
+        """Account for one line."""
+        match event["event"]:
+            case "metrics":
+                mark = (event["key"], event["axis"])
+                self.marks[mark] = max(event["step"], self.marks.get(mark, event["step"]))
+                self.nonfinite[event["key"]] = event["nonfinite"]
+            case "trial":
+                self.attempts[event["key"]] = event["attempt"]
+                self.statuses[event["key"]] = None
+            case "end":
+                self.statuses[event["key"]] = event["status"]
+            case "sweep":
+                self.closed = False
+            case "close":
+                self.closed = True
+
+
+class Lock:
+    """Held by the one process that may append to a journal and send it.
+
+    The operating system releases it when the process dies, however it dies; a free lock beside an
+    open journal therefore means that the driver is dead.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._file = (directory / LOCK).open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise UserError(
+                str(directory), "another process is running this sweep", "wait for it or stop it"
+            ) from None
+
+    def release(self) -> None:
+        """Let the next process have it."""
+        self._file.close()
+
+
+def locked(directory: Path) -> bool:
+    """Whether a live process holds the journal in this directory."""
+    try:
+        Lock(directory).release()
+    except UserError:
+        return True
+    return False

@@ -1,0 +1,147 @@
+"""Names in MLflow: which step a metric is drawn over, legal names, tags, params and descriptions.
+
+The part of a metric's name before the last ``/`` is its section of charts in MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import posixpath
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from numbers import Real
+from typing import Any
+
+from raycl.tracking.records import SweepRecord
+
+KEY_LIMIT, PARAM_LIMIT, TAG_LIMIT, ERROR_LIMIT = 250, 6000, 5000, 5000
+
+_SECTIONS = ("train/", "time/", "eval/", "validation/", "cost/", "method/")
+_ILLEGAL = re.compile(r"[^\w.\-: /]")
+
+
+def axis(name: str) -> str | None:
+    """The field of a row that is the step of this metric; None if the field is no metric.
+
+    ``progress`` (epochs over the whole stream) for what changes within a task, ``tasks_done``
+    (1...T) for what is measured at the end of each task.
+
+    >>> axis("train/loss"), axis("eval/class/average_accuracy"), axis("phase")
+    ('progress', 'tasks_done', None)
+    """
+    if not name.startswith(_SECTIONS):
+        return None
+    within = name.startswith(("train/", "time/")) or name == "validation/accuracy_current"
+    return "progress" if within else "tasks_done"
+
+
+def metric_name(name: str) -> str:
+    """A name MLflow accepts: other characters become ``_``, empty and dotted path parts go.
+
+    >>> metric_name("eval/class/acc[top=1]")
+    'eval/class/acc_top_1_'
+    """
+    parts = [part for part in _ILLEGAL.sub("_", name).split("/") if part.strip(". ")]
+    return posixpath.join(*parts)[:KEY_LIMIT] if parts else "_"
+
+
+@lru_cache(maxsize=4096)
+def _place(name: str) -> tuple[str | None, str]:
+    return axis(name), metric_name(name)
+
+
+def points(row: Mapping[str, Any]) -> dict[str, tuple[int, dict[str, float], int]]:
+    """Sort a trial's row onto the axes.
+
+    Args:
+        row: The flat row of `training.Run.advance`. Values that end a task count only when
+            ``at_task_end`` is true. An axis whose step the row does not have is left out.
+
+    Returns:
+        axis -> (step, finite values by legal name, how many values were not finite)
+    """
+    values: dict[str, dict[str, float]] = {"progress": {}, "tasks_done": {}}
+    nonfinite = dict.fromkeys(values, 0)
+    for key, value in row.items():
+        place, name = _place(key)
+        if place is None or not isinstance(value, Real):
+            continue
+        number = float(value)
+        if math.isfinite(number):
+            values[place][name] = number
+        else:
+            nonfinite[place] += 1
+    if not row.get("at_task_end"):
+        del values["tasks_done"]
+    return {
+        place: (int(row[place]), found, nonfinite[place])
+        for place, found in values.items()
+        if place in row and (found or nonfinite[place])
+    }
+
+
+def params(config: Mapping[str, Any]) -> dict[str, str]:
+    """Flatten a configuration: keys joined by dots, values as they would stand in the YAML file.
+
+    >>> params({"method": {"lam": 1e-05}, "hidden": [400, 400], "schedule": None})
+    {'method.lam': '1e-05', 'hidden': '[400, 400]', 'schedule': 'null'}
+    """
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= {f"{key}.{inner}": text for inner, text in params(value).items()}
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            flat[str(key)] = text[:PARAM_LIMIT]
+    return {metric_name(key): text for key, text in flat.items()}
+
+
+def tags(given: Mapping[str, Any]) -> dict[str, str]:
+    """Tags as MLflow takes them; a key without a dot gets the prefix ``raycl.``."""
+    return {
+        (key if "." in key else f"raycl.{key}")[:KEY_LIMIT]: str(value)[:TAG_LIMIT]
+        for key, value in given.items()
+        if value is not None
+    }
+
+
+def quoted(text: str) -> str:
+    """A string in MLflow's filter language."""
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+def trials_filter(sweep_id: str) -> str:
+    """The filter that finds every run of one execution, its parent included."""
+    return f"tags.`raycl.sweep_id` = {quoted(sweep_id)}"
+
+
+def sweep_note(sweep: SweepRecord) -> str:
+    """The description of the parent run, in Markdown."""
+    return f"""{sweep.note}
+
+**Its trials** are the runs below it in the table. To see only them, paste into the search box:
+
+```
+{trials_filter(sweep.sweep_id)} and tags.`raycl.kind` != 'sweep'
+```
+"""
+
+
+def experiment_note(sweep: SweepRecord) -> str:
+    """The description of the experiment, in Markdown."""
+    return f"""{sweep.note}
+
+**To compare methods**: paste one of these into the search box, group by the tag `raycl.method`
+(then lines are means over seeds), and open the chart view.
+
+```
+tags.`raycl.kind` != 'sweep' and tags.`raycl.end` = 'finished'
+tags.`raycl.method` = 'finetune' and params.seed = '0'
+```
+
+`eval/*` is drawn over tasks learned (1...T), `train/*` over epochs of the whole stream. Each
+finished run has its accuracy matrix under Artifacts: `plots/`, and exact in `results/matrix.json`.
+The table with intervals: `raycl report {sweep.name}`.
+"""

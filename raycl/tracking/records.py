@@ -1,0 +1,118 @@
+"""What the driver tells the tracker: plain records, and the lines they become in the journal.
+
+A line is one JSON object with the fields ``event`` (below), ``ms`` (wall clock, milliseconds since
+1970) and, for all but the sweep's own, ``key`` (the trial's).
+
+=========  ====================================================================================
+event      further fields
+=========  ====================================================================================
+sweep      name, sweep_id, note, yaml, resolved, tags
+trial      name, tags, params, attempt (1, 2, ...)
+metrics    axis, step, values {name: number}, nonfinite (values dropped in this trial so far)
+end        status (a `TrialStatus`), error (text or null), result (see `raycl.training`, or null)
+close      status (a `SweepStatus`), counts {trial status: number}
+=========  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+TrialStatus = Literal["finished", "stopped-early", "error", "killed", "orphaned"]
+SweepStatus = Literal["FINISHED", "FAILED", "KILLED"]
+Event = dict[str, Any]
+
+#: How a trial's end is shown in MLflow. Only FINISHED runs may be averaged by a report.
+RUN_STATUS: dict[str, SweepStatus] = {
+    "finished": "FINISHED",
+    "stopped-early": "KILLED",
+    "error": "FAILED",
+    "killed": "KILLED",
+    "orphaned": "KILLED",
+}
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """One execution of a sweep file: an MLflow experiment and one parent run in it.
+
+    Args:
+        name: Name of the experiment.
+        sweep_id: Identity of this execution, the same after a resume.
+        note: Markdown: what the sweep is and the command that runs it.
+        yaml_text: The sweep file as written.
+        resolved: The validated specification, JSON-able.
+        tags: Provenance of the whole sweep (git commit, Ray job, ...); every trial repeats them.
+            A key without a dot gets the prefix ``raycl.``.
+    """
+
+    name: str
+    sweep_id: str
+    note: str = ""
+    yaml_text: str = ""
+    resolved: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial: an MLflow run below the sweep's.
+
+    Args:
+        key: Identity of the trial's finished configuration; stable over retries and resumes.
+        name: Name of the run.
+        tags: At least kind, method, benchmark, seed, config_key; a key without a dot gets the
+            prefix ``raycl.``.
+        params: The finished configuration, nested or flat.
+    """
+
+    key: str
+    name: str
+    tags: dict[str, str]
+    params: dict[str, Any]
+
+
+def now_ms() -> int:
+    """Wall clock in milliseconds, MLflow's unit."""
+    return time.time_ns() // 1_000_000
+
+
+def size(event: Event) -> int:
+    """How many values a line carries: its metric points, and 1 for a line of any other kind."""
+    return len(event["values"]) if event["event"] == "metrics" else 1
+
+
+def ended(
+    key: str,
+    status: TrialStatus,
+    error: str | None = None,
+    result: Mapping[str, Any] | None = None,
+) -> Event:
+    """The line for the end of a trial."""
+    return {
+        "event": "end",
+        "ms": now_ms(),
+        "key": key,
+        "status": status,
+        "error": error,
+        "result": result,
+    }
+
+
+def closing(
+    statuses: Mapping[str, str | None], left_open: TrialStatus, status: SweepStatus
+) -> list[Event]:
+    """The lines for the end of a sweep.
+
+    Args:
+        statuses: How each trial ended; None: it has not, and ends now as ``left_open``.
+        left_open: See above.
+        status: How the sweep ended.
+    """
+    events = [ended(key, left_open) for key, how in statuses.items() if how is None]
+    counts = Counter(how or left_open for how in statuses.values())
+    return [*events, {"event": "close", "ms": now_ms(), "status": status, "counts": counts}]

@@ -1,0 +1,186 @@
+"""Which MLflow store a sweep is tracked in, and whether it answers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from raycl.errors import UserError, nearest
+
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+SERVERS = ("http", "https")
+ANSWER_S = 5.0
+
+
+class Store(NamedTuple):
+    """Where runs go.
+
+    Attributes:
+        uri: Absolute tracking URI.
+        artifacts: Where the files of new experiments go; None leaves that to the server.
+    """
+
+    uri: str
+    artifacts: str | None
+
+
+def resolve(runs: Path, uri: str | None = None, artifacts: str | None = None) -> Store:
+    """The store to use: the given URI, else MLFLOW_TRACKING_URI, else SQLite below ``runs``.
+
+    A relative SQLite path is taken from the current directory, as MLflow does, and made absolute
+    here, because Ray changes the directory of its workers.
+
+    Raises:
+        UserError: The URI is of no kind that raycl can use.
+    """
+    runs = runs.absolute()
+    where = "tracking.uri" if uri else "MLFLOW_TRACKING_URI"
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        uri = URL.create("sqlite", database=str(runs / "mlflow.db")).render_as_string()
+    elif kind(uri, where) == "sqlite":
+        url = make_url(uri)
+        path = Path(url.database or "").absolute()
+        uri = url.set(database=str(path)).render_as_string(hide_password=False)
+    if artifacts is None and kind(uri, where) not in SERVERS:
+        artifacts = (runs / "artifacts").as_uri()
+    return Store(uri, artifacts)
+
+
+def kind(uri: str, where: str = "tracking.uri") -> str:
+    """The scheme of a usable tracking URI, without its driver: ``sqlite``, ``http``, ...
+
+    Raises:
+        UserError: Any other.
+    """
+    scheme = urlsplit(uri).scheme.split("+")[0]
+    if scheme in ("", "file"):
+        raise UserError(
+            where,
+            f"MLflow no longer keeps runs in plain files ({uri})",
+            f"use sqlite:///{os.sep}absolute/path/mlflow.db or the http address of a server",
+        )
+    if scheme not in DATABASES + SERVERS:
+        raise UserError(
+            where, f"unknown kind of tracking store {uri}", nearest(scheme, DATABASES + SERVERS)
+        )
+    if scheme in DATABASES:
+        try:
+            database = make_url(uri).database
+        except ArgumentError as error:
+            raise UserError(where, f"not a database URI: {uri}: {error}") from None
+        if scheme == "sqlite" and database in (None, "", ":memory:"):
+            raise UserError(where, "a SQLite store must be a file", "sqlite:////absolute/path")
+    return scheme
+
+
+def shown(uri: str) -> str:
+    """The URI without its password, for messages."""
+    if urlsplit(uri).scheme.split("+")[0] in DATABASES:
+        return make_url(uri).render_as_string()
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def check(uri: str) -> None:
+    """Make sure that the tracking store answers; takes a few seconds at most.
+
+    A SQLite file that does not exist yet is made later, by the writer thread; here only its folder
+    is made.
+
+    Raises:
+        UserError: It does not answer, names the URI and the reason.
+    """
+    scheme = kind(uri)
+    if scheme == "sqlite":
+        path = Path(make_url(uri).database or "")
+        if not path.is_absolute():
+            raise UserError("tracking.uri", f"{uri} is relative", f"sqlite:///{path.absolute()}")
+        if not _usable(path, uri):
+            return
+    else:
+        _reach(uri, scheme)
+    quiet()
+    from mlflow import MlflowClient
+
+    with _environment(
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT=f"{ANSWER_S:.0f}"
+    ):
+        try:
+            MlflowClient(uri).search_experiments(max_results=1)
+        except Exception as error:  # noqa: BLE001  (stores raise whatever their drivers do)
+            what = f"{shown(uri)} does not work: {reason(error)}"
+            raise UserError("tracking.uri", what) from None
+
+
+def _usable(path: Path, uri: str) -> bool:
+    """Whether an SQLite file is there already; its folder is made and tried."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError("tracking.uri", f"cannot make the folder of {uri}: {error}") from None
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError("tracking.uri", f"{path} cannot be written")
+    return path.exists() and path.stat().st_size > 0
+
+
+def _reach(uri: str, scheme: str) -> None:
+    """Open a connection, so that an address nobody listens on fails at once."""
+    parts = urlsplit(uri)
+    ports = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+    try:
+        address = (parts.hostname or "localhost", parts.port or ports[scheme])
+        socket.create_connection(address, timeout=ANSWER_S).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "tracking.uri",
+            f"no tracking server answers at {shown(uri)} ({error})",
+            "start it, or leave the URI out to track in a local SQLite file",
+        ) from None
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def quiet() -> None:
+    """Set MLflow up for use inside the driver, for the whole process; the user's settings win.
+
+    No retries inside a call (the writer retries by itself, and a call must not hang for minutes),
+    nothing printed, no usage statistics sent.
+    """
+    for name, value in {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic"):  # in case MLflow was imported before
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def reason(error: Exception) -> str:
+    """One line that says why a store failed: the innermost cause, at most 300 characters."""
+    text = str(error) or type(error).__name__
+    return " ".join(text.split())[:300]

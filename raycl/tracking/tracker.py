@@ -1,0 +1,238 @@
+"""The driver's side of tracking: note what happens, and let a thread send it to MLflow."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from raycl.tracking import names, store
+from raycl.tracking.journal import JOURNAL, Journal, Ledger, Lock
+from raycl.tracking.records import (
+    Event,
+    SweepRecord,
+    SweepStatus,
+    TrialRecord,
+    TrialStatus,
+    closing,
+    ended,
+    now_ms,
+    size,
+)
+from raycl.tracking.writer import Writer
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+PERIOD_S = 2.0
+BACKOFF_S = (1.0, 60.0)
+
+
+class Tracker:
+    """Follows one sweep. Calls return at once: they append to the journal and nothing else.
+
+    A daemon thread sends the journal to MLflow. While MLflow is away the thread tries again, ever
+    less often; what is still unsent at the end stays in the journal for `sync.sync`. MLflow never
+    raises into the caller; a journal that cannot be written (disk full) is reported once and
+    counted in `lost`.
+
+    Args:
+        sweep: The execution that is followed.
+        directory: Folder of the sweep; the journal and its state are kept here.
+        uri: Absolute tracking URI, from `store.resolve`.
+        artifacts: Where files of a new experiment go; None leaves it to the server.
+        connect: Makes the MLflow client (for tests).
+    """
+
+    def __init__(
+        self,
+        sweep: SweepRecord,
+        directory: Path,
+        uri: str,
+        artifacts: str | None,
+        connect: Callable[[str], MlflowClient] | None = None,
+    ) -> None:
+        store.kind(uri)
+        self._sweep, self._directory = sweep, directory
+        self._writer_args = (directory, uri, artifacts, connect)
+        self._append_lock = threading.Lock()
+        self._wake, self._closing, self._abandon = (threading.Event() for _ in range(3))
+        self._thread = threading.Thread(target=self._run, name="raycl-tracking", daemon=True)
+        self._steps = 0
+        self.lost = 0
+        self.problem: str | None = None
+
+    def start(self) -> None:
+        """Open the journal, note the (re)start of the sweep, start sending.
+
+        Trials that an earlier, killed driver left open are ended as ``orphaned``; those it goes on
+        with are running again once `trial_started` is called.
+
+        Raises:
+            UserError: Another live process follows this sweep.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(self._directory)
+        path = self._directory / JOURNAL
+        self._ledger = Ledger.of(path)
+        self._journal = Journal(path)
+        sweep = self._sweep
+        started: Event = {
+            "event": "sweep",
+            "ms": now_ms(),
+            "name": sweep.name,
+            "sweep_id": sweep.sweep_id,
+            "note": sweep.note,
+            "yaml": sweep.yaml_text,
+            "resolved": sweep.resolved,
+            "tags": sweep.tags,
+        }
+        self._append([ended(key, "orphaned") for key in self._ledger.open_trials])
+        self._append([started])
+        self._writer = Writer(*self._writer_args)
+        self._thread.start()
+
+    def trial_started(self, record: TrialRecord) -> None:
+        """A trial begins, or begins again after a failure or a resume."""
+        with self._append_lock:
+            attempt = self._ledger.attempts.get(record.key, 0) + 1
+            self._append(
+                [
+                    {
+                        "event": "trial",
+                        "ms": now_ms(),
+                        "key": record.key,
+                        "name": record.name,
+                        "tags": record.tags,
+                        "params": record.params,
+                        "attempt": attempt,
+                    }
+                ]
+            )
+
+    def trial_row(self, key: str, row: Mapping[str, Any]) -> None:
+        """A row of `training.Run.advance`. Steps that were seen before are left out."""
+        with self._append_lock:
+            events: list[Event] = []
+            before = self._ledger.nonfinite.get(key, 0)
+            for axis, (step, values, nonfinite) in names.points(row).items():
+                if step > self._ledger.marks.get((key, axis), -1):
+                    before += nonfinite
+                    events.append(
+                        {
+                            "event": "metrics",
+                            "ms": now_ms(),
+                            "key": key,
+                            "axis": axis,
+                            "step": step,
+                            "values": values,
+                            "nonfinite": before,
+                        }
+                    )
+            self._append(events)
+
+    def trial_ended(
+        self,
+        key: str,
+        status: TrialStatus,
+        row: Mapping[str, Any] | None = None,
+        error: str | None = None,
+    ) -> None:
+        """A trial is over.
+
+        Args:
+            key: The trial's.
+            status: How it ended.
+            row: Its last row, if there was one; ``row["result"]`` becomes the run's files.
+            error: Why it failed.
+        """
+        if status not in get_args(TrialStatus):
+            raise ValueError(f"{status!r} is none of {get_args(TrialStatus)}")
+        row = row or {}
+        if row:
+            self.trial_row(key, row)
+        if error is None and "failed" in row:
+            error = f"{row['failed']}\n{row.get('traceback', '')}"
+        result = row.get("result") if status == "finished" else None
+        with self._append_lock:
+            self._append([ended(key, status, error, result)])
+
+    def close(self, status: SweepStatus, timeout_s: float = 30.0) -> int:
+        """End the sweep: trials that are still open were killed; send what is left.
+
+        Returns as soon as everything is sent or MLflow fails; gives up ``timeout_s`` after the last
+        progress.
+
+        Returns:
+            How many values are not in MLflow; `sync.sync` sends them later.
+        """
+        if status not in get_args(SweepStatus):
+            raise ValueError(f"{status!r} is none of {get_args(SweepStatus)}")
+        with self._append_lock:
+            self._append(closing(self._ledger.statuses, "killed", status))
+        self._closing.set()
+        self._wake.set()
+        seen, deadline = self._steps, time.monotonic() + timeout_s
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            self._thread.join(0.05)
+            if self._steps != seen:
+                seen, deadline = self._steps, time.monotonic() + timeout_s
+        self._abandon.set()
+        self._journal.close()
+        if not self._thread.is_alive():
+            self._lock.release()
+        return self._writer.left() + self.lost
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _append(self, events: list[Event]) -> None:
+        if not events:
+            return
+        try:
+            self._journal.append(events)
+        except OSError as error:
+            if not self.lost:
+                log.error("%s cannot be written (%s): values are lost", JOURNAL, error)
+            self.lost += sum(size(event) for event in events)
+        for event in events:
+            self._ledger.add(event)
+
+    def _run(self) -> None:
+        """The thread: send, wait a little, send; after a failure wait longer each time."""
+        delay = BACKOFF_S[0]
+        while not self._abandon.is_set():
+            closing = self._closing.is_set()  # read before the journal, which is complete by then
+            try:
+                more = self._writer.step()
+                self._writer.heartbeat()
+            except Exception as error:  # noqa: BLE001  (stores raise whatever their drivers do)
+                self._failed(error)
+                if closing:
+                    return
+                self._wake.wait(delay)
+                delay = min(2 * delay, BACKOFF_S[1])
+                continue
+            if self.problem:
+                log.warning("MLflow answers again")
+            delay, self.problem = BACKOFF_S[0], None
+            self._steps += 1
+            if not more:
+                if closing:
+                    return
+                self._wake.wait(PERIOD_S)
+
+    def _failed(self, error: Exception) -> None:
+        reason = store.reason(error)
+        if self.problem is None:
+            log.warning(
+                "MLflow does not take values now (%s); they are kept in %s",
+                reason,
+                self._directory / JOURNAL,
+                exc_info=log.isEnabledFor(logging.DEBUG),
+            )
+        self.problem = reason
