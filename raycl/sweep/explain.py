@@ -75,7 +75,9 @@ def _words(error: ErrorDetails, model: type[BaseModel], subject: str) -> tuple[s
     text = (
         str(context["error"]) if kind == "value_error" else error["msg"].replace("Input", "it", 1)
     )
-    text = text.removesuffix(".")
+    text = (
+        text.removesuffix(".").replace("valid tuple", "list").replace("valid dictionary", "mapping")
+    )
     if kind in ("value_error", "assertion_error"):
         return text, ""
     return f"{text[:1].lower()}{text[1:]}, not {_short(given)}", suggestion(given)
@@ -115,8 +117,8 @@ def _refuse_conversion(given: Any, got: Any, path: KeyPath) -> None:
     elif isinstance(given, list | tuple) and isinstance(got, list) and len(given) == len(got):
         for i, (a, b) in enumerate(zip(given, got, strict=True)):
             _refuse_conversion(a, b, (*path, i))
-    elif isinstance(got, bool) and not isinstance(given, bool):
-        raise Problem(path, f"must be true or false, not {_short(given)}")
-    elif isinstance(got, int | float) and (isinstance(given, bool | str)) and given is not got:
-        if not (isinstance(got, bool) and isinstance(given, bool)):
-            raise Problem(path, f"must be a number, not {_short(given)}")
+    elif isinstance(got, bool) != isinstance(given, bool):
+        noun = "true or false" if isinstance(got, bool) else "a number"
+        raise Problem(path, f"must be {noun}, not {_short(given)}")
+    elif isinstance(got, int | float) and isinstance(given, str):
+        raise Problem(path, f"must be a number, not {_short(given)}")

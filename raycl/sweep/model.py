@@ -18,6 +18,7 @@ from pydantic import (
 
 from raycl.errors import nearest
 from raycl.sweep.source import Source
+from raycl.sweep.spaces import walk
 from raycl.training.config import FixedSeeds, Readout, Seed
 from raycl.training.metrics import METRICS
 
@@ -42,9 +43,10 @@ def _several(value: Any) -> Any:
 
 
 def _word(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,39}", value):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", value):
         raise ValueError(
-            f"'{value}' must be up to 40 letters, digits and _ + -, beginning with a letter or digit"
+            f"'{value}' is no label: up to 40 letters, digits and _ -, "
+            "beginning with a letter or digit"
         )
     return value
 
@@ -158,8 +160,11 @@ class Search(_Model):
                 f"'{value}' is not on validation data; a search may not see test data; "
                 f"write validation/{metric}"
             )
-        if metric not in METRICS:
-            raise ValueError(f"unknown metric '{metric}'; {nearest(metric, METRICS)}")
+        usable = [name for name, known in METRICS.items() if not known.also]
+        if metric not in usable:
+            raise ValueError(
+                f"unknown metric '{metric}' on validation data; {nearest(metric, usable)}"
+            )
         if readout and readout not in ("class", "task", "domain"):
             raise ValueError(
                 f"unknown readout '{readout}'; {nearest(readout, ['class', 'task', 'domain'])}"
@@ -237,7 +242,7 @@ class Published(BaseModel):
 class Sweep(_Model):
     """A sweep file, complete: defaults filled in, short forms written out.
 
-    ``Sweep.model_validate(sweep.model_dump(mode="json"))`` gives the same sweep.
+    ``Sweep.model_validate(sweep.resolved())`` gives the same sweep.
     """
 
     name: Annotated[str, AfterValidator(_folder)] = Field(
@@ -281,10 +286,28 @@ class Sweep(_Model):
             raise ValueError(f"'{value}' must be an absolute path or a URI: workers run elsewhere")
         return value
 
+    def resolved(self) -> dict[str, Any]:
+        """As a sweep file would say it, nothing left out; JSON-able."""
+        return self.model_dump(mode="json")
+
     @property
     def source(self) -> Source:
         """The file it came from, for error messages."""
         return self._source or Source("sweep", "", {})
+
+    @property
+    def has_spaces(self) -> bool:
+        """Whether anything is searched."""
+        trees = [
+            [self.network, self.train],
+            *([m.options, m.network, m.train] for m in self.methods),
+        ]
+        return any(True for tree in trees for _ in walk(tree))
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether Optuna proposes configurations."""
+        return self.search.algorithm != "random" and self.has_spaces
 
     def resources_of(self, entry: MethodEntry) -> Resources:
         """What a trial of this method asks for."""

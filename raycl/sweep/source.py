@@ -1,6 +1,7 @@
 """A sweep file as text: YAML with line numbers, dotted paths, and overrides.
 
-The dialect is YAML 1.2's core schema (``1e-3`` is a number, ``no`` is text, ``010`` is ten), with duplicate keys, non-finite numbers and foreign tags refused.
+The dialect is YAML 1.2's core schema: ``1e-3`` is a number, ``no`` is text, ``010`` is ten.
+Duplicate keys, non-finite numbers and foreign tags are refused.
 """
 
 from __future__ import annotations
@@ -105,27 +106,38 @@ class Source:
         return tuple(found)
 
     def set(self, text: str) -> None:
-        """Apply one override ``a.b=c``; the value is YAML.
-
-        Elements of lists are named by index (``methods[0].lam``) or by label or name
-        (``methods.ewc.lam``).
+        """Apply one ``--set a.b=c``; the value is YAML.
 
         Raises:
             UserError: No ``=``, a broken value, or a path that leads nowhere.
         """
         origin = f"--set {text}"
-        where, equals, value = text.partition("=")
+        path, equals, value = text.partition("=")
         if not equals:
             raise UserError(origin, "expected PATH=VALUE, e.g. train.epochs=2")
+        self.override(path.strip(), _Parser(origin, numbered=False).parse(value), origin)
+
+    def override(self, path: str, value: Any, origin: str) -> None:
+        """Put a value at a dotted path, making mappings on the way.
+
+        Elements of lists are named by index (``methods[0].lam``) or by label or name
+        (``methods.ewc.lam``).
+
+        Args:
+            path: Where.
+            value: Plain data.
+            origin: Who says so, for messages.
+
+        Raises:
+            UserError: The path leads nowhere.
+        """
         try:
-            path = undotted(where.strip())
+            parts = undotted(path)
         except ValueError as error:
             raise UserError(origin, str(error)) from error
-        new = _Parser(origin, numbered=False).parse(value)
-        self.put(path, new, origin)
+        self._put(parts, value, origin)
 
-    def put(self, path: KeyPath, value: Any, origin: str) -> None:
-        """Set a value, making mappings on the way; see ``set``."""
+    def _put(self, path: KeyPath, value: Any, origin: str) -> None:
         tree: Any = self.data
         real: list[str | int] = []
         for part, following in zip(path, [*path[1:], None], strict=True):
@@ -150,7 +162,7 @@ class Source:
         self.origins[changed] = origin
 
 
-def _index(tree: Any, part: str | int, origin: str, path: KeyPath) -> str | int:
+def _index(tree: Any, part: str | int, origin: str, path: KeyPath) -> Any:
     """The key or index ``part`` means in ``tree``."""
     if isinstance(tree, list):
         if isinstance(part, int):
@@ -237,9 +249,7 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
     )
-_Loader.add_constructor(
-    "tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node))
-)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 
 
 class _Parser:
@@ -282,7 +292,7 @@ class _Parser:
             return [self._value(loader, child, (*path, i)) for i, child in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
             return self._mapping(loader, node, path)
-        value = loader.construct_object(node)  # type: ignore[no-untyped-call]
+        value = loader.construct_object(node)
         if not isinstance(value, str | int | float | bool | None):
             raise self._error(node.start_mark, f"values of type {node.tag} are not used here")
         if isinstance(value, float) and not math.isfinite(value):

@@ -1,0 +1,110 @@
+"""The blocks of one method: merged from the file, checked by their own classes."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raycl.benchmarks.base import Benchmark
+from raycl.errors import UserError
+from raycl.methods.base import Method
+from raycl.networks.base import Backbone
+from raycl.nn.optim import TrainConfig
+from raycl.registry import find
+from raycl.sweep.explain import Problem, validate
+from raycl.sweep.model import MethodEntry, Sweep
+from raycl.sweep.source import KeyPath
+from raycl.sweep.spaces import KINDS
+
+Blocks = dict[str, Any]
+"""``{"method": {...}, "network": {...}, "train": {...}}``, leaves possibly search spaces."""
+
+
+def blocks_of(sweep: Sweep, entry: MethodEntry) -> Blocks:
+    """What a method is run with: its own overrides on top of the sweep's blocks."""
+    return {
+        "method": {"name": entry.name, **entry.options},
+        "network": _merge(sweep.network, entry.network),
+        "train": _merge(sweep.train, entry.train),
+    }
+
+
+def _merge(base: Any, over: Any) -> Any:
+    """``over`` on top of ``base``; a mapping with another ``name`` replaces the whole mapping."""
+    both = isinstance(base, Mapping) and isinstance(over, Mapping)
+    if not both or any(kind in tree for tree in (base, over) for kind in KINDS):
+        return over
+    if "name" in over and over["name"] != base.get("name", over["name"]):
+        return over
+    return {**base, **{key: _merge(base[key], v) if key in base else v for key, v in over.items()}}
+
+
+def place(sweep: Sweep, index: int, path: KeyPath) -> KeyPath:
+    """Where in the file a path of method ``index``'s blocks was written."""
+    block, *rest = path
+    if block == "method":
+        return ("methods", index, *rest)
+    own = getattr(sweep.methods[index], str(block))
+    if _depth(own, rest) >= max(1, _depth(getattr(sweep, str(block)), rest)):
+        return ("methods", index, *path)
+    return path
+
+
+def _depth(tree: Any, path: list[str | int]) -> int:
+    """How much of a path exists."""
+    for depth, part in enumerate(path):
+        try:
+            tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            return depth
+    return len(path)
+
+
+def finish(blocks: Mapping[str, Any]) -> Blocks:
+    """Validate blocks without search spaces and fill in every default.
+
+    Raises:
+        Problem: With a path from the blocks' root.
+    """
+    done: Blocks = {}
+    for block in ("method", "network", "train"):
+        data = blocks[block]
+        try:
+            if block == "train":
+                model, subject = TrainConfig, "train"
+            else:
+                cls = named(block, data)
+                model, subject = cls.Config, f"{block} {data['name']}"
+            done[block] = validate(model, data, subject).model_dump(mode="json")
+        except Problem as problem:
+            raise Problem((block, *problem.path), problem.what, problem.hint) from problem
+    return done
+
+
+def named(block: str, data: Mapping[str, Any]) -> Any:
+    """The class a ``method``, ``network`` or ``benchmark`` block names.
+
+    Raises:
+        Problem: There is none.
+    """
+    base: Any = {"method": Method, "network": Backbone, "benchmark": Benchmark}[block]
+    name = data.get("name")
+    if not isinstance(name, str):
+        raise Problem(("name",), "is missing" if name is None else f"must be a name, not {name!r}")
+    try:
+        return find(f"raycl.{block}s", base, name)
+    except UserError as error:
+        raise Problem(("name",), error.what, error.hint) from error
+
+
+def digest(name: str, cls: type) -> str:
+    """What stands for the code of a class from outside raycl: a hash of its file, else nothing.
+
+    A changed file is another method, so trials of the old one must not be taken for its own.
+    """
+    if ":" not in name:
+        return ""
+    return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()[:16]

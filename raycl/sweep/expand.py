@@ -1,0 +1,385 @@
+"""From a sweep to finished trial plans. Deterministic; knows nothing of Ray.
+
+Draws come from a generator of their own for each (benchmark, method, option), so adding a method or
+an option changes no other draw, and all seeds of a sample share its draws.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from raycl.sweep.blocks import Blocks, blocks_of, digest, finish, named, place
+from raycl.sweep.explain import Problem, validate
+from raycl.sweep.model import MethodEntry, Sweep
+from raycl.sweep.source import dotted, put, undotted
+from raycl.sweep.spaces import Space, walk
+
+MAX_CONFIG_BYTES = 65_536
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """One trial, finished.
+
+    Attributes:
+        key: 16 hex digits: hash of the finished configuration and the method's label, without
+            resources and kind.
+        config_key: The same without the seed: trials to be averaged.
+        name: For people: the method's label, what varies in the sweep, the seed. Unique.
+        method: The method's label.
+        benchmark: The benchmark's label.
+        seed: The trial's seed.
+        kind: ``trial`` (fixed configuration), ``search`` or ``winner``.
+        config: A ``TrialConfig`` as plain JSON.
+        resources: ``{"cpu": ..., "gpu": ...}``.
+        varied: Dotted path in ``config`` to the value, of what varies in the sweep.
+        code: Hash of the method's file if it is not raycl's own.
+    """
+
+    key: str
+    config_key: str
+    name: str
+    method: str
+    benchmark: str
+    seed: int
+    kind: str
+    config: dict[str, Any]
+    resources: dict[str, float]
+    varied: dict[str, Any] = field(default_factory=dict)
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One method on one benchmark.
+
+    Attributes:
+        benchmark: The benchmark's label.
+        method: The method's label.
+        spaces: Dotted path in the configuration to its search space, sorted by path.
+        base: The plan with the search spaces still in its configuration, to be passed to ``fill``;
+            its seed and kind are those of nothing yet.
+        index: The method's position in the file.
+    """
+
+    benchmark: str
+    method: str
+    spaces: dict[str, Space]
+    base: TrialPlan
+    index: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One line of ``--dry-run``.
+
+    Attributes:
+        stage: ``search`` or ``final``.
+        name: Name of the trial.
+        benchmark: Label.
+        method: Label.
+        seed: The trial's seed.
+        varied: What varies, or where the values will come from.
+        resources: What the trial asks for.
+    """
+
+    stage: str
+    name: str
+    benchmark: str
+    method: str
+    seed: int
+    varied: dict[str, Any] | str
+    resources: dict[str, float]
+
+
+def groups(sweep: Sweep) -> list[Group]:
+    """Every method on every benchmark, in the order of the file."""
+    pairs = itertools.product(benchmark_configs(sweep), enumerate(sweep.methods))
+    return [_group(sweep, b, i, entry) for b, (i, entry) in pairs]
+
+
+def benchmark_configs(sweep: Sweep) -> list[dict[str, Any]]:
+    """The benchmarks' blocks with every default and the label filled in."""
+    found = []
+    for i, block in enumerate(sweep.benchmark):
+        try:
+            cls = named("benchmark", block)
+            config = validate(cls.Config, block, f"benchmark {block['name']}")
+        except Problem as p:
+            raise sweep.source.error(("benchmark", i, *p.path), p.what, p.hint) from p
+        found.append(config.model_dump(mode="json") | {"label": cls(config).label})
+    return found
+
+
+def _group(sweep: Sweep, benchmark: dict[str, Any], index: int, entry: MethodEntry) -> Group:
+    blocks = blocks_of(sweep, entry)
+    spaces = {dotted(path): space for path, space in walk(blocks)}
+    resources = sweep.resources_of(entry)
+    config = {
+        "benchmark": benchmark,
+        **blocks,
+        "seed": 0,
+        "fixed_seeds": sweep.fixed_seeds.model_dump(mode="json"),
+        "readouts": None if sweep.readouts is None else list(sweep.readouts),
+        "tasks": sweep.stop.tasks,
+        "threads": max(1, int(resources.cpu)),
+    }
+    base = TrialPlan(
+        key="",
+        config_key="",
+        name="",
+        method=entry.label,
+        benchmark=benchmark["label"],
+        seed=0,
+        kind="",
+        config=config,
+        resources=resources.model_dump(),
+        code=digest(entry.name, named("method", blocks["method"])),
+    )
+    return Group(base.benchmark, entry.label, dict(sorted(spaces.items())), base, index)
+
+
+def fill(base: TrialPlan, values: Mapping[str, Any], seed: int, kind: str) -> TrialPlan:
+    """A finished plan from a group's base.
+
+    Args:
+        base: ``Group.base``, or a plan made of it for a search stage (``search_base``).
+        values: Dotted path to value, for each search space of the group.
+        seed: The trial's seed.
+        kind: ``trial``, ``search`` or ``winner``.
+
+    Raises:
+        Problem: The values do not go together, or the configuration is too large.
+    """
+    config = deepcopy(base.config)
+    for path, value in values.items():
+        put(config, undotted(path), value)
+    config |= finish(config) | {"seed": seed}
+    varied = {path: _get(config, path) for path in sorted(values)}
+    text = canonical(config)
+    if len(text) > MAX_CONFIG_BYTES:
+        raise Problem((), f"the configuration has {len(text)} bytes, more than {MAX_CONFIG_BYTES}")
+    identity = {k: v for k, v in config.items() if k not in ("seed", "threads")}
+    identity |= {"label": base.method, "code": base.code}
+    return replace(
+        base,
+        key=_hash(identity | {"seed": seed}),
+        config_key=_hash(identity),
+        name=_name(base.method, varied, seed),
+        seed=seed,
+        kind=kind,
+        config=config,
+        varied=varied,
+    )
+
+
+def search_base(sweep: Sweep, group: Group) -> TrialPlan:
+    """A group's base for search trials, which may run on the first tasks only."""
+    limits = [n for n in (sweep.stop.tasks, sweep.search.tasks) if n is not None]
+    config = group.base.config | {"tasks": min(limits, default=None)}
+    return replace(group.base, config=config, kind="search")
+
+
+def plan_of(config: Mapping[str, Any]) -> TrialPlan:
+    """The plan in a Tune trial's configuration.
+
+    Args:
+        config: ``{"plan": plan as a dict}``; with Optuna also ``"space"``, dotted path to value,
+            to be filled into the plan, which is a ``search_base`` with its seed set.
+    """
+    plan = TrialPlan(**config["plan"])
+    return fill(plan, config["space"], plan.seed, plan.kind) if "space" in config else plan
+
+
+def search_plans(sweep: Sweep) -> list[TrialPlan]:
+    """All trials of a random or grid search; empty if nothing is searched or Optuna proposes."""
+    if sweep.search.algorithm != "random":
+        return []
+    plans: dict[str, TrialPlan] = {}  # a configuration drawn twice runs once
+    for group in groups(sweep):
+        base = search_base(sweep, group)
+        for values in _samples(sweep, group):
+            for seed in sweep.search_seeds():
+                plan = _fill(sweep, group, base, values, seed, "search")
+                plans.setdefault(plan.key, plan)
+    return _distinct_names(plans.values(), len(sweep.benchmark) > 1)
+
+
+def final_plans(
+    sweep: Sweep, winners: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> list[TrialPlan]:
+    """The trials the table is made of: each method, finished, on each of ``seeds``.
+
+    Args:
+        sweep: The sweep.
+        winners: (benchmark label, method label) to the ``varied`` chosen by the search. Methods
+            that are searched and have no winner are left out.
+    """
+    plans = []
+    for group in groups(sweep):
+        values = winners.get((group.benchmark, group.method)) if group.spaces else {}
+        if values is None:
+            continue
+        if values.keys() != group.spaces.keys():
+            raise ValueError(f"winner of {group.method} must set {list(group.spaces)}")
+        kind = "winner" if group.spaces else "trial"
+        plans += [_fill(sweep, group, group.base, values, s, kind) for s in sweep.seeds]
+    return _distinct_names(plans, len(sweep.benchmark) > 1)
+
+
+def preview(sweep: Sweep) -> list[Preview]:
+    """Everything that would run, as far as it is known before the search. Needs no data."""
+    lines = []
+    for plan in search_plans(sweep):
+        lines.append(_line("search", plan, plan.varied))
+    searched = [group for group in groups(sweep) if group.spaces]
+    if sweep.search.algorithm != "random":
+        for group, sample in itertools.product(searched, range(sweep.search.num_samples)):
+            for seed in sweep.search_seeds():
+                name = f"{group.method}-sample{sample}-s{seed}"
+                plan = replace(group.base, name=name, seed=seed)
+                lines.append(_line("search", plan, f"chosen by {sweep.search.algorithm}"))
+    fixed = {(p.benchmark, p.method, p.seed): p for p in final_plans(sweep, {})}
+    for group, seed in itertools.product(groups(sweep), sweep.seeds):
+        plan = fixed.get((group.benchmark, group.method, seed)) or replace(
+            group.base, name=f"{group.method}-winner-s{seed}", seed=seed
+        )
+        lines.append(_line("final", plan, "winner of the search" if group.spaces else {}))
+    return lines
+
+
+def spec_hash(sweep: Sweep) -> str:
+    """Hash of all that results depend on; the order of the file is not part of it."""
+    found = groups(sweep)
+    without = ("threads", "seed")
+    trials = [
+        {k: v for k, v in g.base.config.items() if k not in without}
+        | {"label": g.method, "code": g.base.code}
+        | _defaults(g)
+        for g in found
+    ]
+    payload: dict[str, Any] = {
+        "trials": sorted(trials, key=canonical),
+        "seeds": sorted(sweep.seeds),
+    }
+    if any(g.spaces for g in found):
+        payload["search"] = sweep.search.model_dump(mode="json", exclude={"max_concurrent"})
+        payload["scheduler"] = sweep.scheduler.model_dump(mode="json")
+    return _hash(payload)
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def first_values(spaces: Mapping[str, Space]) -> dict[str, Any]:
+    """One value for each space."""
+    return {path: space.representatives()[0][1] for path, space in spaces.items()}
+
+
+def _defaults(group: Group) -> Blocks:
+    """The finished blocks, with the search spaces as they were written put back."""
+    plan = fill(group.base, first_values(group.spaces), 0, "")
+    blocks = {block: deepcopy(plan.config[block]) for block in ("method", "network", "train")}
+    for path, space in group.spaces.items():
+        put(blocks, undotted(path), {space.kind: list(space.args)})
+    return blocks
+
+
+def _samples(sweep: Sweep, group: Group) -> Iterable[dict[str, Any]]:
+    """Values of the group's spaces: every draw with every cell of the grid."""
+    if not group.spaces:
+        return
+    grid = {path: space for path, space in group.spaces.items() if space.is_grid}
+    drawn = {path: space for path, space in group.spaces.items() if not space.is_grid}
+    generators = {path: _generator(sweep, group, path) for path in drawn}
+    for _ in range(sweep.search.num_samples if drawn else 1):
+        draws = {path: space.draw(generators[path]) for path, space in drawn.items()}
+        for cell in itertools.product(*(space.args for space in grid.values())):
+            yield draws | dict(zip(grid, cell, strict=True))
+
+
+def _generator(sweep: Sweep, group: Group, path: str) -> np.random.Generator:
+    text = canonical([group.benchmark, group.method, path])
+    entropy = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16])
+    return np.random.default_rng([sweep.search.seed, entropy])
+
+
+def _fill(
+    sweep: Sweep, group: Group, base: TrialPlan, values: Mapping[str, Any], seed: int, kind: str
+) -> TrialPlan:
+    try:
+        return fill(base, values, seed, kind)
+    except Problem as p:
+        path = place(sweep, group.index, p.path) if p.path else ("methods", group.index)
+        chosen = ", ".join(f"{path}={value!r}" for path, value in values.items())
+        what = f"{p.what} (with {chosen})" if chosen else p.what
+        raise sweep.source.error(path, what, p.hint) from p
+
+
+def _get(config: Any, path: str) -> Any:
+    for part in undotted(path):
+        config = config[part]
+    return config
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
+
+
+def _name(label: str, varied: Mapping[str, Any], seed: int) -> str:
+    short = Counter(path.rpartition(".")[2] for path in varied)
+    parts = [label]
+    for path, value in varied.items():
+        last = path.rpartition(".")[2]
+        parts.append(f"{last if short[last] == 1 else path}{_text(value)}")
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "", "-".join(parts))
+    return f"{stem[:60]}-s{seed}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return "x".join(_text(v) for v in value)
+    if isinstance(value, dict):
+        return str(value["name"]) if isinstance(value.get("name"), str) else _hash(value)[:6]
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _distinct_names(plans: Iterable[TrialPlan], several: bool) -> list[TrialPlan]:
+    """Names made unique: by the benchmark if there are several, then by the configuration's key."""
+    named_plans = [
+        replace(plan, name=_with_benchmark(plan) if several else plan.name) for plan in plans
+    ]
+    count = Counter(plan.name for plan in named_plans)
+    return [
+        plan if count[plan.name] == 1 else replace(plan, name=_with_key(plan))
+        for plan in named_plans
+    ]
+
+
+def _with_benchmark(plan: TrialPlan) -> str:
+    label = re.sub(r"[^A-Za-z0-9._-]+", "", plan.benchmark)[:24]
+    stem, _, seed = plan.name.rpartition("-s")
+    return f"{f'{label}-{stem}'[:60]}-s{seed}"
+
+
+def _with_key(plan: TrialPlan) -> str:
+    stem, _, seed = plan.name.rpartition("-s")
+    return f"{stem[:55]}-{plan.config_key[:8]}-s{seed}"
+
+
+def _line(stage: str, plan: TrialPlan, varied: dict[str, Any] | str) -> Preview:
+    return Preview(stage, plan.name, plan.benchmark, plan.method, plan.seed, varied, plan.resources)

@@ -1,0 +1,102 @@
+"""The sweep file as the rest of raycl knows it: ``load`` and ``Sweep``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from raycl.sweep.check import check, check_data
+from raycl.sweep.explain import Problem, validate
+from raycl.sweep.model import Sweep
+from raycl.sweep.source import KeyPath, Source, dotted, get, read
+
+__all__ = ["Sweep", "check_data", "load", "parse"]
+
+
+def load(path: Path, overrides: Sequence[str] = (), smoke: bool = False) -> Sweep:
+    """Read and check a sweep file; neither data nor Ray is needed.
+
+    Args:
+        path: The YAML file.
+        overrides: ``a.b=c``, as on the command line; they win over ``smoke``.
+        smoke: Make it as small as it can be and still touch everything: the file's ``smoke``
+            block, or else ``automatic_smoke``. The name gets ``-smoke`` at its end.
+
+    Raises:
+        UserError: Anything that is wrong with it, with file, line, path and nearest name.
+    """
+    source = read(path)
+    _override(source, overrides)
+    sweep = parse(source)
+    if sweep.smoke is None and not smoke:
+        return sweep
+    small = deepcopy(source)
+    apply_smoke(small, sweep)
+    _override(small, overrides)
+    tiny = parse(small)  # also without --smoke, so that a wrong block is found early
+    return tiny if smoke else sweep
+
+
+def _override(source: Source, overrides: Sequence[str]) -> None:
+    for text in overrides:
+        source.set(text)
+
+
+def parse(source: Source) -> Sweep:
+    """Check what was read; see ``load``."""
+    try:
+        sweep = validate(Sweep, source.data)
+    except Problem as p:
+        raise source.error(p.path, p.what, p.hint) from p
+    assert isinstance(sweep, Sweep)
+    sweep._source = source
+    check(sweep)
+    return sweep
+
+
+def apply_smoke(source: Source, sweep: Sweep) -> None:
+    """Apply ``--smoke`` to what was read."""
+    overrides = automatic_smoke(source.data) if sweep.smoke is None else sweep.smoke
+    source.data["name"] = f"{sweep.name}-smoke"
+    for path, value in overrides.items():
+        source.override(path, value, f"{source.file}: smoke")
+
+
+def automatic_smoke(data: dict[str, Any]) -> dict[str, Any]:
+    """What ``--smoke`` does to a file without a ``smoke`` block.
+
+    One epoch, two tasks, one seed, two draws, two options of each grid.
+
+    Args:
+        data: The file's data.
+    """
+    found: dict[str, Any] = {
+        "train.epochs": 1,
+        "stop.tasks": 2,
+        "seeds": 1,
+        "search.num_samples": 2,
+    }
+    if data.get("search", {}).get("tasks"):
+        found["search.tasks"] = 1
+    if "scheduler" in data:
+        found["scheduler.grace_period"] = 1
+    for i, method in enumerate(data["methods"]):
+        if isinstance(method, dict) and "epochs" in method.get("train", {}):
+            found[f"methods[{i}].train.epochs"] = 1
+    for path in _grids(data, ()):
+        found[dotted(path)] = get(data, path)[:2]
+    return found
+
+
+def _grids(tree: Any, path: KeyPath) -> Iterator[KeyPath]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key == "grid" and isinstance(value, list):
+                yield (*path, key)
+            else:
+                yield from _grids(value, (*path, key))
+    elif isinstance(tree, list):
+        for i, value in enumerate(tree):
+            yield from _grids(value, (*path, i))
