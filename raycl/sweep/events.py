@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
+import os
+import signal
 from typing import Any, Protocol
 
 from ray import tune
 
 from raycl.sweep.expand import TrialPlan, plan_of
 from raycl.sweep.outcomes import Status
-
-logger = logging.getLogger(__name__)
 
 
 class Listener(Protocol):
@@ -21,6 +20,9 @@ class Listener(Protocol):
 
     def row(self, plan: TrialPlan, row: dict[str, Any]) -> None:
         """A trial reports."""
+
+    def lost(self, plan: TrialPlan, error: str) -> None:
+        """A trial's worker died; the trial will be retried."""
 
     def ended(self, plan: TrialPlan, status: Status, row: dict[str, Any], error: str) -> None:
         """A trial is over; ``row`` is its last one."""
@@ -50,6 +52,11 @@ class Hub:
         self.running[plan.key] = (plan, row)
         for listener in self.listeners:
             listener.row(plan, row)
+
+    def lost(self, plan: TrialPlan, error: str) -> None:
+        """See ``Listener``."""
+        for listener in self.listeners:
+            listener.lost(plan, error)
 
     def ended(self, plan: TrialPlan, status: Status, error: str = "") -> None:
         """See ``Listener``; a trial ends only once."""
@@ -96,6 +103,11 @@ class Events(tune.Callback):  # type: ignore[misc]
     def _hub(self) -> Hub:
         return _HUBS[self.name]
 
+    def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
+        """Tune's hook: a signal that came before Tune listened is sent again."""
+        if self._hub.interrupted:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Tune's hook."""
         self._hub.started(plan_of(trial.config))
@@ -110,8 +122,16 @@ class Events(tune.Callback):  # type: ignore[misc]
         """Tune's hook."""
         self._hub.completed(plan_of(trial.config))
 
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Tune's hook: a worker or node was lost."""
+        self._hub.lost(plan_of(trial.config), _one_line(trial))
+
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Tune's hook: all retries are used up."""
-        error = trial.get_error()
-        text = " ".join(f"{type(error).__name__}: {error}".split()) if error else "worker lost"
-        self._hub.ended(plan_of(trial.config), "error", text[:2000])
+        self._hub.ended(plan_of(trial.config), "error", _one_line(trial))
+
+
+def _one_line(trial: Any) -> str:
+    error = trial.get_error()
+    text = f"{type(error).__name__}: {error}" if error else "worker lost"
+    return " ".join(text.split())[:2000]

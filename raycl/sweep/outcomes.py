@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -94,9 +95,9 @@ class Outcomes:
         )
         self._known[outcome.key] = outcome
 
-    def forget_errors(self) -> int:
-        """Let failed trials run again; returns how many."""
-        failed = [o for o in self._known.values() if o.status == "error"]
+    def forget_errors(self, kinds: Container[str]) -> int:
+        """Let failed trials of these kinds run again; returns how many."""
+        failed = [o for o in self._known.values() if o.status == "error" and o.kind in kinds]
         for outcome in failed:
             (self.directory / f"{outcome.key}.json").unlink()
             del self._known[outcome.key]

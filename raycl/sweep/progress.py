@@ -72,6 +72,10 @@ class Progress:
             running = ", ".join(f"{p.name} {self._where(r)}" for p, r, _ in self.rows.values())
             self.say(f"running: {running}{self._left(', ')}")
 
+    def lost(self, plan: TrialPlan, error: str) -> None:
+        """A worker died."""
+        self.say(f"{plan.name} lost its worker and is retried: {error[:160]}")
+
     def ended(self, plan: TrialPlan, status: Status, row: dict[str, Any], error: str) -> None:
         """A trial is over."""
         *_, since = self.rows.pop(plan.key, (plan, row, time.monotonic()))
@@ -80,7 +84,9 @@ class Progress:
         self._bar.update(self._bar_id, completed=self.over, left=self._left())
         seconds = time.monotonic() - since
         what = error if status == "error" else _headline(row)
-        self.say(f"{self.over:>4}/{self.total}  {status:<13} {plan.name:<40} {what}  {seconds:.1f} s")
+        self.say(
+            f"{self.over:>4}/{self.total}  {status:<13} {plan.name:<40} {what}  {seconds:.1f} s"
+        )
 
     def say(self, text: str) -> None:
         """Print a line above the live table, or a plain one with the time of day."""

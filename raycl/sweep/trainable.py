@@ -7,6 +7,7 @@ retries lost workers and moves the rows.
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Mapping
@@ -34,12 +35,14 @@ class Settings:
         every_s: Seconds between checkpoints; a task's end always makes one.
         keep: Checkpoints kept.
         metric: The row's key a search looks at.
+        mode: ``max`` or ``min``.
     """
 
     storage: str
     every_s: float
     keep: int
     metric: str
+    mode: str
 
 
 def trial(config: dict[str, Any], data: Mapping[str, Dataset], settings: Settings) -> None:
@@ -84,6 +87,10 @@ def _train(plan: TrialPlan, data: Mapping[str, Dataset], settings: Settings) -> 
 
 
 def report(row: Row, settings: Settings) -> None:
-    """Send a row to the driver, with the two values schedulers and searchers look at."""
-    score = row.get(settings.metric, row.get("validation/average_accuracy", 0.0))
+    """Send a row to the driver, with the two values schedulers and searchers look at.
+
+    Until the metric exists, and for a failed trial, the score is the worst there is.
+    """
+    worst = -math.inf if settings.mode == "max" else math.inf
+    score = row.get(settings.metric, worst)
     tune.report({"row": row, "tasks_done": row.get("tasks_done", 0), "score": score})

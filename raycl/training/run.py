@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -179,8 +180,7 @@ class Run:
     def _build_network(self, block: Mapping[str, Any] | None = None) -> Backbone:
         block = block or self.config.network
         cls = registry.find("raycl.networks", Backbone, block["name"], where="network")  # type: ignore[type-abstract]
-        network = cls(cls.Config.model_validate(block), self.stream.info.input_shape)  # type: ignore[call-arg]
-        return network.to(self.device)
+        return cls(cls.Config.model_validate(block), self.stream.info.input_shape)  # type: ignore[call-arg]
 
     def _enter_task(self) -> Task:
         if self._task is None:
@@ -233,7 +233,7 @@ class Run:
         row["at_task_end"] = True
         sizes = [len(d.test) for d in self.stream.data[: self.task_index]]
         row |= self.matrices.row(index, sizes)
-        row |= {f"cost/{k}": v for k, v in self.costs.measure(self.method, self._plain_size()).items()}
+        row |= {f"cost/{k}": v for k, v in self.costs.measure(self.method, self._plain_size).items()}
         row |= {f"method/{k}": float(v) for k, v in self.method.diagnostics().items()}
         current = self.matrices.current_validation(index)
         if current is not None:
@@ -270,6 +270,7 @@ class Run:
         latest = self.matrices.validation_average()
         return row.get("validation/accuracy_current", 0.0) if latest is None else latest
 
+    @cached_property
     def _plain_size(self) -> int:
         """Scalars of the plain network: one backbone, one linear head over all outputs."""
         with torch.random.fork_rng(devices=[]), torch.device("meta"):

@@ -1,0 +1,165 @@
+"""Search with Optuna: one Tuner per benchmark and method, learning from trials that are over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+from ray import tune
+from ray.tune.search.optuna import OptunaSearch
+
+from raycl.sweep import expand, select
+from raycl.sweep.expand import Group, TrialPlan
+from raycl.sweep.model import Sweep
+from raycl.sweep.outcomes import Outcome, Outcomes, Status
+from raycl.sweep.schedulers import make_scheduler
+from raycl.sweep.spaces import Space
+from raycl.sweep.stage import Stage
+
+
+def search_adaptively(sweep: Sweep, stage: Stage, outcomes: Outcomes, tasks: int) -> None:
+    """Run what is left of the search of every group.
+
+    A continued search tells Optuna every outcome there is and proposes the unfinished
+    configurations again, so that they go on from their checkpoints.
+
+    Args:
+        sweep: With ``search.algorithm`` ``optuna`` (TPE) or ``optuna_gp`` (Gaussian process).
+        stage: Runs the trials.
+        outcomes: Of the sweep so far.
+        tasks: Tasks of a search trial.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    proposals = Proposals(outcomes.directory.parent / "proposals.jsonl")
+    stage.hub.listeners.append(proposals)
+    try:
+        for group in expand.groups(sweep):
+            if group.spaces:
+                _search_group(sweep, group, stage, outcomes, proposals, tasks)
+    finally:
+        stage.hub.listeners.remove(proposals)
+
+
+def _search_group(
+    sweep: Sweep,
+    group: Group,
+    stage: Stage,
+    outcomes: Outcomes,
+    proposals: Proposals,
+    tasks: int,
+) -> None:
+    search = sweep.search
+    (seed,) = sweep.search_seeds()
+    base = expand.replace(expand.search_base(sweep, group), seed=seed)
+    over = [
+        o
+        for o in outcomes.all()
+        if o.kind == "search" and (o.benchmark, o.method) == (group.benchmark, group.method)
+    ]
+    left = search.num_samples - len(over)
+    if left <= 0:
+        return
+    searcher = OptunaSearch(
+        space={f"space/{path}": domain(space) for path, space in group.spaces.items()},
+        metric="score",
+        mode=search.mode,
+        sampler=_sampler(search.algorithm, search.seed),
+        points_to_evaluate=[
+            {f"space/{path}": value for path, value in varied.items()}
+            for key, varied in proposals.of(group).items()
+            if key not in outcomes
+        ][:left],
+    )
+    for outcome in over:
+        _tell(searcher, outcome, search.metric)
+    scheduler = sweep.scheduler
+    stage.fit_proposed(
+        base,
+        searcher,
+        left,
+        scheduler=make_scheduler(
+            scheduler.name, search.mode, tasks, scheduler.grace_period, scheduler.reduction_factor
+        ),
+        max_concurrent=search.max_concurrent or _slots(base),
+        time_budget_s=search.time_budget,
+    )
+
+
+def domain(space: Space) -> Any:
+    """The search space in Tune's words."""
+    if space.kind in ("grid", "choice"):
+        return tune.choice(list(space.args))
+    return getattr(tune, space.kind)(*space.args)
+
+
+def _sampler(algorithm: str, seed: int) -> optuna.samplers.BaseSampler:
+    if algorithm == "optuna_gp":
+        return optuna.samplers.GPSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed)
+
+
+def _tell(searcher: OptunaSearch, outcome: Outcome, metric: str) -> None:
+    finished = outcome.status == "finished"
+    searcher.add_evaluated_point(
+        {f"space/{path}": value for path, value in outcome.varied.items()},
+        select.value(outcome, metric) if finished else None,
+        error=outcome.status == "error",
+        pruned=outcome.status == "stopped-early",
+    )
+
+
+def _slots(plan: TrialPlan) -> int:
+    """How many such trials the cluster holds at a time."""
+    total = ray.cluster_resources()
+    wanted = {kind.upper(): n for kind, n in plan.resources.items() if n}
+    return max(1, int(min(total.get(kind, 0) / n for kind, n in wanted.items())))
+
+
+class Proposals:
+    """The listener that keeps what a searcher proposed, for a driver that does not come back."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path.is_file() else []
+        self._rows: dict[str, dict[str, Any]] = {}
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # the last line of a driver that was killed
+                continue
+            self._rows[row["key"]] = row
+
+    def of(self, group: Group) -> dict[str, dict[str, Any]]:
+        """Trial key to values, of one group."""
+        return {
+            key: row["varied"]
+            for key, row in self._rows.items()
+            if (row["benchmark"], row["method"]) == (group.benchmark, group.method)
+        }
+
+    def started(self, plan: TrialPlan) -> None:
+        """Write a new proposal down."""
+        if plan.key in self._rows:
+            return
+        row = {
+            "key": plan.key,
+            "benchmark": plan.benchmark,
+            "method": plan.method,
+            "varied": plan.varied,
+        }
+        self._rows[plan.key] = row
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def row(self, plan: TrialPlan, row: Mapping[str, Any]) -> None:
+        """Of no interest here."""
+
+    def lost(self, plan: TrialPlan, error: str) -> None:
+        """Of no interest here."""
+
+    def ended(self, plan: TrialPlan, status: Status, row: Mapping[str, Any], error: str) -> None:
+        """Of no interest here."""

@@ -1,0 +1,82 @@
+"""Ray: where trials run. Starting it, joining it, and whether a trial fits."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+
+from raycl.errors import UserError
+from raycl.sweep.expand import Preview
+
+ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON or TensorBoard files
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # we print each error once ourselves
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours turns SIGINT and SIGTERM into Tune's SIGUSR1
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean what they meant to the user
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "1",
+}
+
+
+def fits_here(plans: Sequence[Preview]) -> None:
+    """Check the requests against this machine, before a local Ray is started.
+
+    Raises:
+        UserError: A trial asks for more GPUs or CPUs than there are.
+    """
+    import torch
+
+    _check(plans, [{"GPU": float(torch.cuda.device_count()), "CPU": float(os.cpu_count() or 1)}])
+
+
+@contextlib.contextmanager
+def connect(address: str | None, plans: Sequence[Preview]) -> Iterator[None]:
+    """A Ray cluster for the time of a sweep.
+
+    Args:
+        address: Of a running cluster; default: ``RAY_ADDRESS``, else a new one on this machine. A
+            cluster that merely happens to run here is never joined.
+        plans: What will run, to refuse what cannot fit.
+
+    Raises:
+        UserError: The cluster does not answer, or a trial fits on none of its nodes.
+    """
+    os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    if where == "local":
+        fits_here(plans)
+    import ray
+
+    try:
+        ray.init(
+            address=where,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=False if where == "local" else None,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError("--address", f"no Ray cluster answers at '{where}': {error}") from error
+    try:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        _check(plans, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check(plans: Sequence[Preview], nodes: Sequence[dict[str, float]]) -> None:
+    for plan in plans:
+        for kind in ("gpu", "cpu"):
+            wanted = plan.resources.get(kind, 0.0)
+            largest = max((node.get(kind.upper(), 0.0) for node in nodes), default=0.0)
+            if wanted > largest:
+                raise UserError(
+                    f"resources.{kind}",
+                    f"trial {plan.name} asks for {wanted:g} {kind.upper()}s; "
+                    f"the largest node has {largest:g}",
+                )

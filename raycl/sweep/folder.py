@@ -1,0 +1,159 @@
+"""The folder of one sweep: what it is, who is writing to it, where everything lies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import raycl
+from raycl.errors import UserError, nearest
+from raycl.sweep.outcomes import Outcomes, write_atomically
+
+
+def runs_root(given: Path | None) -> Path:
+    """Where sweeps live: ``--runs``, else ``RAYCL_RUNS``, else ``./runs``; absolute."""
+    return Path(given or os.environ.get("RAYCL_RUNS") or "runs").expanduser().resolve()
+
+
+class SweepFolder:
+    """``<runs>/<name>``.
+
+    Args:
+        root: The runs folder.
+        name: The sweep's name.
+    """
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.root, self.name = root, name
+        self.path = root / name
+
+    @classmethod
+    def existing(cls, root: Path, name: str) -> SweepFolder:
+        """The folder of a sweep that was started before.
+
+        Raises:
+            UserError: There is none of that name.
+        """
+        folder = cls(root, name)
+        if not folder.spec_file.is_file():
+            known = sorted(p.parent.name for p in root.glob("*/spec.json"))
+            hint = nearest(name, known) if known else "nothing was run here yet"
+            raise UserError(str(root), f"no sweep named '{name}'", hint)
+        return folder
+
+    @property
+    def spec_file(self) -> Path:
+        """Name, hash, sweep id and resolved specification."""
+        return self.path / "spec.json"
+
+    @property
+    def resolved_file(self) -> Path:
+        """The sweep file after ``--set`` and ``--smoke``; can be run again as it is."""
+        return self.path / "sweep.yaml"
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """How each trial ended."""
+        return Outcomes(self.path / "outcomes")
+
+    def identity(self) -> dict[str, Any]:
+        """What ``claim`` recorded."""
+        identity: dict[str, Any] = json.loads(self.spec_file.read_text())
+        return identity
+
+    def claim(self, spec_hash: str, resolved: dict[str, Any]) -> str:
+        """Take the name for a specification, or find that it has it already.
+
+        Returns:
+            The sweep's id, the same in every continuation.
+
+        Raises:
+            UserError: The name belongs to another specification.
+        """
+        if self.spec_file.is_file():
+            identity = self.identity()
+            if identity["hash"] != spec_hash:
+                changed = _differences(identity["resolved"], resolved)
+                raise UserError(
+                    "name",
+                    f"'{self.name}' is already in use by another specification in {self.root}"
+                    + (f" (differs in {', '.join(changed)})" if changed else ""),
+                    f"choose another name, or remove {self.path}",
+                )
+            return str(identity["sweep_id"])
+        sweep_id = uuid.uuid4().hex[:16]
+        write_atomically(self.resolved_file, yaml.safe_dump(resolved, sort_keys=False))
+        identity = {
+            "name": self.name,
+            "hash": spec_hash,
+            "sweep_id": sweep_id,
+            "version": raycl.__version__,
+            "resolved": resolved,
+        }
+        write_atomically(self.spec_file, json.dumps(identity, indent=1))
+        return sweep_id
+
+    @property
+    def _winners_file(self) -> Path:
+        return self.path / "winners.json"
+
+    def record_winners(self, winners: Mapping[tuple[str, str], dict[str, Any]]) -> None:
+        """Close the search: from now on these configurations are the final ones."""
+        rows = [
+            {"benchmark": benchmark, "method": method, "values": values}
+            for (benchmark, method), values in winners.items()
+        ]
+        write_atomically(self._winners_file, json.dumps(rows, indent=1))
+
+    def winners(self) -> dict[tuple[str, str], dict[str, Any]] | None:
+        """What ``record_winners`` recorded; ``None`` while the search is open."""
+        if not self._winners_file.is_file():
+            return None
+        rows = json.loads(self._winners_file.read_text())
+        return {(row["benchmark"], row["method"]): row["values"] for row in rows}
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder; the lock goes with the process, however that ends.
+
+        Raises:
+            UserError: Another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise UserError(
+                    "name", f"'{self.name}' is being run by process {file.read() or '?'}"
+                ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two specifications differ, at most five."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = [
+            difference
+            for key in sorted(old.keys() | new.keys())
+            for difference in _differences(
+                old.get(key), new.get(key), f"{path}.{key}" if path else str(key)
+            )
+        ]
+        return found[:5]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [d for i, (a, b) in pairs for d in _differences(a, b, f"{path}[{i}]")][:5]
+    return [] if old == new else [path]

@@ -1,0 +1,280 @@
+"""A sweep from its file to its table: search, then final trials, continued where they stood."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+
+from raycl import datasets
+from raycl.datasets.base import Dataset
+from raycl.errors import UserError
+from raycl.report.main import report
+from raycl.sweep import expand, select, spec
+from raycl.sweep.expand import TrialPlan
+from raycl.sweep.folder import SweepFolder, runs_root
+from raycl.sweep.outcomes import Outcome, Outcomes, Status
+from raycl.sweep.progress import Progress
+from raycl.sweep.tracked import Tracked, sweep_record
+from raycl.tracking import store
+from raycl.tracking.tracker import Tracker
+from raycl.training.run import build_benchmark
+
+if TYPE_CHECKING:
+    from raycl.sweep.stage import Stage
+
+CLOSE_TIMEOUT_S = 60.0
+
+
+def run(
+    sweep_path: Path,
+    overrides: list[str],
+    smoke: bool,
+    address: str | None,
+    runs: Path | None,
+    data_root: Path | None,
+    tracking_uri: str | None,
+) -> int:
+    """Start a sweep, or continue what is there under its name.
+
+    Returns:
+        0 all trials finished; 1 some failed; 130 interrupted.
+
+    Raises:
+        UserError: Something is wrong with the file, the arguments or the surroundings.
+    """
+    sweep = spec.load(sweep_path, overrides, smoke)
+    folder = SweepFolder(runs_root(runs), sweep.name)
+    return Execution(sweep, folder, address, data_root, tracking_uri).run()
+
+
+def resume(
+    name: str,
+    runs: Path | None,
+    address: str | None,
+    data_root: Path | None,
+    tracking_uri: str | None,
+) -> int:
+    """Continue a sweep by its name, and run its failed trials again."""
+    folder = SweepFolder.existing(runs_root(runs), name)
+    sweep = spec.load(folder.resolved_file)
+    return Execution(sweep, folder, address, data_root, tracking_uri).run(retry_errors=True)
+
+
+class Recorder:
+    """The listener that writes outcomes; a killed trial has none, so that it is continued."""
+
+    def __init__(self, outcomes: Outcomes) -> None:
+        self.outcomes = outcomes
+
+    def started(self, plan: TrialPlan) -> None:
+        """Nothing is over yet."""
+
+    def row(self, plan: TrialPlan, row: dict[str, Any]) -> None:
+        """Nothing is over yet."""
+
+    def lost(self, plan: TrialPlan, error: str) -> None:
+        """Nothing is over yet."""
+
+    def ended(self, plan: TrialPlan, status: Status, row: dict[str, Any], error: str) -> None:
+        """Write it down."""
+        if status != "killed":
+            self.outcomes.add(Outcome.of(plan, status, row, error))
+
+
+class Execution:
+    """One invocation of a sweep.
+
+    Args:
+        sweep: What to run.
+        folder: Where it lives.
+        address: Ray cluster, see ``cluster.connect``.
+        data_root: Where data sets lie; default: see ``datasets.data_root``.
+        tracking_uri: MLflow; default: the sweep file's, ``MLFLOW_TRACKING_URI``, or SQLite.
+    """
+
+    def __init__(
+        self,
+        sweep: spec.Sweep,
+        folder: SweepFolder,
+        address: str | None,
+        data_root: Path | None,
+        tracking_uri: str | None,
+    ) -> None:
+        self.sweep, self.folder, self.address = sweep, folder, address
+        self.data_root = (data_root or datasets.data_root()).resolve()
+        self.store = store.resolve(folder.root, tracking_uri or sweep.tracking.uri)
+        self.console = Console(stderr=True)
+        self.outcomes = folder.outcomes
+
+    def run(self, retry_errors: bool = False) -> int:
+        """Everything, in order; what can be refused is refused before Ray starts."""
+        data = spec.check_data(self.sweep, self.data_root)
+        store.check(self.store.uri)
+        with self.folder.lock():
+            resolved = self.sweep.model_dump(mode="json")
+            sweep_id = self.folder.claim(expand.spec_hash(self.sweep), resolved)
+            if retry_errors and (count := self.outcomes.forget_errors(self._open_kinds())):
+                self._say(f"{count} failed trials run again")
+            tracker = Tracker(
+                sweep_record(self.sweep, sweep_id, yaml.safe_dump(resolved, sort_keys=False)),
+                self.folder.path,
+                self.store.uri,
+                self.store.artifacts,
+            )
+            tracker.start()
+            status = "KILLED"
+            try:
+                finished = self._stages(data, tracker)
+                if finished:
+                    status = "FAILED" if self._failed() else "FINISHED"
+            finally:
+                unsent = tracker.close(status, CLOSE_TIMEOUT_S)
+            return self._conclude(status, unsent)
+
+    # ------------------------------------------------------------------ stages
+
+    def _stages(self, data: Mapping[str, Dataset], tracker: Tracker) -> bool:
+        """Search and final trials; returns whether it got to the end."""
+        if not self._missing_search() and not self._missing_final():
+            self._say("every trial is over; nothing to run")
+            return True
+        from raycl.sweep import cluster  # Ray is imported only when something runs
+        from raycl.sweep.events import Hub
+        from raycl.sweep.stage import Interrupted, Stage
+        from raycl.sweep.trainable import Settings
+
+        sweep = self.sweep
+        hub = Hub([Recorder(self.outcomes), Tracked(tracker)])
+        settings = Settings(
+            storage=f"{sweep.storage}/{sweep.name}" if sweep.storage else str(self.folder.path / "trials"),
+            every_s=sweep.checkpoint.every_s,
+            keep=sweep.checkpoint.keep,
+            metric=sweep.search.metric,
+            mode=sweep.search.mode,
+        )
+        stage = Stage(data, settings, sweep.failures.max_retries, self.folder.path / "tune" / "last", hub)
+        try:
+            with cluster.connect(self.address, expand.preview(sweep)):
+                tasks = self._tasks(data)
+                if self._missing_search():
+                    self._search(stage, tasks)
+                self._final(stage, tasks)
+        except (Interrupted, KeyboardInterrupt):
+            hub.end_all("killed")
+            return False
+        return True
+
+    def _search(self, stage: Stage, tasks: int) -> None:
+        from raycl.sweep.adaptive import search_adaptively
+        from raycl.sweep.schedulers import make_scheduler
+
+        search, scheduler = self.sweep.search, self.sweep.scheduler
+        tasks = min(tasks, search.tasks or tasks)
+        total = sum(line.stage == "search" for line in expand.preview(self.sweep))
+        over = sum(outcome.kind == "search" for outcome in self.outcomes.all())
+        with self._progress(stage, total, over, tasks, "search"):
+            if search.algorithm == "random":
+                plans = expand.search_plans(self.sweep)
+                stage.fit(
+                    [plan for plan in plans if plan.key not in self.outcomes],
+                    scheduler=make_scheduler(
+                        scheduler.name,
+                        search.mode,
+                        tasks,
+                        scheduler.grace_period,
+                        scheduler.reduction_factor,
+                    ),
+                    max_concurrent=search.max_concurrent,
+                    time_budget_s=search.time_budget,
+                )
+            else:
+                search_adaptively(self.sweep, stage, self.outcomes, tasks)
+        chosen = select.winners(self.outcomes.all(), search.metric, search.mode, search.seeds)
+        self.folder.record_winners(chosen)
+        for (benchmark, method), values in chosen.items():
+            shown = ", ".join(f"{path.rpartition('.')[2]}={v}" for path, v in values.items())
+            self._say(f"winner of {method} on {benchmark}: {shown}")
+
+    def _final(self, stage: Stage, tasks: int) -> None:
+        plans = self._final_plans() or []
+        todo = [plan for plan in plans if plan.key not in self.outcomes]
+        with self._progress(stage, len(plans), len(plans) - len(todo), tasks, "trials"):
+            stage.fit(todo)
+
+    @contextmanager
+    def _progress(
+        self, stage: Stage, total: int, over: int, tasks: int, title: str
+    ) -> Iterator[None]:
+        with Progress(self.console, total, over, tasks, title) as progress:
+            stage.hub.listeners.append(progress)
+            try:
+                yield
+            finally:
+                stage.hub.listeners.remove(progress)
+
+    # ------------------------------------------------------------------ what is left
+
+    def _winners(self) -> dict[select.Group, dict[str, Any]] | None:
+        """Winners of the search; none needed: empty; not chosen yet: ``None``."""
+        searched = any(group.spaces for group in expand.groups(self.sweep))
+        return self.folder.winners() if searched else {}
+
+    def _tasks(self, data: Mapping[str, Dataset]) -> int:
+        """Tasks of the longest stream."""
+        blocks = expand.benchmark_configs(self.sweep)
+        streams = (build_benchmark(block).stream(data, 0) for block in blocks)
+        longest = max(len(stream.info.tasks) for stream in streams)
+        return min(longest, self.sweep.stop.tasks or longest)
+
+    def _missing_search(self) -> bool:
+        return self._winners() is None
+
+    def _final_plans(self) -> list[TrialPlan] | None:
+        winners = self._winners()
+        return None if winners is None else expand.final_plans(self.sweep, winners)
+
+    def _missing_final(self) -> bool:
+        plans = self._final_plans()
+        return plans is None or any(plan.key not in self.outcomes for plan in plans)
+
+    def _open_kinds(self) -> set[str]:
+        """Failed search trials run again only while the search is open: its winners stay."""
+        return {"trial", "winner"} | ({"search"} if self._missing_search() else set())
+
+    def _failed(self) -> list[Outcome]:
+        return [o for o in self.outcomes.all() if o.status == "error"]
+
+    # ------------------------------------------------------------------ the end
+
+    def _conclude(self, status: str, unsent: int) -> int:
+        name = self.sweep.name
+        failed = self._failed()
+        for outcome in failed:
+            self._say(f"failed: {outcome.name} {outcome.error}")
+        if unsent:
+            self._say(
+                f"{unsent} values did not reach {self.store.uri}; they are kept in "
+                f"{self.folder.path} and sent by: raycl sync {name}"
+            )
+        if status == "KILLED":
+            self._say(f"interrupted; continue with: raycl resume {name}")
+            return 130
+        if not unsent:
+            self._report()
+        if failed:
+            self._say(f"{len(failed)} failed; run them again with: raycl resume {name}")
+        self._say(f"runs: {self.folder.path}   compare them in a browser: raycl ui")
+        return 1 if failed else 0
+
+    def _report(self) -> None:
+        out = self.folder.path / "report"
+        report(self.sweep.name, self.store.uri, out=out, log_to_parent=True)
+        self._say(f"report: {out}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)

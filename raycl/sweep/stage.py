@@ -1,0 +1,162 @@
+"""Trials on Tune: a list of finished plans, or configurations that Optuna proposes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import TrialScheduler
+
+from raycl.datasets.base import Dataset
+from raycl.sweep.events import Events, Hub
+from raycl.sweep.expand import TrialPlan, plan_of
+from raycl.sweep.trainable import Settings, trial
+
+CHUNK = 1000
+"""Trials per Tuner: the driver's memory grows with them (ray-project/ray#64231)."""
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM: the trials were told to save and to stop."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What all trials of a sweep have in common.
+
+    Attributes:
+        data: Loaded data sets; put once into each node's object store, shared by its trials.
+        settings: Of the trials.
+        max_retries: How often a trial is started again when its worker or node is lost.
+        scratch: Folder for Tune's own files, which nothing reads again.
+        hub: Who follows the trials.
+    """
+
+    data: Mapping[str, Dataset]
+    settings: Settings
+    max_retries: int
+    scratch: Path
+    hub: Hub
+
+    def fit(
+        self,
+        plans: Sequence[TrialPlan],
+        *,
+        scheduler: TrialScheduler | None = None,
+        max_concurrent: int | None = None,
+        time_budget_s: float | None = None,
+    ) -> None:
+        """Run finished plans, all packed onto the cluster together.
+
+        Raises:
+            Interrupted: A signal came.
+        """
+        for start in range(0, len(plans), CHUNK):
+            chunk = [asdict(plan) for plan in plans[start : start + CHUNK]]
+            self._fit(
+                {"plan": tune.grid_search(chunk)},
+                tune.TuneConfig(
+                    scheduler=scheduler,
+                    max_concurrent_trials=max_concurrent,
+                    time_budget_s=time_budget_s,
+                ),
+            )
+
+    def fit_proposed(
+        self,
+        base: TrialPlan,
+        searcher: Any,
+        num_samples: int,
+        *,
+        scheduler: TrialScheduler,
+        max_concurrent: int,
+        time_budget_s: float | None,
+    ) -> None:
+        """Run configurations of one method as a searcher proposes them.
+
+        Args:
+            base: The plan without the values of the search space.
+            searcher: A ``ray.tune.search.Searcher`` that knows its space, metric and mode, and
+                proposes ``{"space": {dotted path: value}}``.
+            num_samples: How many to run.
+            scheduler: Early stopping.
+            max_concurrent: Trials at a time; a searcher learns only from those that are over.
+            time_budget_s: Stop after this many seconds.
+
+        Raises:
+            Interrupted: A signal came.
+        """
+        self._fit(
+            {"plan": asdict(base)},
+            tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=num_samples,
+                max_concurrent_trials=max_concurrent,
+                time_budget_s=time_budget_s,
+            ),
+        )
+
+    def _fit(self, param_space: dict[str, Any], config: tune.TuneConfig) -> None:
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        config.reuse_actors = True
+        config.trial_name_creator = lambda t: f"{plan_of(t.config).name}-{plan_of(t.config).key}"
+        config.trial_dirname_creator = lambda t: plan_of(t.config).key
+        trainable = tune.with_resources(
+            tune.with_parameters(trial, data=dict(self.data), settings=self.settings),
+            lambda c: {k: v for k, v in c["plan"]["resources"].items() if v},
+        )
+        tuner = tune.Tuner(
+            trainable,
+            param_space=param_space,
+            tune_config=config,
+            run_config=tune.RunConfig(
+                name=self.scratch.name,
+                storage_path=str(self.scratch.parent),
+                failure_config=tune.FailureConfig(max_failures=self.max_retries),
+                callbacks=[Events(self.hub)],
+                verbose=0,
+            ),
+        )
+        with _signals(self.hub), _quiet_stdout(self.scratch.parent / "tune.log"):
+            tuner.fit()
+        self.hub.end_all("killed" if self.hub.interrupted else "stopped-early")
+        if self.hub.interrupted:
+            raise Interrupted
+
+
+@contextlib.contextmanager
+def _signals(hub: Hub) -> Iterator[None]:
+    """SIGINT and SIGTERM end Tune's loop by the signal Tune takes itself; a second one aborts."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if hub.interrupted:
+            raise KeyboardInterrupt
+        hub.interrupted = True
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until Tune sets its own
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _quiet_stdout(path: Path) -> Iterator[None]:
+    """Tune prints even at verbose=0; what it prints goes to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file, contextlib.redirect_stdout(file):
+        yield
