@@ -1,0 +1,345 @@
+"""The conformance suite: what every method proves, ours and a user's.
+
+In a test file of your own::
+
+    from raycl.testing import MethodConformance
+
+    class TestMine(MethodConformance):
+        method = "path/to/mine.py:Mine"
+
+and run pytest on it. It takes seconds: two tasks of two classes, made on the spot.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from raycl import datasets, registry
+from raycl.datasets.base import DatasetConfig
+from raycl.datasets.base import Arrays, Dataset
+from raycl.methods.base import Method
+from raycl.training.run import Run
+
+CHANCE = 50.0
+"""Percent, of a task of two classes."""
+
+
+def toy_data(seed: int = 0, train: int = 33, test: int = 20) -> dict[str, Dataset]:
+    """Four classes of 8x8 images: a fixed pattern each, under noise.
+
+    Args:
+        seed: Of the images.
+        train: Training images per class; odd, so that batches come out uneven.
+        test: Test images per class.
+    """
+    generator = np.random.default_rng(seed)
+    patterns = generator.integers(0, 2, size=(4, 1, 8, 8)) * 160
+
+    def images(per_class: int) -> Arrays:
+        labels = np.repeat(np.arange(4), per_class)
+        noise = generator.integers(0, 96, size=(len(labels), 1, 8, 8))
+        pixels = (patterns[labels] + noise).astype(np.uint8)
+        pixels.flags.writeable = False  # as it comes from Ray's object store
+        return Arrays(pixels, labels.astype(np.int64))
+
+    key = datasets.key(DatasetConfig(name="digits"))
+    dataset = Dataset("toy", images(train), images(test), ("a", "b", "c", "d"), (0.5,), (0.3,))
+    return {key: dataset}
+
+
+class MethodConformance:
+    """Subclass it, set ``method``, and pytest does the rest.
+
+    Attributes:
+        method: A registered name, ``package.module:Class`` or ``path/to/file.py:Class``.
+        options: Hyper-parameters that differ from the defaults, to make the tests quick.
+        network: Backbone.
+        train: The train block.
+        device: Where.
+        learns: Percent that the accuracy right after each task must exceed.
+    """
+
+    method: ClassVar[str]
+    options: ClassVar[Mapping[str, Any]] = {}
+    network: ClassVar[Mapping[str, Any]] = {"name": "mlp", "hidden": [32]}
+    train: ClassVar[Mapping[str, Any]] = {"epochs": 3, "batch_size": 8, "lr": 0.05}
+    device: ClassVar[str] = "cpu"
+    learns: ClassVar[float] = 80.0
+
+    # ------------------------------------------------------------------ tools
+
+    @cached_property
+    def data(self) -> dict[str, Dataset]:
+        """The toy images."""
+        return toy_data()
+
+    def config(self, seed: int = 0, **train: Any) -> dict[str, Any]:
+        """A trial configuration; keywords change the train block."""
+        return {
+            "benchmark": {"name": "split", "dataset": "digits", "tasks": 2, "validation": 0.1},
+            "method": {"name": self.method, **self.options},
+            "network": dict(self.network),
+            "train": {**self.train, **train},
+            "seed": seed,
+        }
+
+    def build(self, seed: int = 0, **train: Any) -> Run:
+        """A run that has not begun."""
+        return Run(self.config(seed, **train), self.data, self.device)
+
+    def cls(self) -> type[Method]:
+        """The method's class."""
+        return registry.find("raycl.methods", Method, self.method)  # type: ignore[type-abstract]
+
+    # ------------------------------------------------------------------ what is proved
+
+    def test_learns(self) -> None:
+        """Every task is learnt, under the readout that is easiest for the method."""
+        result = finish(self.build())
+        readout = "task" if "task" in result["matrices"] else next(iter(result["matrices"]))
+        right_after = [row[t] for t, row in enumerate(result["matrices"][readout])]
+        assert min(right_after) > self.learns, f"accuracy right after each task: {right_after}"
+
+    def test_same_seed_same_matrix(self) -> None:
+        """A run is a function of its configuration, whatever ran in the process before."""
+        first = self.build()
+        one = finish(first)
+        other = self.build(seed=1)
+        finish(other)
+        assert finish(self.build())["matrices"] == one["matrices"]
+        states = [list(tensors(r.method.state_dict())) for r in (first, other)]
+        pairs = zip(*states, strict=True)
+        assert any(not torch.equal(a, b) for a, b in pairs), "another seed gives the same state"
+
+    def test_resumes_bitwise(self) -> None:
+        """Killed at a random step of any phase of any task, it ends with the same bits."""
+        reference = self.build()
+        rows = []
+        while not reference.done:
+            rows.append(reference.advance())
+        for stop in self._stops(rows):
+            killed = self.build()
+            for _ in range(stop):
+                killed.advance()
+            saved = _save(killed)
+            _advance_and_die(killed, random.Random(stop))
+            resumed = self.build()
+            resumed.load_state_dict(_load(saved))
+            result = finish(resumed)
+            assert result["matrices"] == rows[-1]["result"]["matrices"], f"killed in epoch {stop}"
+            pairs = zip(
+                tensors(resumed.method.state_dict()),
+                tensors(reference.method.state_dict()),
+                strict=True,
+            )
+            assert all(torch.equal(a, b) for a, b in pairs), f"killed in epoch {stop}"
+
+    def test_state_is_complete(self) -> None:
+        """No tensor, array or generator that ``state_dict`` does not hold.
+
+        A tensor that is the same in a method of another seed follows from the configuration alone
+        and need not be saved.
+        """
+        runs = [self.build(), self.build(seed=1)]
+        while not runs[0].done:
+            for run in runs:
+                run.advance()
+            loose = [unsaved(run.method) for run in runs]
+            for path, value in loose[0].items():
+                twin = loose[1].get(path)
+                derived = isinstance(value, Tensor) and isinstance(twin, Tensor)
+                assert derived and torch.equal(value, twin), (  # type: ignore[arg-type]
+                    f"{path} ({type(value).__name__}) is in no state: make it a buffer, or part of "
+                    "get_extra_state; random numbers come from context.method_generator"
+                )
+
+    def test_sees_only_what_it_declares(self) -> None:
+        """A task is closed when it ends, and images are kept only with ``memory``."""
+        run = self.build()
+        finish(run)
+        if run.method.memory in ("exemplars", "all"):
+            return
+        images = next(iter(self.data.values())).train
+        assert isinstance(images, Arrays)
+        known = {image.tobytes() for image in images.images}
+        for name, tensor in run.method.state_dict().items():
+            if isinstance(tensor, Tensor) and tensor.dtype == torch.uint8:
+                rows = tensor.reshape(-1, 64) if tensor.numel() % 64 == 0 else tensor[:0]
+                kept = sum(row.cpu().numpy().tobytes() in known for row in rows)
+                assert not kept, f"{name} holds {kept} training images; declare memory"
+
+    def test_memory_is_counted(self) -> None:
+        """Stored bytes are those of the state."""
+        run = self.build()
+        result = finish(run)
+        held = sum(t.numel() * t.element_size() for t in tensors(run.method.state_dict()))
+        assert result["cost"]["stored_bytes"] == held > 0
+
+    def test_evaluation_changes_nothing(self) -> None:
+        """Evaluating in mid-stream leaves state and random numbers as they were."""
+        run = self.build()
+        while run.task_index == 0:
+            run.advance()
+        before = _save(run)
+        for i in range(2 if run.method.zero_shot else 1):
+            run.method.eval()
+            run.evaluator.accuracy(run.method, run.stream.data[i].test, i, 1)
+        _assert_same(_load(before), _load(_save(run)))
+
+    def test_uneven_batches(self) -> None:
+        """A short last batch and batches of one example work."""
+        for size in (7, 1):
+            finish(self.build(batch_size=size, epochs=1, lr=0.005))
+
+    def test_pickles(self) -> None:
+        """Configuration and state go to another process as plain values."""
+        run = self.build()
+        run.advance()
+        assert pickle.loads(pickle.dumps(run.method.config)) == run.method.config
+        _load(_save(run))  # weights_only: tensors and plain values
+
+    def test_docstring(self) -> None:
+        """The docstring names the source, the hyper-parameters and the departures from it."""
+        cls = self.cls()
+        text = cls.__doc__ or ""
+        assert re.search(r"arXiv|\b(19|20)\d\d\b", text), "name the paper, with year or arXiv id"
+        assert "Departures" in text, "list the departures from the paper and the authors' code"
+        for name, field in cls.Config.model_fields.items():
+            assert name == "name" or field.description, f"Config.{name} has no description"
+
+    # ------------------------------------------------------------------ inside
+
+    @staticmethod
+    def _stops(rows: list[dict[str, Any]]) -> list[int]:
+        """Epochs to kill in: one at random in each phase of each task."""
+        places: dict[tuple[int, str], list[int]] = {}
+        for i, row in enumerate(rows):
+            places.setdefault((row["task"], row.get("phase", "")), []).append(i)
+        chooser = random.Random(0)
+        return [chooser.choice(found) for found in places.values()]
+
+
+def finish(run: Run) -> dict[str, Any]:
+    """Advance to the end; the result."""
+    while not run.done:
+        run.advance()
+    result: dict[str, Any] = run.last_row["result"]
+    return result
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors of a nested state."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from tensors(part)
+
+
+def unsaved(method: Method) -> dict[str, Any]:
+    """Tensors, arrays and generators reachable from a method that its state does not hold, by path.
+
+    ``method.context`` belongs to the loop and is left out.
+    """
+    saved = {t.data_ptr() for t in tensors(method.state_dict()) if t.numel()}
+    loose: dict[str, Any] = {}
+    visited = {id(method.context)}
+
+    def walk(value: Any, path: str) -> None:
+        if id(value) in visited:
+            return
+        visited.add(id(value))
+        if isinstance(value, Tensor):
+            if value.numel() and value.data_ptr() not in saved:
+                loose[path] = value
+        elif isinstance(value, _RANDOM):
+            loose[path] = value
+        elif isinstance(value, Mapping):
+            for key, part in value.items():
+                walk(part, f"{path}[{key!r}]")
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            for i, part in enumerate(value):
+                walk(part, f"{path}[{i}]")
+        elif hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Parameter)):
+            for key, part in vars(value).items():
+                if key not in ("context", "grad"):
+                    walk(part, f"{path}.{key}")
+
+    walk(method, "method")
+    return loose
+
+
+_RANDOM = (
+    np.ndarray,
+    np.random.Generator,
+    np.random.RandomState,
+    torch.Generator,
+    random.Random,
+)
+
+
+def _save(run: Run) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(run.state_dict(), buffer)
+    return buffer.getvalue()
+
+
+def _load(saved: bytes) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(io.BytesIO(saved), weights_only=True)
+    return state
+
+
+class _Killed(BaseException):
+    """Stands for SIGKILL in the middle of an epoch."""
+
+
+def _advance_and_die(run: Run, chooser: random.Random) -> None:
+    """Train a few more steps and drop everything, as a killed process does."""
+    if run.done:
+        return
+    after = chooser.randrange(1, 4)
+    count = 0
+
+    def hook(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count >= after:
+            raise _Killed
+
+    handle = register_optimizer_step_post_hook(hook)
+    try:
+        run.advance()
+    except _Killed:
+        pass
+    finally:
+        handle.remove()
+
+
+def _assert_same(one: Any, other: Any, path: str = "state") -> None:
+    assert type(one) is type(other), path
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other), path
+    elif isinstance(one, Mapping):
+        assert list(one) == list(other), path
+        for key in one:
+            _assert_same(one[key], other[key], f"{path}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), path
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            _assert_same(a, b, f"{path}[{i}]")
+    else:
+        assert one == other or one != one, path

@@ -1,0 +1,17 @@
+"""Every registered method goes through the conformance suite."""
+
+from __future__ import annotations
+
+from raycl import registry
+from raycl.testing import MethodConformance
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "naive_rehearsal": {"memory_size": 12},
+    "online_ewc": {"fisher_samples": 20},
+}
+
+for _name in registry.names("raycl.methods"):
+    _class = f"Test_{_name}"
+    globals()[_class] = type(
+        _class, (MethodConformance,), {"method": _name, "options": OPTIONS.get(_name, {})}
+    )
