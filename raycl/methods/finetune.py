@@ -28,7 +28,7 @@ class Finetune(Classifier):
         * Optimiser, schedule and selection of an epoch are the sweep file's ``train`` block for
           every method alike; the two papers' own recipes are not built in.
         * Separate heads are rows of one linear layer. Rows outside ``outputs`` get a gradient of
-          exactly zero, where separate heads get none: a weight decay or a momentum, if set, still
-          moves them (momentum only within a task, since the optimiser starts anew at each). In the
-          authors' code of arXiv 2106.09701 weight decay does the same.
+          exactly zero, where separate heads get none, so a weight decay, if set, still shrinks them
+          (as it does in the authors' code of arXiv 2106.09701). Without weight decay they keep
+          every bit.
     """

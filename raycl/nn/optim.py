@@ -16,7 +16,9 @@ class Schedule(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["constant", "step", "cosine", "plateau"] = "constant"
-    milestones: tuple[int, ...] = Field((), description="step: multiply by `factor` before these epochs")
+    milestones: tuple[int, ...] = Field(
+        (), description="step: multiply by `factor` before these epochs"
+    )
     factor: float = Field(0.1, gt=0, lt=1, description="step, plateau: multiplier")
     patience: int = Field(5, ge=1, description="plateau: epochs without a better score")
     min_lr: float = Field(1e-4, ge=0, description="plateau: the phase ends below this rate")
@@ -73,8 +75,8 @@ def make_optimizer(
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
         )
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
 
 
 def make_schedule(

@@ -1,0 +1,62 @@
+"""The classifier of methods whose batches hold images of several tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raycl.benchmarks.base import Task, TaskInfo
+from raycl.datasets.examples import Batch
+from raycl.errors import UserError
+from raycl.methods.base import Classifier, Context, Losses
+
+
+class MixedClassifier(Classifier):
+    """``Classifier`` that also takes images of earlier tasks.
+
+    With ``outputs: task`` the cross-entropy of an image is over the classes of the task which its
+    label belongs to, the current one or an old one; otherwise over the same outputs for all.
+
+    Raises:
+        UserError: ``outputs: task``, but a class belongs to tasks with different classes, so that
+            the label does not tell which outputs compete.
+    """
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__(config, context)
+        if config.outputs == "task":
+            rivals(context.stream.tasks, context.stream.num_outputs)  # refuse before training
+
+    def objective(self, task: Task) -> Callable[[Batch], Losses]:
+        """See ``Classifier.objective``."""
+        if self.config.outputs != "task":
+            return super().objective(task)
+        stream = self.context.stream
+        allowed = rivals(stream.tasks, stream.num_outputs).to(self.context.device)
+
+        def loss(batch: Batch) -> Tensor:
+            z = self.logits(batch.images, None)
+            return F.cross_entropy(z.where(allowed[batch.labels], -torch.inf), batch.labels)
+
+        return loss
+
+
+def rivals(tasks: tuple[TaskInfo, ...], num_outputs: int) -> Tensor:
+    """Which outputs share a task: bool (num_outputs, num_outputs)."""
+    allowed = torch.zeros(num_outputs, num_outputs, dtype=torch.bool)
+    for task in tasks:
+        classes = list(task.classes)
+        row = torch.zeros(num_outputs, dtype=torch.bool)
+        row[classes] = True
+        if any(allowed[c].any() and not allowed[c].equal(row) for c in classes):
+            raise UserError(
+                "method.outputs",
+                "'task' is ambiguous for old images: tasks share only some of their classes",
+                "use outputs: seen",
+            )
+        allowed[classes] = row
+    return allowed
