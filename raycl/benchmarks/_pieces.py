@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,11 +17,12 @@ from raycl.benchmarks.base import Stream, StreamInfo, TaskData, TaskInfo
 from raycl.datasets.base import Arrays, Dataset, Files
 from raycl.datasets.examples import Examples, ImageSet, Transform
 from raycl.datasets.files import FileSet
+from raycl.datasets.transform import resize_batch
 from raycl.errors import UserError
 
 
 class Source:
-    """A data set on a device. Its images are moved there once; all sets of tasks point into them."""
+    """A data set on a device: its images are moved there once, and all tasks point into them."""
 
     def __init__(self, data: Dataset, device: torch.device | str) -> None:
         self.data, self.device = data, torch.device(device)
@@ -27,6 +30,8 @@ class Source:
             id(part): on_device(part.images, self.device) if isinstance(part, Arrays) else part
             for part in (data.train, data.test)
         }
+        size = data.train.size if isinstance(data.train, Arrays) else None
+        self._resize = partial(resize_batch, size=size) if size else None
 
     def examples(
         self, part: Arrays | Files, rows: NDArray[np.int64], labels: NDArray[np.int64], piece: Piece
@@ -35,10 +40,10 @@ class Source:
         store, picked = self._stores[id(part)], torch.from_numpy(rows)
         outputs = torch.from_numpy(labels).to(self.device)
         mean, std = piece.statistics
+        transform = _compose(self._resize, piece.transform)
         if isinstance(store, Files):
-            return FileSet(store, picked, outputs, mean, std, piece.transform)
-        picked = picked.to(self.device)
-        return ImageSet(store, picked, outputs, mean, std, piece.transform)
+            return FileSet(store, picked, outputs, mean, std, transform)
+        return ImageSet(store, picked.to(self.device), outputs, mean, std, transform)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,12 @@ class Piece:
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and std of the transformed images."""
         return self.normalisation or (self.source.data.mean, self.source.data.std)
+
+
+def _compose(first: Transform | None, second: Transform | None) -> Transform | None:
+    if first is None or second is None:
+        return first or second
+    return lambda images: second(first(images))
 
 
 def on_device(images: NDArray[np.uint8], device: torch.device) -> Tensor:
@@ -128,7 +139,7 @@ def _cut(piece: Piece, validation: float, seed: int) -> TaskData:
                 f"{validation} of {len(rows)} images ({piece.about}) is none",
                 "a larger share, or 0 for no validation set",
             )
-        order = np.random.RandomState(seed).permutation(len(rows))  # noqa: NPY002  (published orders)
+        order = np.random.RandomState(seed).permutation(len(rows))
         held_rows, rows = rows[order[:count]], rows[order[count:]]
         held = piece.source.examples(data.train, held_rows, outputs[held_rows], piece)
     train = piece.source.examples(data.train, rows, outputs[rows], piece)
@@ -148,23 +159,31 @@ def groups(classes: Sequence[int], tasks: int, where: str, name: str) -> list[tu
     return [tuple(part.tolist()) for part in np.array_split(np.asarray(classes), tasks)]
 
 
-def consecutive(parts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+def own_outputs(parts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """A range of output ids for each task, one after the other."""
     ends = np.cumsum([len(part) for part in parts]).tolist()
     return [tuple(range(end - len(part), end)) for end, part in zip(ends, parts, strict=True)]
 
 
-def task_order(order: str | Sequence[int], count: int, seed: int) -> list[int]:
-    """``"seed"``: ``RandomState(seed).permutation(count)``; ``"none"``: as they are; or the list.
+def own_readouts(parts: Sequence[Sequence[int]]) -> tuple[str, ...]:
+    """The readouts where each task has outputs of its own: domain only if all have equally many."""
+    even = len({len(part) for part in parts}) == 1
+    return ("class", "task", "domain") if even else ("class", "task")
 
-    Raises:
-        UserError: The list is no permutation of 0..count-1.
-    """
-    if order == "seed":
-        return np.random.RandomState(seed).permutation(count).tolist()  # type: ignore[no-any-return]  # noqa: NPY002
-    if order == "none":
-        return list(range(count))
-    return check_permutation([int(i) for i in order], count, "benchmark.order")
+
+def domains(
+    outputs: str, classes: int, tasks: int
+) -> tuple[list[tuple[int, ...]], tuple[str, ...]]:
+    """Output ids and readouts where all tasks have the same classes: ``shared`` or ``separate``."""
+    parts = [tuple(range(classes))] * tasks
+    if outputs == "shared":
+        return parts, ("domain", "task")
+    return own_outputs(parts), own_readouts(parts)
+
+
+def task_order(count: int, seed: int) -> list[int]:
+    """``RandomState(seed).permutation(count)``."""
+    return [int(i) for i in np.random.RandomState(seed).permutation(count)]
 
 
 def check_permutation(order: Sequence[int], count: int, where: str) -> list[int]:
@@ -183,3 +202,44 @@ def check_permutation(order: Sequence[int], count: int, where: str) -> list[int]
 def describe(names: Sequence[str]) -> str:
     """Class names for a task's name, at most five of them."""
     return ", ".join(names) if len(names) <= 5 else f"{len(names)} classes"
+
+
+def fitted(sources: Sequence[Source], about: Sequence[str], size: int | None) -> list[Piece]:
+    """One task for each data set, with outputs of its own and all images of one shape.
+
+    Args:
+        sources: The data sets.
+        about: For the tasks' names.
+        size: Smaller images get a border of zeros up to this side; ``None``: sizes stay.
+
+    Raises:
+        UserError: Images are larger than ``size``.
+    """
+    channels = max(source.data.shape[0] for source in sources)
+    classes = [tuple(range(len(source.data.classes))) for source in sources]
+    pieces = []
+    for i, (source, outputs) in enumerate(zip(sources, own_outputs(classes), strict=True)):
+        own_channels, height, width = source.data.shape
+        shape = (channels, size or height, size or width)
+        if height > shape[1] or width > shape[2]:
+            raise UserError(
+                "benchmark.size",
+                f"images of {source.data.name} have {width} x {height} pixels, more than {size}",
+                "set a larger size here, or a smaller one for the data set",
+            )
+        border = (shape[2] - width, shape[1] - height)
+        fit = partial(_fit, shape=shape) if (own_channels, *border) != (channels, 0, 0) else None
+        mean, std = np.asarray(source.data.mean), np.asarray(source.data.std)
+        # E[x] and E[x^2] shrink by the share of the pixels that are not border
+        share = height * width / (shape[1] * shape[2])
+        std = np.sqrt((std**2 + mean**2) * share - (mean * share) ** 2)
+        mean = np.broadcast_to(mean * share, channels)
+        normalisation = tuple(mean.tolist()), tuple(np.broadcast_to(std, channels).tolist())
+        pieces.append(Piece(source, classes[i], outputs, about[i], fit, shape, normalisation))
+    return pieces
+
+
+def _fit(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    below, right = shape[1] - images.shape[2], shape[2] - images.shape[3]
+    border = (right // 2, right - right // 2, below // 2, below - below // 2)
+    return F.pad(images, border).expand(-1, shape[0], -1, -1)

@@ -14,9 +14,10 @@ from raycl.benchmarks._pieces import (
     Source,
     assemble,
     check_permutation,
-    consecutive,
     describe,
     groups,
+    own_outputs,
+    own_readouts,
 )
 from raycl.benchmarks.base import Benchmark, BenchmarkConfig, Stream
 from raycl.datasets.base import Dataset, DatasetConfig, key
@@ -35,7 +36,7 @@ class Split(Benchmark):
         tasks: int = Field(5, ge=1, description="number of tasks, at most one per class")
         class_order: Literal["seed", "none"] | tuple[int, ...] = Field(
             "seed",
-            description="seed: random.Random(seed).shuffle; none: the data set's; or a list of all ids",
+            description="seed: random.Random(seed).shuffle; none: the data set's; or a list",
         )
 
     config: Config
@@ -59,16 +60,12 @@ class Split(Benchmark):
         parts = groups(order, config.tasks, "benchmark.tasks", config.dataset.label)
         pieces = [
             Piece(source, part, outputs, describe([names[c] for c in part]))
-            for part, outputs in zip(parts, consecutive(parts), strict=True)
+            for part, outputs in zip(parts, own_outputs(parts), strict=True)
         ]
-        even = len(names) % config.tasks == 0
-        readouts = ("class", "task", "domain") if even else ("class", "task")
-        return assemble(pieces, readouts, config.validation, seed)
+        return assemble(pieces, own_readouts(parts), config.validation, seed)
 
 
-def class_order(
-    order: Literal["seed", "none"] | tuple[int, ...], count: int, seed: int
-) -> list[int]:
+def class_order(order: str | tuple[int, ...], count: int, seed: int) -> list[int]:
     """Class ids in the order in which they are learnt."""
     if isinstance(order, tuple):
         return check_permutation(order, count, "benchmark.class_order")

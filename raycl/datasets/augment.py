@@ -19,8 +19,8 @@ def augment(name: str, generator: torch.Generator) -> Augment | None:
     """The training augmentation of a sweep file.
 
     Args:
-        name: ``none``, ``flip`` (left-right with probability 1/2) or ``crop_flip`` (4 pixels of zeros
-            on each side, a random crop of the original size, then flip).
+        name: ``none``, ``flip`` (left-right with probability 1/2) or ``crop_flip`` (4 pixels of
+            zeros on each side, a random crop of the original size, then flip).
         generator: Source of all randomness, on the device of the images.
 
     Returns:

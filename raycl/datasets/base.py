@@ -20,7 +20,7 @@ class DatasetConfig(BaseModel):
     name: str = Field(description="digits, mnist, ..., folder, idx: see `raycl data list`")
     path: str | None = Field(
         None,
-        description="folder, zip (archive.zip!inner/dir) or IDX files; relative: to the data root",
+        description="for folder (also a.zip or a.zip!inner) and idx; from the data root",
     )
     size: int | None = Field(None, ge=4, le=1024, description="resize images to this side, pixels")
     limit: int | None = Field(
@@ -62,10 +62,12 @@ class Arrays:
     Attributes:
         images: uint8, shape (N, C, H, W), values 0-255. Read-only when shared through Ray.
         labels: int64, shape (N,), class ids 0..K-1.
+        size: Side in pixels every batch is resized to, on the device; ``None``: as they are.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,4 +111,5 @@ class Dataset:
         if isinstance(self.train, Files):
             return (3, self.train.size, self.train.size)
         _, channels, height, width = self.train.images.shape
-        return (channels, height, width)
+        size = self.train.size
+        return (channels, size or height, size or width)

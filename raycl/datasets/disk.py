@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raycl.datasets import folder, idx, transform
 from raycl.datasets import standard as named
@@ -63,7 +64,7 @@ def present(config: DatasetConfig, root: Path) -> str | None:
     """``None`` if the data is there, else what is missing, as a sentence."""
     _check_name(config)
     if config.name in BY_PATH:
-        path = split_archive(_path(config, root))[0]
+        path = split_archive(resolve(config.path or "", root))[0]
         return None if path.exists() else f"there is no '{path}'"
     missing = STANDARD[config.name].missing(root)
     return f"{config.name} is not in {root} (looked for {missing})" if missing else None
@@ -77,9 +78,7 @@ def fetch(name: str, root: Path) -> None:
     """
     _check_name(DatasetConfig(name=name, path="." if name in BY_PATH else None))
     if name in BY_PATH:
-        raise UserError(
-            "raycl data fetch", f"'{name}' reads files of yours; there is nothing to fetch"
-        )
+        raise UserError("raycl data fetch", f"{name} reads your own files; nothing to fetch")
     named.fetch(name, root)
 
 
@@ -96,7 +95,7 @@ def load(config: DatasetConfig, root: Path) -> Dataset:
     _check_name(config)
     mean, std = config.mean, config.std
     if config.name in BY_PATH:
-        path = _path(config, root)
+        path = resolve(config.path or "", root)
         if config.name == "folder":
             train, test, classes = folder.load(path, config.size)
         else:
@@ -115,15 +114,15 @@ def load(config: DatasetConfig, root: Path) -> Dataset:
         computed = transform.statistics(folder.sample(train))
         mean, std = mean or computed[0], std or computed[1]
     for part in (train, test):
-        for array in (part.labels, *([part.images] if isinstance(part, Arrays) else [])):
-            array.setflags(write=False)
+        part.labels.setflags(write=False)
+        if isinstance(part, Arrays):
+            part.images.setflags(write=False)
     data = Dataset(config.label, train, test, classes, mean, std)
     for what in ("mean", "std"):
         values = getattr(data, what)
         if len(values) != data.shape[0]:
-            raise UserError(
-                f"{WHERE}.{what}", f"{len(values)} value(s) for {data.shape[0]} channel(s)"
-            )
+            counts = f"{len(values)} value(s) for {data.shape[0]} channel(s)"
+            raise UserError(f"{WHERE}.{what}", counts)
     if min(std) <= 0:
         raise UserError(f"{WHERE}.std", f"must be positive: {std} (is a channel constant?)")
     return data
@@ -131,24 +130,22 @@ def load(config: DatasetConfig, root: Path) -> Dataset:
 
 def _check_name(config: DatasetConfig) -> None:
     if config.name not in names():
-        raise UserError(
-            f"{WHERE}.name", f"unknown data set '{config.name}'", nearest(config.name, names())
-        )
+        hint = nearest(config.name, names())
+        raise UserError(f"{WHERE}.name", f"unknown data set '{config.name}'", hint)
     if config.name in BY_PATH and not config.path:
         raise UserError(f"{WHERE}.path", f"{config.name} needs a path")
     if config.name not in BY_PATH and config.path:
         raise UserError(f"{WHERE}.path", f"{config.name} takes no path; it lies in the data root")
 
 
-def _path(config: DatasetConfig, root: Path) -> Path:
-    return root / Path(config.path or "").expanduser()
+def resolve(path: str, root: Path) -> Path:
+    """A path of a sweep file: relative ones start at the data root."""
+    return root / Path(path).expanduser()
 
 
-def _take(
-    part: Arrays | Files, chosen: np.ndarray[tuple[int], np.dtype[np.bool_]]
-) -> Arrays | Files:
+def _take(part: Arrays | Files, chosen: NDArray[np.bool_]) -> Arrays | Files:
     if isinstance(part, Arrays):
-        return Arrays(part.images[chosen], part.labels[chosen])
+        return replace(part, images=part.images[chosen], labels=part.labels[chosen])
     paths = tuple(path for path, keep in zip(part.paths, chosen, strict=True) if keep)
     return replace(part, paths=paths, labels=part.labels[chosen])
 
@@ -156,4 +153,6 @@ def _take(
 def _sized(part: Arrays | Files, size: int) -> Arrays | Files:
     if isinstance(part, Files) or part.images.shape[2:] == (size, size):
         return part
-    return transform.resize(part, size)
+    if size > folder.SMALL:  # enlarged images would fill the memory: resized batch by batch
+        return replace(part, size=size)
+    return replace(part, images=transform.resize(part.images, size))

@@ -71,7 +71,7 @@ class Examples(ABC):
             drop_last: Leave out a last short batch.
         """
         order = self.order(batch_size, generator, drop_last).to(self.labels.device)
-        for index in order.split(batch_size):
+        for index in torch.split(order, batch_size):
             raw = self.raw(index)
             images = self.prepare(raw if augment is None else augment(raw))
             yield Batch(images, self.labels.index_select(0, index), index)
@@ -180,7 +180,7 @@ class UnionSet(Examples):
     ) -> Iterator[Batch]:
         """See ``Examples.batches``; the order is a permutation of the whole union."""
         device = self.labels.device
-        for index in self.order(batch_size, generator, drop_last).split(batch_size):
+        for index in torch.split(self.order(batch_size, generator, drop_last), batch_size):
             part = self._part(index)
             raw = self._gather(index, part)
             raw = raw if augment is None else augment(raw)

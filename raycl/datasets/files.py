@@ -116,8 +116,8 @@ def decode_all(
 class FileSet(Normalised):
     """Images read from files batch by batch; worker processes decode ahead of the training.
 
-    Workers only decode and resize. Order and augmentation come from the generators of the caller, so
-    the number of workers changes nothing.
+    Workers only decode and resize. Order and augmentation come from the generators of the caller,
+    so the number of workers changes nothing.
 
     Args:
         files: The files that many sets share.
@@ -155,7 +155,7 @@ class FileSet(Normalised):
     ) -> Iterator[Batch]:
         """See ``Examples.batches``."""
         device = self.labels.device
-        indices = self.order(batch_size, generator, drop_last).split(batch_size)
+        indices = torch.split(self.order(batch_size, generator, drop_last), batch_size)
         loader: DataLoader[Tensor | UserError] = DataLoader(
             _Decoded(self.files, [self.rows[index] for index in indices]),
             batch_size=None,

@@ -1,8 +1,9 @@
 """Image folders: ``root/class/*.png`` or ``root/train|test/class/*.png``, loose or inside a zip.
 
 ``val`` is taken as the test split where there is no ``test``. Without either, the split is
-``hold_out``: of each class every fifth image in the order of the file names is a test image. Classes
-are numbered in the order of their names. A lone folder around the tree (usual in zips) is skipped.
+``hold_out``: of each class every fifth image in the order of the file names is a test image.
+Classes are numbered in the order of their names. A lone folder around the tree (usual in zips) is
+skipped.
 """
 
 from __future__ import annotations

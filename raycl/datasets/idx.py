@@ -1,7 +1,7 @@
 """IDX files (MNIST's format), gzipped or not, read straight from where they lie.
 
-Format: two zero bytes, a type code (8: unsigned byte), the number of dimensions, each dimension as a
-big-endian 32-bit integer, then the values. Source: Y. LeCun, C. Cortes and C. Burges, the MNIST
+Format: two zero bytes, a type code (8: unsigned byte), the number of dimensions, each dimension as
+a big-endian 32-bit integer, then the values. Source: Y. LeCun, C. Cortes and C. Burges, the MNIST
 database of handwritten digits.
 """
 

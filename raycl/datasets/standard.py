@@ -1,4 +1,4 @@
-"""The data sets known by name: what they are, where they lie below the data root, how to get them."""
+"""The data sets known by name: what they are, where they lie in the data root, how to get them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ STANDARD = {
         10, GREY, _idx_files("KMNIST"), "KMNIST",
         ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
     ),
-    "emnist": Standard(47, GREY, _idx_files("EMNIST", "emnist-balanced-", "test"), "EMNIST", EMNIST),
+    "emnist": Standard(
+        47, GREY, _idx_files("EMNIST", "emnist-balanced-", "test"), "EMNIST", EMNIST
+    ),
     "svhn": Standard(
         10, COLOUR, ("train_32x32.mat", "test_32x32.mat"), "SVHN", DIGITS,
         (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970),

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.transforms.v2 import functional as tv
-
-from raycl.datasets.base import Arrays
+from torch import Tensor
 
 CHUNK = 4096
 
@@ -24,7 +22,7 @@ def rank_in_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def hold_out(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Test images where a data set has no test split: of each class every fifth image, in order."""
-    return rank_in_class(labels) % 5 == 4
+    return np.equal(rank_in_class(labels) % 5, 4)
 
 
 def first_per_class(labels: NDArray[np.int64], limit: int) -> NDArray[np.bool_]:
@@ -32,14 +30,20 @@ def first_per_class(labels: NDArray[np.int64], limit: int) -> NDArray[np.bool_]:
     return rank_in_class(labels) < limit
 
 
-def resize(arrays: Arrays, size: int) -> Arrays:
-    """Images resized to ``size`` x ``size`` (bilinear, antialiased; the aspect ratio is not kept)."""
-    count, channels = arrays.images.shape[:2]
-    images = np.empty((count, channels, size, size), np.uint8)
-    for start in range(0, count, CHUNK):
-        chunk = torch.tensor(arrays.images[start : start + CHUNK])
-        images[start : start + CHUNK] = tv.resize(chunk, [size, size], antialias=True).numpy()
-    return Arrays(images, arrays.labels)
+def resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """``resize_batch`` for a whole data set, (N, C, H, W) to (N, C, size, size)."""
+    resized = np.empty((*images.shape[:2], size, size), np.uint8)
+    for start in range(0, len(images), CHUNK):
+        chunk = torch.tensor(images[start : start + CHUNK])
+        resized[start : start + CHUNK] = resize_batch(chunk, size).numpy()
+    return resized
+
+
+def resize_batch(images: Tensor, size: int) -> Tensor:
+    """Images as ``size`` x ``size`` (bilinear, antialiased; the aspect ratio is not kept)."""
+    from torchvision.transforms.v2 import functional as tv
+
+    return tv.resize(images, [size, size], antialias=True)  # type: ignore[no-any-return]
 
 
 def statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -51,11 +55,8 @@ def statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[floa
     channels = images.shape[1]
     total, square = np.zeros(channels), np.zeros(channels)
     for start in range(0, len(images), CHUNK):
-        chunk = (
-            images[start : start + CHUNK]
-            .astype(np.float32)
-            .reshape(-1, channels, images[0, 0].size)
-        )
+        chunk = images[start : start + CHUNK].astype(np.float32)
+        chunk = chunk.reshape(*chunk.shape[:2], -1)
         total += chunk.sum((0, 2), dtype=np.float64)
         square += np.square(chunk, out=chunk).sum((0, 2), dtype=np.float64)
     pixels = images.size / channels
