@@ -26,11 +26,13 @@ class UserError(Exception):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint naming the closest valid name, or all of them if none is close.
+    """A hint naming the closest valid name, or all of them if none is close; empty without any.
 
     >>> nearest("fintune", ["finetune", "joint"])
     "did you mean 'finetune'?"
     """
     names = sorted(valid)
+    if not names:
+        return ""
     close = get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"valid: {', '.join(names)}"

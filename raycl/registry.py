@@ -46,11 +46,8 @@ def find(package: str, base: type[T], name: str, *, where: str = "") -> type[T]:
         kind = package.rpartition(".")[2].rstrip("s")
         raise UserError(where, f"unknown {kind} '{name}'", nearest(name, valid))
     module = importlib.import_module(f"{package}.{name}")
-    found = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__
-    ]
+    defined = (v for v in vars(module).values() if getattr(v, "__module__", "") == module.__name__)
+    found = [v for v in defined if isinstance(v, type) and issubclass(v, base)]
     if len(found) != 1:
         raise TypeError(f"{module.__name__} must define exactly one {base.__name__}")
     return found[0]
@@ -62,13 +59,14 @@ def _external(base: type[T], name: str, where: str) -> type[T]:
     if module is None:
         try:
             module = importlib.import_module(location)
-        except ModuleNotFoundError as error:
-            raise UserError(where, f"cannot import '{location}': {error}") from error
+        except (Exception, SystemExit) as error:
+            raise UserError(where, f"cannot import '{location}': {error!r}") from error
     value = getattr(module, attribute, None)
     if not (isinstance(value, type) and issubclass(value, base)):
         valid = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, base)]
         kind = base.__name__
-        raise UserError(where, f"'{location}' has no {kind} '{attribute}'", nearest(attribute, valid))
+        what = f"'{location}' has no {kind} '{attribute}'"
+        raise UserError(where, what, nearest(attribute, valid))
     return value
 
 
@@ -86,7 +84,7 @@ def _load_file(path: Path, where: str) -> ModuleType:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[name]
             raise UserError(where, f"'{path}' fails on import: {error!r}") from error
     return sys.modules[name]

@@ -13,7 +13,7 @@ from raycl.benchmarks.base import Benchmark, StreamInfo
 from raycl.datasets.base import Dataset
 from raycl.errors import UserError, nearest
 from raycl.sweep.blocks import Blocks, blocks_of, finish, named, place
-from raycl.sweep.expand import benchmark_configs
+from raycl.sweep.expand import benchmark_configs, groups
 from raycl.sweep.explain import Problem, validate
 from raycl.sweep.model import MethodEntry, Resources, Sweep
 from raycl.sweep.source import KeyPath, dotted, put, undotted
@@ -108,11 +108,11 @@ class _Checked:
                 what = f"option '{word}' of {entry.name} is a word of the sweep file"
                 raise at(("method", "name"), what, "rename the option")
         selects = False
-        for values, culprit in _representatives(spaces):
-            done = _finish(blocks, values, culprit, at)
+        for chosen, culprit in _representatives(spaces):
+            done = _finish(blocks, chosen, culprit, at)
             selects |= done["train"]["select"] != "last"
         try:
-            validate(Resources, sweep.resources.model_dump() | entry.resources, "resources")
+            validate(Resources, sweep.resources.model_dump() | entry.resources)
         except Problem as p:
             raise self.error(("methods", index, "resources", *p.path), p.what, p.hint) from p
         named_spaces = {dotted(path): space for path, space in spaces.items()}
@@ -250,39 +250,39 @@ def _spaces(
         raise error((e.path, e.what, e.hint)) from e
 
 
-def _representatives(
-    spaces: Mapping[KeyPath, Space],
-) -> Iterator[tuple[dict[KeyPath, Any], KeyPath]]:
+Chosen = dict[KeyPath, tuple[KeyPath, Any]]
+"""Path of a search space to one of its representatives: the place below the space, the value."""
+
+
+def _representatives(spaces: Mapping[KeyPath, Space]) -> Iterator[tuple[Chosen, KeyPath]]:
     """Values to try, and the path of the one that differs from the first try.
 
     Each space in turn takes each of its representative values while the others keep their first.
     """
-    firsts = {path: space.representatives()[0][1] for path, space in spaces.items()}
-    yield firsts, ()
+    first = {path: space.representatives()[0] for path, space in spaces.items()}
+    yield first, ()
     for path, space in spaces.items():
-        for below, value in space.representatives():
-            yield firsts | {path: value}, (*path, *below)
+        for below, value in space.representatives()[1:]:
+            yield first | {path: (below, value)}, (*path, *below)
 
 
 def _finish(
     blocks: Blocks,
-    values: Mapping[KeyPath, Any],
+    chosen: Chosen,
     culprit: KeyPath,
     error: Callable[[KeyPath, str, str], UserError],
 ) -> Blocks:
     """``blocks.finish`` with search spaces filled; an error names the option that causes it."""
     filled = deepcopy(blocks)
-    for path, value in values.items():
+    for path, (_, value) in chosen.items():
         put(filled, path, deepcopy(value))
     try:
         return finish(filled)
     except Problem as p:
-        inside = next((path for path in values if p.path[: len(path)] == path), None)
-        if culprit:
-            raise error(culprit, p.what, p.hint) from p
-        if inside is not None:
-            raise error(inside, p.what, p.hint) from p
-        raise error(p.path, p.what, p.hint) from p
+        inside = (
+            path + below for path, (below, _) in chosen.items() if p.path[: len(path)] == path
+        )
+        raise error(next(inside, culprit or p.path), p.what, p.hint) from p
 
 
 def _find(tree: Any, value: str, path: KeyPath = ()) -> KeyPath | None:
@@ -359,7 +359,11 @@ def _check_stream(sweep: Sweep, label: str, info: StreamInfo) -> None:
             hint = f"{defined}; {entry.label} supports {', '.join(sorted(settings))}"
             raise sweep.source.error(("methods", i), what, hint)
     searched = sweep.search.readout
-    if sweep.has_spaces and searched is not None and searched not in info.readouts:
+    if (
+        searched is not None
+        and any(g.spaces for g in groups(sweep))
+        and searched not in info.readouts
+    ):
         raise sweep.source.error(
             ("search", "metric"), f"{label} has no readout '{searched}'", defined
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Mapping
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -72,19 +73,22 @@ def _words(error: ErrorDetails, model: type[BaseModel], subject: str) -> tuple[s
     if kind == "literal_error" and isinstance(given, str):
         expected = str(context["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
         return f"unknown value '{given}'", nearest(given, expected)
-    text = (
-        str(context["error"]) if kind == "value_error" else error["msg"].replace("Input", "it", 1)
-    )
-    text = (
-        text.removesuffix(".").replace("valid tuple", "list").replace("valid dictionary", "mapping")
-    )
     if kind in ("value_error", "assertion_error"):
-        return text, ""
+        return str(context["error"]).removesuffix("."), ""
+    if kind == "too_short":
+        return "must not be empty", ""
+    text = error["msg"].replace("Input", "it", 1)
+    text = text.replace("valid tuple", "list").replace("valid dictionary", "mapping")
+    text = text.partition(" or instance of ")[0].partition(", unable to ")[0]
     return f"{text[:1].lower()}{text[1:]}, not {_short(given)}", suggestion(given)
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    """As JSON would write it, which is how people wrote it."""
+    try:
+        text = json.dumps(value) if not isinstance(value, str) else repr(value)
+    except TypeError:
+        text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -18,7 +18,6 @@ from pydantic import (
 
 from raycl.errors import nearest
 from raycl.sweep.source import Source
-from raycl.sweep.spaces import walk
 from raycl.training.config import FixedSeeds, Readout, Seed
 from raycl.training.metrics import METRICS
 
@@ -263,7 +262,9 @@ class Sweep(_Model):
         Annotated[tuple[Readout, ...], AfterValidator(_distinct), Field(min_length=1)] | None
     ) = Field(None, description="default: all that the benchmark defines and a method supports")
     search: Search = Field(Search.model_validate({}), description="used if there are search spaces")
-    scheduler: Scheduler = Field(Scheduler(), description="early stopping of search trials")
+    scheduler: Annotated[Scheduler, BeforeValidator(_named)] = Field(
+        Scheduler(), description="early stopping of search trials"
+    )
     resources: Resources = Field(Resources(), description="per trial")
     failures: Failures = Failures()
     checkpoint: Checkpoint = Checkpoint()
@@ -294,20 +295,6 @@ class Sweep(_Model):
     def source(self) -> Source:
         """The file it came from, for error messages."""
         return self._source or Source("sweep", "", {})
-
-    @property
-    def has_spaces(self) -> bool:
-        """Whether anything is searched."""
-        trees = [
-            [self.network, self.train],
-            *([m.options, m.network, m.train] for m in self.methods),
-        ]
-        return any(True for tree in trees for _ in walk(tree))
-
-    @property
-    def is_adaptive(self) -> bool:
-        """Whether Optuna proposes configurations."""
-        return self.search.algorithm != "random" and self.has_spaces
 
     def resources_of(self, entry: MethodEntry) -> Resources:
         """What a trial of this method asks for."""

@@ -70,8 +70,11 @@ class Source:
     def error(self, path: KeyPath, what: str, hint: str = "") -> UserError:
         """A ``UserError`` at a path of the file, with its line or its override."""
         path = self.locate(path)
-        known = (self.origins.get(path[:n]) for n in range(len(path), -1, -1))
-        origin = next((o for o in known if o is not None), None)
+        inside = (
+            o for p, o in self.origins.items() if p[: len(path)] == path and isinstance(o, str)
+        )
+        around = (self.origins.get(path[:n]) for n in range(len(path), -1, -1))
+        origin = next(inside, None) or next((o for o in around if o is not None), None)
         if isinstance(origin, str):
             where = f"{origin}: {dotted(path)}"
         elif path:
