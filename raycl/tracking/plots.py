@@ -6,51 +6,59 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Matrix = Sequence[Sequence[float | None]]
 
 NUMBERS_UP_TO = 10  # tasks; with more the cells are too small to read
 
 
-def accuracy_matrix(matrix: Matrix, readout: str, tasks: Sequence[str] | None = None) -> Figure:
+def accuracy_matrix(matrix: Matrix, readout: str) -> Figure:
     """Draw R as a heat map.
 
     Args:
         matrix: R [T, T] in percent: row = after learning this task, column = accuracy on it; null
-            where nothing was measured.
+            where nothing was measured (left empty).
         readout: What the network was asked, for the title.
-        tasks: Names of the tasks.
 
     Returns:
-        A figure that no global state of matplotlib knows (so it may be drawn in any thread and
-        need not be closed).
+        A figure that no global state of matplotlib knows: it may be drawn in any thread and need
+        not be closed.
     """
     values = np.array(matrix, dtype=float)
     count = len(values)
-    side = float(np.clip(0.55 * count, 3.0, 8.0))
-    figure = Figure(figsize=(side + 1.5, side + 1.2), dpi=110, layout="constrained")
+    side = float(np.clip(0.55 * count, 3.0, 5.5))  # inches
+    figure = Figure(figsize=(side + 1.6, side + 1.1), dpi=110)
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    image = axes.imshow(values, cmap="viridis", vmin=0, vmax=100)
-    axes.set_title(f"Accuracy, {readout} readout (%)", fontsize=11)
+    axes = _inches(figure, 0.7, 0.6, side, side)
+    image = axes.imshow(
+        values, cmap="cividis", vmin=0, vmax=100, extent=(0.5, count + 0.5, count + 0.5, 0.5)
+    )
+    axes.set_title(f"accuracy (%), {readout} readout", fontsize=11)
     axes.set_xlabel("tested on task")
     axes.set_ylabel("after learning task")
     axes.spines[:].set_visible(False)
+    for ticks in (axes.xaxis, axes.yaxis):
+        ticks.set_major_locator(MaxNLocator(min(count, 10), integer=True, min_n_ticks=1))
     axes.tick_params(length=0, labelsize=8)
     if count <= NUMBERS_UP_TO:
-        labels = [str(i + 1) for i in range(count)]
-        axes.set_xticks(range(count), labels)
-        axes.set_yticks(range(count), labels)
         for row, column in zip(*np.nonzero(np.isfinite(values)), strict=True):
             value = values[row, column]
-            ink = "black" if value > 60 else "white"
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=8)
-    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
+            ink = "black" if value > 55 else "white"
+            axes.text(column + 1, row + 1, f"{value:.0f}", ha="center", va="center", color=ink)
+    bar = figure.colorbar(image, cax=_inches(figure, side + 0.8, 0.6, 0.16, side))
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=8)
     return figure
+
+
+def _inches(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes at a place given in inches; a layout engine would draw everything twice."""
+    across, up = figure.get_size_inches()
+    return figure.add_axes((left / across, bottom / up, width / across, height / up))
 
 
 def final_table(result: dict[str, Any]) -> dict[str, Any]:

@@ -122,6 +122,18 @@ def check(uri: str) -> None:
             raise UserError("tracking.uri", what) from None
 
 
+def existing(uri: str) -> None:
+    """Make sure that there is something to read; unlike MLflow this never creates a store.
+
+    Raises:
+        UserError: There is no such SQLite file, or the store does not answer.
+    """
+    if kind(uri) != "sqlite":
+        check(uri)
+    elif not (path := Path(make_url(uri).database or "")).is_file():
+        raise UserError("tracking.uri", f"there is no {path}", "has a sweep been run here?")
+
+
 def _usable(path: Path, uri: str) -> bool:
     """Whether an SQLite file is there already; its folder is made and tried."""
     try:

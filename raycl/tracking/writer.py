@@ -309,7 +309,7 @@ class Writer:
         _try(client.log_dict, run_id, result, "results/matrix.json")
         for readout, matrix in result["matrices"].items():
             path = f"plots/accuracy_matrix_{readout}.png"
-            figure = plots.accuracy_matrix(matrix, readout, result.get("tasks"))
+            figure = plots.accuracy_matrix(matrix, readout)
             _try(client.log_figure, run_id, figure, path)
         # As `log_table` would write it, but that appends to the table of an earlier attempt.
         table = "tables/final.json"
