@@ -1,0 +1,140 @@
+"""The suite catches what it is there to catch: each bad method fails the test it should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from raycl.benchmarks.base import Task
+from raycl.methods.base import Classifier, Phase
+from raycl.methods.finetune import Finetune
+from raycl.testing import MethodConformance
+
+FILE = str(Path(__file__))
+
+
+class LearnsNothing(Finetune):
+    def objective(self, task: Task) -> Any:
+        loss = super().objective(task)
+        return lambda batch: loss(batch) * 0
+
+
+class ForgetsItsState(Finetune):
+    """Memory as a plain attribute, the classic that is lost on resume."""
+
+    def end_task(self, task: Task) -> None:
+        self.importance = [p.detach().clone() for p in self.parameters()]
+
+
+class OwnGenerator(Finetune):
+    def __init__(self, config: Any, context: Any) -> None:
+        super().__init__(config, context)
+        self.generator = np.random.default_rng(0)
+
+
+class UnsavedNoise(Finetune):
+    """Its noise comes from a generator that no checkpoint holds."""
+
+    def __init__(self, config: Any, context: Any) -> None:
+        super().__init__(config, context)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def objective(self, task: Task) -> Any:
+        loss = super().objective(task)
+        return lambda batch: loss(batch) * (1 + torch.rand((), generator=self.generator))
+
+
+class Unseeded(Finetune):
+    def __init__(self, config: Any, context: Any) -> None:
+        super().__init__(config, context)
+        torch.seed()
+        nn.init.normal_(self.head.weight)
+
+
+class SecretMemory(Finetune):
+    def __init__(self, config: Any, context: Any) -> None:
+        super().__init__(config, context)
+        self.register_buffer("cache", torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
+
+    def end_task(self, task: Task) -> None:
+        self.cache.copy_(task.train.raw(torch.arange(4)))
+
+
+class TouchyEvaluation(Finetune):
+    def __init__(self, config: Any, context: Any) -> None:
+        super().__init__(config, context)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def logits(self, images: Tensor, task_id: int | None) -> Tensor:
+        self.calls += 1
+        return super().logits(images, task_id)
+
+
+class StructureFromData(Finetune):
+    """A buffer whose size depends on the data cannot be loaded strictly."""
+
+    def end_task(self, task: Task) -> None:
+        self.register_buffer("mean", task.train.raw(torch.arange(3)).float())
+
+
+class NeedsFullBatches(Finetune):
+    def objective(self, task: Task) -> Any:
+        loss = super().objective(task)
+        return lambda batch: loss(batch) * batch.labels.reshape(8).ne(-1).all()
+
+
+class PhaseWithSideEffects(Classifier):
+    """Changes the method where it should only describe."""
+
+    def phases(self, task: Task) -> list[Phase]:
+        with torch.no_grad():
+            self.head.bias.add_(1.0).mul_(0.5)
+        return super().phases(task)
+
+
+def run(method: str, test: str) -> None:
+    suite = type("Suite", (MethodConformance,), {"method": f"{FILE}:{method}"})()
+    check: Callable[[], None] = getattr(suite, test)
+    check()
+
+
+@pytest.mark.parametrize(
+    "method,test",
+    [
+        ("LearnsNothing", "test_learns"),
+        ("ForgetsItsState", "test_state_is_complete"),
+        ("OwnGenerator", "test_state_is_complete"),
+        ("UnsavedNoise", "test_state_is_complete"),
+        ("UnsavedNoise", "test_resumes_bitwise"),
+        ("PhaseWithSideEffects", "test_resumes_bitwise"),
+        ("Unseeded", "test_same_seed_same_matrix"),
+        ("SecretMemory", "test_sees_only_what_it_declares"),
+        ("TouchyEvaluation", "test_evaluation_changes_nothing"),
+        ("StructureFromData", "test_resumes_bitwise"),
+        ("NeedsFullBatches", "test_uneven_batches"),
+        ("ForgetsItsState", "test_docstring"),
+    ],
+)
+def test_a_bad_method_fails(method: str, test: str) -> None:
+    with pytest.raises((AssertionError, RuntimeError)):
+        run(method, test)
+
+
+@pytest.mark.parametrize("test", [t for t in dir(MethodConformance) if t.startswith("test_")])
+def test_a_user_file_passes(tmp_path: Path, test: str) -> None:
+    """What the README shows: one file outside the package."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        '"""A method of one\'s own."""\n'
+        "from raycl.methods.base import Classifier\n\n\n"
+        "class Mine(Classifier):\n"
+        '    """Nothing against forgetting (nobody, 2026). Departures: none."""\n'
+    )
+    suite = type("Suite", (MethodConformance,), {"method": f"{path}:Mine"})()
+    getattr(suite, test)()
