@@ -93,24 +93,17 @@ def load(config: DatasetConfig, root: Path) -> Dataset:
         UserError: Unknown name, missing or damaged files, options that do not fit.
     """
     _check_name(config)
-    mean, std = config.mean, config.std
-    if config.name in BY_PATH:
-        path = resolve(config.path or "", root)
-        if config.name == "folder":
-            train, test, classes = folder.load(path, config.size)
-        else:
-            train, test, classes = idx.load(path)
-    else:
-        train, test, classes = named.load(config.name, root)
-        known = STANDARD[config.name]
-        mean, std = mean or known.mean, std or known.std
+    train, test, classes = _read(config, root)
     if len(classes) < 2:
         raise UserError(WHERE, f"{config.label} has one class only")
     if config.limit:
         train = _take(train, transform.first_per_class(train.labels, config.limit))
     if config.size:
         train, test = _sized(train, config.size), _sized(test, config.size)
-    if mean is None or std is None:
+    known = STANDARD.get(config.name)
+    mean = config.mean or (known and known.mean)
+    std = config.std or (known and known.std)
+    if not (mean and std):
         computed = transform.statistics(folder.sample(train))
         mean, std = mean or computed[0], std or computed[1]
     for part in (train, test):
@@ -118,14 +111,31 @@ def load(config: DatasetConfig, root: Path) -> Dataset:
         if isinstance(part, Arrays):
             part.images.setflags(write=False)
     data = Dataset(config.label, train, test, classes, mean, std)
-    for what in ("mean", "std"):
-        values = getattr(data, what)
+    _check(data)
+    return data
+
+
+def _read(
+    config: DatasetConfig, root: Path
+) -> tuple[Arrays | Files, Arrays | Files, tuple[str, ...]]:
+    if config.name in STANDARD:
+        return named.load(config.name, root)
+    path = resolve(config.path or "", root)
+    return folder.load(path, config.size) if config.name == "folder" else idx.load(path)
+
+
+def _check(data: Dataset) -> None:
+    train, test = data.train, data.test
+    if isinstance(train, Arrays) and isinstance(test, Arrays):
+        a, b = ("x".join(map(str, part.images.shape[1:])) for part in (train, test))
+        if a != b:
+            raise UserError(WHERE, f"{data.name}: training images are {a}, test images {b}")
+    for what, values in (("mean", data.mean), ("std", data.std)):
         if len(values) != data.shape[0]:
             counts = f"{len(values)} value(s) for {data.shape[0]} channel(s)"
             raise UserError(f"{WHERE}.{what}", counts)
-    if min(std) <= 0:
-        raise UserError(f"{WHERE}.std", f"must be positive: {std} (is a channel constant?)")
-    return data
+    if min(data.std) <= 0:
+        raise UserError(f"{WHERE}.std", f"must be positive: {data.std} (is a channel constant?)")
 
 
 def _check_name(config: DatasetConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -20,6 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from raycl.datasets.base import Files
 from raycl.datasets.examples import Augment, Batch, Normalised, Transform
+from raycl.datasets.transform import resize_batch
 from raycl.errors import UserError
 
 WHERE = "benchmark.dataset.path"
@@ -59,10 +61,9 @@ def open_image(name: str) -> Image.Image:
     Raises:
         UserError: Not an image, or damaged.
     """
-    path, inner = split_archive(Path(name))
     try:
-        return Image.open(BytesIO(open_zip(path).read(inner)) if inner else path)
-    except (OSError, BadZipFile, KeyError, SyntaxError, ValueError) as error:
+        return Image.open(BytesIO(_content(name)))
+    except (OSError, SyntaxError, ValueError) as error:
         raise _damaged(name, error) from error
 
 
@@ -76,27 +77,50 @@ def decode(name: str, size: int | None, *, colour: bool = False) -> NDArray[np.u
 
     Returns:
         uint8 (C, H, W) with one channel for a grey image, else three.
-    """
-    from torchvision.transforms.v2 import functional as tv
 
-    with open_image(name) as image:
+    Raises:
+        UserError: Not an image, damaged, or with more than 8 bits per channel.
+    """
+    content = _content(name)
+    try:
+        pixels = _decode_jpeg(content) if content.startswith(b"\xff\xd8") else None
+        pixels = _decode_any(content, name) if pixels is None else pixels
+    except (OSError, RuntimeError, SyntaxError, ValueError) as error:
+        raise _damaged(name, error) from error
+    if size and pixels.shape[1:] != (size, size):
+        pixels = resize_batch(pixels, size)
+    if colour:
+        pixels = pixels.expand(3, -1, -1)
+    return pixels.numpy()
+
+
+def _content(name: str) -> bytes:
+    path, inner = split_archive(Path(name))
+    try:
+        return open_zip(path).read(inner) if inner else path.read_bytes()
+    except (OSError, BadZipFile, KeyError, zlib.error) as error:
+        raise _damaged(name, error) from error
+
+
+def _decode_jpeg(content: bytes) -> Tensor | None:
+    """A grey or RGB JPEG, in a third of Pillow's time; ``None`` for CMYK."""
+    from torchvision.io import decode_jpeg
+
+    pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    return pixels if len(pixels) in (1, 3) else None
+
+
+def _decode_any(content: bytes, name: str) -> Tensor:
+    with Image.open(BytesIO(content)) as image:
         if image.mode[0] in "IF":
             raise UserError(WHERE, f"'{name}' has more than 8 bits per channel")
-        grey = image.mode in ("1", "L", "LA") and not colour
-        try:
-            if size:
-                image.draft(None, (size, size))  # lets a large JPEG be decoded at a fraction
-            pixels = image.convert("L" if grey else "RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise _damaged(name, error) from error
-    if size and pixels.size != (size, size):
-        pixels = tv.resize(pixels, [size, size])
-    array = np.asarray(pixels)
-    return array[None] if grey else array.transpose(2, 0, 1)
+        grey = image.mode in ("1", "L", "LA")
+        array = np.array(image.convert("L" if grey else "RGB"))
+    return torch.from_numpy(array[None] if grey else array.transpose(2, 0, 1).copy())
 
 
 def _damaged(name: str, error: Exception) -> UserError:
-    reason = str(error).replace(f" '{name}'", "")
+    reason = str(error).partition("\n")[0]
     return UserError(WHERE, f"cannot read the image '{name}': {reason}")
 
 
