@@ -5,8 +5,10 @@ Every figure comes as PNG and as SVG. The same numbers give the same files, byte
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
+from itertools import groupby
 from typing import Any
 
 import matplotlib as mpl
@@ -17,13 +19,14 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from raycl.report.formats import READOUT_TITLES
-from raycl.report.statistics import bootstrap
+from raycl.report.statistics import LEVEL, bootstrap
 from raycl.report.table import Group, Table
 
 Array = NDArray[np.float64]
 
-# Okabe & Ito's palette, which colour-blind readers can tell apart, without its yellow
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Okabe & Ito's palette, which colour-blind readers can tell apart, grey for its yellow and black
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A7A7A")
+LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -42,11 +45,13 @@ STYLE: dict[Any, Any] = {
     "ytick.color": "#444444",
     "legend.frameon": False,
     "savefig.dpi": 160,
+    "savefig.bbox": "tight",
+    "savefig.pad_inches": 0.06,
     "svg.hashsalt": "raycl",
     "svg.fonttype": "path",
 }
 _CELLS = 10
-_COLUMNS = 3
+_BAND = f"{LEVEL:g} % interval over seeds"
 
 
 def draw(table: Table) -> dict[str, bytes]:
@@ -94,9 +99,14 @@ def _methods(table: Table) -> list[str]:
     return list(dict.fromkeys(group.method for group in table.groups))
 
 
-def _style(table: Table, method: str) -> tuple[str, str]:
-    index = _methods(table).index(method)
-    return PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+def _style(table: Table, method: str) -> dict[str, Any]:
+    """Colour, marker and line of a method, the same in every figure and unlike any other's."""
+    cycle, index = divmod(_methods(table).index(method), len(PALETTE))
+    return {
+        "color": PALETTE[index],
+        "marker": MARKERS[(index + cycle) % len(MARKERS)],
+        "linestyle": LINES[cycle % len(LINES)],
+    }
 
 
 def _title(table: Table, benchmark: str, readout: str) -> str:
@@ -112,53 +122,80 @@ def _grid(
     size: tuple[float, float],
 ) -> Figure:
     """One panel per benchmark and readout; ``paint`` fills one and returns its vertical label."""
-    columns = min(_COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
+    slots, columns = _slots(panels)
+    rows = len(slots) // columns
     figure = Figure(
         figsize=(size[0] * columns, size[1] * rows + 0.35), dpi=100, layout="constrained"
     )
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    for i, (axis, (benchmark, readout)) in enumerate(zip(axes.flat, panels, strict=False)):
-        label = paint(axis, table, benchmark, readout)
-        axis.set_title(_title(table, benchmark, readout))
+    for i, (axis, slot) in enumerate(zip(axes.flat, slots, strict=True)):
+        if slot is None:
+            axis.set_visible(False)
+            continue
+        label = paint(axis, table, *slot)
+        axis.set_title(_title(table, *slot))
         if i % columns == 0:
             axis.set_ylabel(label)
-    handles = {h.get_label(): h for axis in axes.flat for h in axis.get_legend_handles_labels()[0]}
-    if handles:
-        named = [method for method in _methods(table) if method in handles]
-        figure.legend(
-            [handles[method] for method in named], named, loc="outside lower center", ncols=6
-        )
+    _legend(figure, _methods(table))
     return figure
+
+
+def _slots(panels: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, str] | None], int]:
+    """Panels row by row, and how many there are in a row.
+
+    A benchmark with several readouts has a row of its own; ``None`` fills it up.
+    """
+    rows = [list(group) for _, group in groupby(panels, key=lambda panel: panel[0])]
+    columns = max(map(len, rows))
+    if columns == 1:
+        columns = min(2, len(panels))
+        rows = [list(panels[i : i + columns]) for i in range(0, len(panels), columns)]
+    return [slot for row in rows for slot in [*row, *[None] * (columns - len(row))]], columns
+
+
+def _legend(figure: Figure, methods: Sequence[str]) -> None:
+    handles = {
+        str(h.get_label()): h for axis in figure.axes for h in axis.get_legend_handles_labels()[0]
+    }
+    names = [name for name in (*methods, _BAND) if name in handles]
+    if not names:
+        return
+    inches = [0.6 + 0.08 * len(name) for name in names]
+    width = figure.get_figwidth()
+    columns = len(names) if sum(inches) < width else max(1, int(width / max(inches)))
+    figure.legend(
+        [handles[name] for name in names], names, loc="outside lower center", ncols=columns
+    )
 
 
 # ---------------------------------------------------------------------- panels
 
 
 def _accuracy(axis: Axes, table: Table, benchmark: str, readout: str) -> str:
+    alpha = 0.18 if len(_methods(table)) <= 5 else 0.08
     for group in _of(table, benchmark):
         curves = after_each_task(stack) if len(stack := matrices(group, readout)) else None
         if curves is None:
             continue
-        colour, marker = _style(table, group.method)
+        style = _style(table, group.method)
         tasks = np.arange(1, curves.shape[1] + 1)
         if len(curves) > 1:
             low, high = bootstrap(curves)
-            axis.fill_between(tasks, low, high, color=colour, alpha=0.18, linewidth=0)
+            axis.fill_between(tasks, low, high, color=style["color"], alpha=alpha, linewidth=0)
         axis.plot(
             tasks,
             curves.mean(axis=0),
-            color=colour,
-            marker=marker,
             markersize=4.5,
             linewidth=1.8,
             label=group.method,
+            **style,
         )
+    if axis.collections:
+        axis.fill_between([], [], color="#333333", alpha=alpha, linewidth=0, label=_BAND)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
     axis.set_xlabel("tasks learnt")
     axis.margins(x=0.03)
+    axis.set_ylim(top=min(101, axis.get_ylim()[1]))
     return "accuracy on tasks so far (%)"
 
 
@@ -171,7 +208,7 @@ def _forgetting(axis: Axes, table: Table, benchmark: str, readout: str) -> str:
     methods = [method for method in _methods(table) if method in rows]
     for i, method in enumerate(methods):
         row = rows[method]
-        axis.barh(i, row["mean"], height=0.62, color=_style(table, method)[0], alpha=0.85)
+        axis.barh(i, row["mean"], height=0.62, color=_style(table, method)["color"], alpha=0.85)
         ends = [row["mean"]]
         if row["low"] is not None:
             ends += [row["low"], row["high"]]
@@ -189,7 +226,7 @@ def _forgetting(axis: Axes, table: Table, benchmark: str, readout: str) -> str:
     axis.grid(visible=False, axis="y")
     axis.axvline(0, color="#666666", linewidth=0.8)
     axis.margins(x=0.12)
-    axis.set_xlabel("forgetting (% points, lower is better)")
+    axis.set_xlabel("forgetting (% points; lower is better)")
     return ""
 
 
@@ -202,22 +239,22 @@ def _matrices(table: Table, benchmark: str, readout: str) -> Figure:
     }
     columns = min(4, len(means))
     rows = -(-len(means) // columns)
-    figure = Figure(
-        figsize=(2.45 * columns + 0.7, 2.55 * rows + 0.3), dpi=100, layout="constrained"
-    )
+    figure = Figure(figsize=(2.45 * columns + 0.7, 2.75 * rows + 0.4), dpi=100, layout="compressed")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(means) :]:
         axis.set_visible(False)
     for i, (axis, (method, mean)) in enumerate(zip(axes.flat, means.items(), strict=False)):
-        image = axis.imshow(mean, cmap="cividis", vmin=0, vmax=100)
+        image = axis.imshow(mean, cmap="YlGnBu", vmin=0, vmax=100)
         _cell_numbers(axis, mean)
         _task_ticks(axis, len(mean))
-        axis.set_title(method)
-        axis.set_xlabel("accuracy on task")
+        axis.set_title("\n".join(textwrap.wrap(method, 20)), fontweight="normal")
+        axis.set_xlabel("task")
         if i % columns == 0:
             axis.set_ylabel("after task")
     figure.colorbar(image, ax=axes, label="accuracy (%)", shrink=0.85, aspect=24)
-    figure.suptitle(_title(table, benchmark, readout), fontsize=10, x=0.01, ha="left")
+    title = f"{_title(table, benchmark, readout)}: accuracy on each task after each task"
+    # given a position at once, the layout would make no room for it
+    figure.suptitle(title, fontsize=10, fontweight="bold", ha="left").set_x(0.01)
     return figure
 
 
@@ -232,7 +269,7 @@ def _cell_numbers(axis: Axes, mean: Array) -> None:
             ha="center",
             va="center",
             fontsize=9 if len(mean) <= 6 else 7,
-            color="white" if mean[t, i] < 55 else "black",
+            color="white" if mean[t, i] > 55 else "#222222",
         )
 
 

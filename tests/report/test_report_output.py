@@ -1,0 +1,182 @@
+"""What a reader gets: text in four formats, figures, a folder of files, artifacts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_helpers import Store, SweepWriter, flat, realistic, result
+from rich.console import Console
+
+from raycl.errors import UserError
+from raycl.report import figures
+from raycl.report.formats import print_table, render
+from raycl.report.load import load
+from raycl.report.main import report, write_report
+from raycl.report.table import Table, make_table
+
+METHODS = ["finetune", "online_ewc", "naive_rehearsal", "joint"]
+
+
+@pytest.fixture(scope="module")
+def writer(store: Store) -> SweepWriter:
+    published = {"source": "a paper", "average_accuracy": {"joint": 97.5}}
+    return realistic(store, "look", METHODS, seeds=3, tasks=4, published=published)
+
+
+@pytest.fixture(scope="module")
+def table(store: Store, writer: SweepWriter) -> Table:
+    return make_table(load("look", store.uri))
+
+
+def _pipes(text: str) -> list[dict[str, str]]:
+    """The tables of a Markdown text, row by row."""
+    rows: list[dict[str, str]] = []
+    header: list[str] = []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            header = []
+        elif not header:
+            header = cells
+        elif not line.startswith("|:"):
+            rows.append(dict(zip(header, cells, strict=True)))
+    return rows
+
+
+def _number(text: str) -> float:
+    return float(text.replace("−", "-"))
+
+
+def test_terminal_table_fits_and_says_it_all(table: Table) -> None:
+    text = render(table, "table")
+    assert max(map(len, text.splitlines())) <= 100
+    for words in ("class-incremental", "task-incremental", "percent", "vs finetune", "97.50"):
+        assert words in text
+    (first, second) = [r for r in table.rows if r["metric"] == "forgetting"][:2]
+    lines = text.split("forgetting ↓")[1].splitlines()[1:3]
+    assert f"{first['mean']:.2f} ± {first['std']:.2f}" in lines[0]
+    assert lines[1].split()[0] == second["method"] == "online_ewc"
+    assert _number(lines[1].split()[7]) == pytest.approx(second["difference"], abs=0.006)
+
+
+def test_terminal_table_survives_markup_and_narrow_terminals(store: Store) -> None:
+    name = "a[bold]_very_long_name_of_a_method_that_goes_on"
+    store.sweep("odd", {}).trial(name, 0, result({"class": flat(10.0)}))
+    table = make_table(load("odd", store.uri))
+    text = io.StringIO()
+    print_table(table, Console(file=text, width=60))
+    assert max(map(len, text.getvalue().splitlines())) <= 60
+    assert "[bold]" in "".join(text.getvalue().split())
+
+
+def test_markdown_parses_back(table: Table) -> None:
+    shown = [r for r in _pipes(render(table, "markdown")) if "metric" in r]
+    headlines = 4
+    assert len(shown) == headlines * len(METHODS) * 2
+    for text, row in zip(shown, (r for r in table.rows if r["metric"] in HEADLINES), strict=True):
+        assert text["method"] == row["method"]
+        assert _number(text["mean ± std"].split(" ± ")[0]) == pytest.approx(row["mean"], abs=0.006)
+        low, high = text["95 % interval"].strip("[]").split(", ")
+        assert _number(low) == pytest.approx(row["low"], abs=0.006)
+        assert _number(high) == pytest.approx(row["high"], abs=0.006)
+
+
+HEADLINES = {
+    "average_accuracy",
+    "average_incremental_accuracy",
+    "forgetting",
+    "backward_transfer",
+}
+
+
+def test_csv_parses_back(table: Table) -> None:
+    rows = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    assert len(rows) == len(table.rows)
+    for text, row in zip(rows, table.rows, strict=True):
+        assert float(text["mean"]) == row["mean"]
+        assert int(text["n"]) == row["n"]
+        assert text["run_ids"].split() == row["run_ids"]
+        assert (float(text["published"]) if text["published"] else None) == row["published"]
+
+
+def test_json_is_the_rows(table: Table) -> None:
+    assert json.loads(render(table, "json")) == table.rows
+    assert "learning_accuracy" in {row["metric"] for row in table.rows}
+
+
+def test_curve_after_each_task_is_the_mean_over_tasks_so_far() -> None:
+    n = np.nan
+    golden = [[80, 50, n, n], [86, 78, n, n], [70, 74, 82, n], [62, 81, 70, 84]]
+    curve = figures.after_each_task(np.array([golden], dtype=float))
+    np.testing.assert_allclose(curve, [[80, 82, 226 / 3, 74.25]])
+
+
+@pytest.fixture(scope="module")
+def drawn(table: Table) -> dict[str, bytes]:
+    return figures.draw(table)
+
+
+def test_figures_are_pictures_and_svg_is_deterministic(
+    table: Table, drawn: dict[str, bytes]
+) -> None:
+    stems = {"accuracy", "forgetting", "matrix-split-digits-class", "matrix-split-digits-task"}
+    assert set(drawn) == {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")}
+    assert drawn == figures.draw(table)
+    for name, data in drawn.items():
+        if name.endswith(".png"):
+            pixels = np.asarray(Image.open(BytesIO(data)).convert("RGB"))
+            assert pixels.shape[0] > 200
+            assert pixels.shape[1] > 400
+            assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+        else:
+            assert b"<svg" in data
+
+
+def test_a_method_looks_the_same_in_every_figure(drawn: dict[str, bytes]) -> None:
+    for colour in figures.PALETTE[: len(METHODS)]:
+        for name in ("accuracy.svg", "forgetting.svg"):
+            assert colour.lower().encode() in drawn[name].lower()
+    styles = [tuple(figures._style(_many(), f"m{i}").values()) for i in range(20)]
+    assert len(set(styles)) == 20
+
+
+def _many() -> Table:
+    groups = [figures.Group("b", f"m{i}", []) for i in range(20)]
+    return Table("many", None, [], groups)
+
+
+def test_report_prints_and_writes(
+    store: Store, writer: SweepWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report("look", store.uri, "json", tmp_path / "out", "joint")
+    printed = json.loads(capsys.readouterr().out)
+    assert {row["baseline"] for row in printed} == {None, "joint"}
+    assert json.loads((tmp_path / "out/table.json").read_text()) == printed
+    text = (tmp_path / "out/report.md").read_text()
+    for part in text.split("](")[1:]:
+        assert (tmp_path / "out" / part.split(")")[0]).stat().st_size > 1000
+    names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {"report.md", "table.csv", "table.json", "accuracy.svg", "forgetting.png"} <= names
+    assert not any(name.startswith(".") for name in names)
+    with pytest.raises(UserError, match=r"unknown format 'jsn'.*did you mean 'json'"):
+        report("look", store.uri, "jsn")
+
+
+def test_report_can_be_attached_to_the_sweep(
+    store: Store, writer: SweepWriter, tmp_path: Path
+) -> None:
+    write_report("look", store.uri, tmp_path, log_to_parent=True)
+    attached = {file.path for file in store.client.list_artifacts(writer.parent, "report")}
+    assert attached == {
+        "report/report.md",
+        "report/table.csv",
+        "report/table.json",
+        "report/figures",
+    }

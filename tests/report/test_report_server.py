@@ -1,0 +1,68 @@
+"""The report through a real tracking server: nothing but HTTP is needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from report_helpers import Store, realistic
+
+from raycl.report.load import load
+from raycl.report.main import write_report
+from raycl.report.table import make_table
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+    command += ["--artifacts-destination", str(tmp_path / "served")]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    log = (tmp_path / "server.log").open("w")
+    process = subprocess.Popen(
+        command, stdout=log, stderr=log, env=environment, cwd=tmp_path, start_new_session=True
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait(url, process, tmp_path / "server.log")
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)
+        log.close()
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=2).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    pytest.fail(f"the server did not start:\n{log.read_text()[-2000:]}")
+
+
+def test_report_through_a_server(server: str, store: Store, tmp_path: Path) -> None:
+    methods = ["finetune", "joint"]
+    realistic(store, "remote", methods, seeds=2, tasks=3)
+    writer = realistic(Store(server, None), "remote", methods, seeds=2, tasks=3)
+    here, there = (make_table(load("remote", uri)) for uri in (store.uri, server))
+    assert [{**r, "run_ids": 0} for r in here.rows] == [{**r, "run_ids": 0} for r in there.rows]
+    assert len(there.rows) > 10
+    write_report("remote", server, tmp_path / "out", log_to_parent=True)
+    assert Store(server, None).client.list_artifacts(writer.parent, "report/figures")

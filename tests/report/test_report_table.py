@@ -1,0 +1,214 @@
+"""Numbers of the table, from runs in a real store."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from report_helpers import Store, flat, result
+
+from raycl.errors import UserError
+from raycl.report import load as loading
+from raycl.report.load import TrackedSweep, load
+from raycl.report.table import Row, Table, make_table
+
+SPEC: dict[str, Any] = {
+    "methods": [{"name": "x:Ours", "label": "ours"}, {"name": "finetune", "label": "finetune"}],
+    "report": {"baseline": None},
+    "published": {
+        "source": "a paper, table 1",
+        "note": "another network",
+        "average_accuracy": {"ours": 61, "finetune": None},
+        "task/average_accuracy": {"split-digits": {"finetune": 55.5}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def golden(store: Store) -> TrackedSweep:
+    """Two methods with unequal seeds, and one run of every kind that must not count."""
+    writer = store.sweep("golden", SPEC)
+    for seed, value in {0: 20.0, 1: 22.0, 2: 27.0}.items():
+        found = result({"class": flat(value), "task": flat(value + 30)}, seconds=10.0 + seed)
+        writer.trial("finetune", seed, found)
+    for seed, value in {1: 34.0, 2: 40.0, 3: 90.0}.items():
+        writer.trial("ours", seed, result({"class": flat(value), "task": flat(value)}))
+    decoy = result({"class": flat(100.0), "task": flat(100.0)})
+    error = "RuntimeError: loss became nan\nTraceback (most recent call last):\n  File x"
+    writer.trial("ours", 4, decoy, end="error", error=error)
+    writer.trial("ours", 5, decoy, end="stopped-early")
+    writer.trial("ours", 6, decoy, end="killed")
+    writer.trial("ours", 7, decoy, end="orphaned")
+    writer.trial("ours", 8, decoy, end="running")
+    writer.trial("ours", 9, None)
+    return load("golden", store.uri)
+
+
+def row(table: Table, **wanted: str) -> Row:
+    """The only row with these fields; class-incremental average accuracy unless said."""
+    wanted = {"readout": "class", "metric": "average_accuracy"} | wanted
+    (found,) = [r for r in table.rows if all(r[k] == v for k, v in wanted.items())]
+    return found
+
+
+def test_golden_rows(golden: TrackedSweep) -> None:
+    table = make_table(golden)
+    base = row(table, method="finetune")
+    assert (base["n"], base["mean"], base["std"]) == (3, 23.0, pytest.approx(13**0.5))
+    assert (base["low"], base["high"]) == (20.0, 27.0)
+    assert base["seeds"] == [0, 1, 2]
+    assert base["seconds"] == 11.0
+    assert base["difference"] is base["difference_n"] is base["baseline"] is None
+    ours = row(table, method="ours")
+    assert (ours["n"], ours["mean"]) == (3, pytest.approx(164 / 3))
+    assert (ours["baseline"], ours["difference"], ours["difference_n"]) == ("finetune", 12.5, 2)
+    assert (ours["difference_low"], ours["difference_high"]) == (12.0, 13.0)
+    assert row(table, method="finetune", readout="task")["mean"] == pytest.approx(53.0)
+
+
+def test_only_finished_runs_count_and_the_others_are_named(golden: TrackedSweep) -> None:
+    table = make_table(golden)
+    assert max(r["high"] for r in table.rows) <= 90
+    (line,) = [note for note in table.notes if note.startswith("not in the table")]
+    assert "1 failed (ours seed 4: RuntimeError: loss became nan)" in line
+    for text in ("1 stopped early", "1 killed", "1 orphaned", "1 still running"):
+        assert text in line
+    assert "1 finished without a readable results/matrix.json (ours seed 9)" in line
+    assert any("shared with finetune only: ours" in note for note in table.notes)
+    assert any("fewer than 5 seeds" in note for note in table.notes)
+
+
+def test_order_is_benchmark_readout_metric_then_sweep_order(golden: TrackedSweep) -> None:
+    rows = make_table(golden).rows
+    assert [r["method"] for r in rows[:2]] == ["ours", "finetune"]
+    assert [r["readout"] for r in rows] == sorted(r["readout"] for r in rows)
+    assert rows[0]["metric"] == rows[1]["metric"] == "average_accuracy"
+
+
+def test_rows_have_the_promised_schema(golden: TrackedSweep) -> None:
+    for found in json.loads(json.dumps(list(make_table(golden).rows), allow_nan=False)):
+        assert isinstance(found["n"], int)
+        assert found["readout"] in ("class", "task", "domain")
+        assert len(found["run_ids"]) == len(found["seeds"]) == found["n"]
+        for key in ("benchmark", "method", "metric"):
+            assert isinstance(found[key], str)
+        assert {"mean", "std", "low", "high", "published"} <= found.keys()
+        assert {"seconds", "peak_memory_mb", "stored_bytes", "extra_parameters"} <= found.keys()
+
+
+def test_published_stands_beside_ours(golden: TrackedSweep) -> None:
+    table = make_table(golden)
+    assert row(table, method="ours")["published"] == 61.0
+    assert row(table, method="ours", readout="task")["published"] is None
+    assert row(table, method="finetune")["published"] is None
+    assert row(table, method="finetune", readout="task")["published"] == 55.5
+    assert "published: a paper, table 1; another network" in table.notes
+
+
+def test_baseline_can_be_chosen_and_must_exist(golden: TrackedSweep, store: Store) -> None:
+    table = make_table(golden, "ours")
+    assert row(table, method="finetune")["difference"] == -12.5
+    with pytest.raises(UserError, match=r"--baseline: no method 'our'.*did you mean 'ours'"):
+        make_table(golden, "our")
+    writer = store.sweep("written", {"report": {"baseline": "b"}})
+    for method, value in (("a", 10.0), ("b", 12.0)):
+        writer.trial(method, 0, result({"class": flat(value)}))
+    table = make_table(load("written", store.uri))
+    assert row(table, method="a")["difference"] == -2.0
+    assert row(table, method="a")["difference_low"] is None
+    assert any(note.startswith("one seed") for note in table.notes)
+
+
+def test_baseline_that_did_not_finish_is_said(store: Store) -> None:
+    writer = store.sweep("no-base", {"methods": [{"name": "finetune"}, {"name": "a"}]})
+    writer.trial("a", 0, result({"class": flat(10.0)}))
+    writer.trial("finetune", 0, None, end="error", error="ValueError: no")
+    table = make_table(load("no-base", store.uri))
+    assert row(table, method="a")["difference"] is None
+    assert "no differences on split-digits: finetune has not finished there" in table.notes
+
+
+def test_latest_of_two_runs_of_one_trial(store: Store) -> None:
+    writer = store.sweep("twice", {})
+    writer.trial("a", 0, result({"class": flat(10.0)}))
+    latest = writer.trial("a", 0, result({"class": flat(14.0)}))
+    table = make_table(load("twice", store.uri))
+    assert row(table, method="a")["run_ids"] == [latest]
+    assert row(table, method="a")["mean"] == pytest.approx(14.0)
+    assert "finished more than once, the latest is used: a seed 0" in table.notes
+
+
+def test_configurations_are_never_averaged_together(store: Store) -> None:
+    writer = store.sweep("two-configs", {})
+    writer.trial("a", 0, result({"class": flat(10.0)}), config="c1")
+    writer.trial("a", 0, result({"class": flat(30.0)}), config="c2")
+    table = make_table(load("two-configs", store.uri))
+    assert row(table, method="a (c1)")["mean"] == 10.0
+    assert row(table, method="a (c2)")["mean"] == 30.0
+
+
+def test_search_is_one_line_and_no_row(store: Store) -> None:
+    spec = {"search": {"protocol": "first_tasks", "metric": "validation/average_accuracy"}}
+    writer = store.sweep("searched", spec)
+    for sample in range(4):
+        found = result({"class": flat(99.0, tasks=3)}) if sample < 3 else None
+        end = "finished" if sample < 3 else "stopped-early"
+        last = {"cost/seconds": 100.0} if sample < 3 else None
+        writer.trial("a", 1000, found, kind="search", end=end, last=last, config=f"s{sample}")
+    for seed in range(5):
+        writer.trial("a", seed, result({"class": flat(50.0)}), kind="winner")
+    table = make_table(load("searched", store.uri))
+    assert row(table, method="a")["mean"] == 50.0
+    (line,) = [note for note in table.notes if note.startswith("search")]
+    assert line.startswith(
+        "search: 4 trials (3 finished, 1 stopped early) of 3 tasks in 5.0 min of training "
+        "(not counting 1 that ended before their first task did); protocol first_tasks"
+    )
+    assert "validation data only" in line
+    assert not any("not in the table" in note or "fewer than" in note for note in table.notes)
+
+
+def test_only_the_latest_sweep_of_a_name_is_read(store: Store) -> None:
+    store.sweep("again", {}, "01OLD").trial("a", 0, result({"class": flat(10.0)}))
+    store.sweep("again", {}, "01NEW").trial("a", 0, result({"class": flat(20.0)}))
+    assert row(make_table(load("again", store.uri)), method="a")["mean"] == 20.0
+
+
+def test_nothing_finished(store: Store) -> None:
+    store.sweep("empty", {}).trial("a", 0, None, end="running")
+    table = make_table(load("empty", store.uri))
+    assert table.rows == []
+    assert "no trial has finished" in table.notes
+
+
+def test_reading_in_pages_finds_every_run(
+    golden: TrackedSweep, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_PAGE", 5)
+    again = load("golden", store.uri)
+    assert {run.run_id for run in again.runs} == {run.run_id for run in golden.runs}
+    assert len(again.runs) == 12
+
+
+def test_a_lost_sweep_file_is_said(store: Store) -> None:
+    writer = store.sweep("no-spec", {})
+    writer.trial("a", 0, result({"class": flat(10.0)}))
+    table = make_table(load("no-spec", store.uri))
+    assert any(note.startswith("sweep/resolved.yaml cannot be read") for note in table.notes)
+
+
+def test_unknown_names_are_one_clear_line(golden: TrackedSweep, store: Store) -> None:
+    with pytest.raises(UserError, match=r"no sweep named 'goldn'.*did you mean 'golden'"):
+        load("goldn", store.uri)
+    store.client.create_experiment("foreign")
+    with pytest.raises(UserError, match=r"experiment 'foreign' .* holds no raycl sweep"):
+        load("foreign", store.uri)
+
+
+def test_a_store_that_is_not_there_is_not_made(tmp_path: Any) -> None:
+    with pytest.raises(UserError, match=r"there is no .*mlflow\.db"):
+        load("x", f"sqlite:///{tmp_path}/mlflow.db")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9"):
+        load("x", "http://127.0.0.1:9")
