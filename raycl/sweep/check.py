@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,9 @@ class _Checked:
     def benchmarks(self) -> None:
         """Names, options, data sets, labels."""
         for i, block in enumerate(self.sweep.benchmark):
-            for path, _ in _spaces(
-                block, lambda p, i=i: self.error(("benchmark", i, *p[0]), *p[1:])
-            ):
+            for path, _ in _spaces(block, partial(self._in_benchmark, i)):
                 what = "a search space is for methods, network and train"
-                raise self.error(("benchmark", i, *path), what, "list benchmarks to compare them")
+                raise self._in_benchmark(i, path, what, "list benchmarks to compare them")
         for i, config in enumerate(benchmark_configs(self.sweep)):
             self._data_names(i, config)
             label = config["label"]
@@ -80,9 +79,16 @@ class _Checked:
             self.benchmark_labels.append(label)
             self.validation.append(config["validation"])
 
+    def _in_benchmark(self, index: int, path: KeyPath, what: str, hint: str) -> UserError:
+        return self.error(("benchmark", index, *path), what, hint)
+
     def _data_names(self, index: int, config: dict[str, Any]) -> None:
         valid = datasets.names()
-        for data in build(config).datasets():
+        try:
+            wanted = build(config).datasets()
+        except UserError:
+            return  # they depend on what is on the disk, which check_data is for
+        for data in wanted:
             if data.name not in valid:
                 path = _find(self.sweep.benchmark[index], data.name) or ()
                 what = f"unknown data set '{data.name}'"
@@ -98,7 +104,7 @@ class _Checked:
         def at(path: KeyPath, what: str, hint: str = "") -> UserError:
             return self.error(place(sweep, index, path), what, hint)
 
-        spaces = dict(_spaces(blocks, lambda p: at(*p)))
+        spaces = dict(_spaces(blocks, at))
         try:
             method = named("method", {"name": entry.name})
         except Problem as p:
@@ -126,9 +132,9 @@ class _Checked:
             if readout not in found.settings:
                 what = f"methods[{index}] cannot be evaluated by '{readout}'"
                 raise self.error(("readouts", i), what, supported)
-        readout = self.sweep.search.readout
-        if readout and found.spaces and readout not in found.settings:
-            what = f"methods[{index}] cannot be evaluated by '{readout}'"
+        searched = self.sweep.search.readout
+        if searched and found.spaces and searched not in found.settings:
+            what = f"methods[{index}] cannot be evaluated by '{searched}'"
             raise self.error(("search", "metric"), what, supported)
 
     def labels(self) -> None:
@@ -242,12 +248,12 @@ def build(config: Mapping[str, Any]) -> Benchmark:
 
 
 def _spaces(
-    tree: Any, error: Callable[[tuple[KeyPath, str, str]], UserError]
+    tree: Any, error: Callable[[KeyPath, str, str], UserError]
 ) -> Iterator[tuple[KeyPath, Space]]:
     try:
         yield from walk(tree)
     except SpaceError as e:
-        raise error((e.path, e.what, e.hint)) from e
+        raise error(e.path, e.what, e.hint) from e
 
 
 Chosen = dict[KeyPath, tuple[KeyPath, Any]]

@@ -1,0 +1,248 @@
+"""The command line: parse, call one function, print. Heavy modules are imported where needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raycl.errors import UserError, nearest
+
+app = typer.Typer(
+    help="Continual-learning experiments as sweeps on Ray, tracked in MLflow.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+)
+data_app = typer.Typer(
+    help="Data sets: which there are, and how to get them.", no_args_is_help=True
+)
+app.add_typer(data_app, name="data")
+
+RunsDir = Annotated[
+    Path | None, typer.Option("--runs", help="Folder of all runs [default: $RAYCL_RUNS or ./runs].")
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder of data sets [default: $RAYCL_DATA or ./data]."),
+]
+Uri = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri", help="MLflow [default: $MLFLOW_TRACKING_URI or runs/mlflow.db]."
+    ),
+]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster [default: $RAY_ADDRESS or this machine].")
+]
+Name = Annotated[str, typer.Argument(help="The sweep's name (see raycl list runs).")]
+
+
+def main() -> None:
+    """Entry point. Exit codes: see ``raycl run --help``."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def run(
+    sweep: Annotated[Path, typer.Argument(help="A sweep file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PATH=VALUE", help="E.g. train.epochs=2 or methods.ewc.lam=5."
+        ),
+    ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="As small as can be, under NAME-smoke.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List every trial that would run, and stop.")
+    ] = False,
+    address: Address = None,
+    runs: RunsDir = None,
+    data: DataDir = None,
+    tracking_uri: Uri = None,
+) -> None:
+    """Run a sweep, or continue it.
+
+    Exit codes: 0 all trials finished; 1 some failed; 2 the file or the arguments are wrong;
+    130 interrupted (the same command continues).
+    """
+    if dry_run:
+        from raycl import describe
+        from raycl.sweep import spec
+
+        describe.print_preview(spec.load(sweep, overrides or [], smoke))
+        return
+    from raycl.sweep import runner
+
+    root = _data(data)
+    raise typer.Exit(runner.run(sweep, overrides or [], smoke, address, runs, root, tracking_uri))
+
+
+@app.command()
+def resume(
+    name: Name,
+    address: Address = None,
+    runs: RunsDir = None,
+    data: DataDir = None,
+    tracking_uri: Uri = None,
+) -> None:
+    """Continue a sweep by its name, and run its failed trials again."""
+    from raycl.sweep import runner
+
+    root = _data(data)
+    raise typer.Exit(runner.resume(name, runs, address, root, tracking_uri))
+
+
+@app.command()
+def report(
+    name: Name,
+    fmt: Annotated[str, typer.Option("--format", help="table, markdown, json or csv.")] = "table",
+    out: Annotated[Path | None, typer.Option(help="Also write tables and figures there.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Method that differences are taken to.", show_default=False)
+    ] = None,
+    runs: RunsDir = None,
+    tracking_uri: Uri = None,
+) -> None:
+    """Show a sweep's table, from what is tracked."""
+    from raycl.report.main import report as print_report
+
+    uri, _ = _store(runs, tracking_uri, name)
+    print_report(name, uri, fmt, out, baseline)
+
+
+@app.command()
+def sync(name: Name, runs: RunsDir = None, tracking_uri: Uri = None) -> None:
+    """Send values that were kept on disk while the tracker was away."""
+    from raycl.sweep.folder import SweepFolder, runs_root
+    from raycl.tracking.sync import sync as send
+
+    done = send(SweepFolder.existing(runs_root(runs), name).path, tracking_uri)
+    print(f"{done.sent} sent, {done.left} left")
+    if done.left:
+        print(f"warning: {done.problem}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    name: Annotated[
+        str | None, typer.Argument(help="Open at this sweep.", show_default=False)
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0: any.")] = 5000,
+    runs: RunsDir = None,
+    tracking_uri: Uri = None,
+) -> None:
+    """Serve MLflow's web interface on the right store."""
+    from raycl.tracking.ui import serve
+
+    uri, artifacts = _store(runs, tracking_uri, name)
+    raise typer.Exit(serve(uri, artifacts, port, name))
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="methods, benchmarks, networks, sweeps or runs.")],
+    runs: RunsDir = None,
+) -> None:
+    """List what there is; sweeps are looked for in ./sweeps."""
+    from raycl import describe
+
+    kinds = ["methods", "benchmarks", "networks", "sweeps", "runs"]
+    if what not in kinds:
+        raise UserError("raycl list", f"unknown kind '{what}'", nearest(what, kinds))
+    if what == "sweeps":
+        describe.print_sweeps(Path("sweeps"))
+    elif what == "runs":
+        from raycl.sweep.folder import runs_root
+
+        describe.print_runs(runs_root(runs))
+    else:
+        describe.print_registered(what)
+
+
+@app.command()
+def show(
+    kind: Annotated[str, typer.Argument(help="method, benchmark, network or sweep.")],
+    name: Annotated[str, typer.Argument(help="Its name; for a sweep, its file.")],
+) -> None:
+    """Show what something is and all its options; for a sweep, the file as it is understood."""
+    from raycl import describe
+
+    kinds = ["method", "benchmark", "network", "sweep"]
+    if kind not in kinds:
+        raise UserError("raycl show", f"unknown kind '{kind}'", nearest(kind, kinds))
+    if kind == "sweep":
+        describe.print_sweep(Path(name))
+    else:
+        describe.print_class(kind, name)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of sweep files, for editors."""
+    from raycl.sweep.schema import schema as build
+
+    print(json.dumps(build(), indent=1))
+
+
+@app.command()
+def doctor(runs: RunsDir = None, data: DataDir = None, tracking_uri: Uri = None) -> None:
+    """Check this machine; exit code 1 if something would not work."""
+    from raycl import datasets
+    from raycl.doctor import examine
+
+    raise typer.Exit(examine(runs, _data(data) or datasets.data_root(), tracking_uri))
+
+
+@data_app.command("list")
+def data_list(data: DataDir = None) -> None:
+    """List data sets, and whether they are there."""
+    from raycl import datasets, describe
+
+    describe.print_data(datasets.catalogue(_data(data) or datasets.data_root()))
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="A name of raycl data list.")], data: DataDir = None
+) -> None:
+    """Download a data set."""
+    from raycl import datasets
+
+    root = _data(data) or datasets.data_root()
+    datasets.fetch(name, root)
+    print(f"{name} is in {root}")
+
+
+def _data(given: Path | None) -> Path | None:
+    """``--data``, made known also to what looks at the environment (benchmarks of folders)."""
+    if given is None:
+        return None
+    root = given.expanduser().resolve()
+    os.environ["RAYCL_DATA"] = str(root)
+    return root
+
+
+def _store(runs: Path | None, uri: str | None, name: str | None) -> Any:
+    """URI and artifacts: as asked for, else those the sweep used, else the default ones."""
+    from raycl.sweep.folder import runs_root
+    from raycl.tracking import store
+    from raycl.tracking.writer import STATE, State
+
+    root = runs_root(runs)
+    used = State.saved(root / name / STATE) if name and uri is None else None
+    return store.resolve(root, uri) if used is None else store.Store(used.uri, used.artifacts)

@@ -1,0 +1,222 @@
+"""What ``raycl list``, ``raycl show`` and ``--dry-run`` print."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from raycl.datasets import Entry
+from raycl.errors import UserError
+from raycl.registry import names
+from raycl.sweep import expand, spec
+from raycl.sweep.blocks import named
+from raycl.sweep.explain import Problem
+from raycl.sweep.folder import SweepFolder
+from raycl.sweep.schema import inlined
+
+PLAIN_WIDTH = 160
+"""Columns where there is no terminal to ask."""
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print rows under a header; long cells wrap."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    console().print(table)
+
+
+def console() -> Console:
+    """Standard output."""
+    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
+
+
+def print_preview(sweep: spec.Sweep) -> None:
+    """Every trial that would run, its resources, and the count."""
+    lines = expand.preview(sweep)
+    several = len(sweep.benchmark) > 1
+    columns = [
+        "stage",
+        "trial",
+        *(["benchmark"] if several else []),
+        "seed",
+        "values",
+        "cpu",
+        "gpu",
+    ]
+    rows = [
+        [
+            line.stage,
+            line.name,
+            *([line.benchmark] if several else []),
+            line.seed,
+            _values(line.varied),
+            f"{line.resources['cpu']:g}",
+            f"{line.resources['gpu']:g}",
+        ]
+        for line in lines
+    ]
+    print_table(columns, rows)
+    stages = Counter(line.stage for line in lines)
+    print(
+        f"\n{len(lines)} trials of {sweep.name}: {stages['search']} search, {stages['final']} final"
+    )
+
+
+def _values(varied: Mapping[str, Any] | str) -> str:
+    if isinstance(varied, str):
+        return varied
+    texts = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in varied.values())
+    return " ".join(f"{path}={text}" for path, text in zip(varied, texts, strict=True))
+
+
+def print_registered(what: str) -> None:
+    """All methods, benchmarks or networks, with the first line about each."""
+    kind = what.removesuffix("s")
+    rows = []
+    for name in names(f"raycl.{what}"):
+        cls = named(kind, {"name": name})
+        about = _doc(cls).partition("\n")[0]
+        extra = [", ".join(sorted(cls.settings)), cls.memory or ""] if kind == "method" else []
+        rows.append([name, *extra, about])
+    extra = ["settings", "memory"] if kind == "method" else []
+    print_table([kind, *extra, "what it is"], rows)
+
+
+def print_class(kind: str, name: str) -> None:
+    """One method, benchmark or network: its documentation and its options."""
+    try:
+        cls = named(kind, {"name": name})
+    except Problem as p:
+        raise UserError(f"raycl show {kind}", p.what, p.hint) from p
+    print(f"{name} ({kind})\n\n{_doc(cls)}\n")
+    if kind == "method":
+        print(f"settings: {', '.join(sorted(cls.settings))}")
+        print(f"memory: {cls.memory or 'none'}\n")
+    print_table(["option", "type", "default", "bounds", "meaning"], options(inlined(cls.Config)))
+
+
+def options(schema: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+    """Name, type, default, bounds and meaning of each option of a JSON schema, nested ones too."""
+    rows = []
+    required = schema.get("required", ())
+    for name, part in schema["properties"].items():
+        if name == "name" and not prefix:
+            continue
+        default = "required" if name in required else _yaml(part.get("default"))
+        inner = next((p for p in _branches(part) if "properties" in p), None)
+        kind = "mapping" if inner else _type(part)
+        about = part.get("description", "")
+        rows.append([prefix + name, kind, default, _bounds(part), about])
+        if inner is not None:
+            rows += options(inner, f"{prefix}{name}.")
+    return rows
+
+
+def _branches(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [inner for p in part.get("anyOf", ()) for inner in _branches(p)] or [part]
+
+
+def _type(part: Mapping[str, Any]) -> str:
+    found = []
+    for branch in _branches(part):
+        if "enum" in branch or "const" in branch:
+            found += [str(v) for v in branch.get("enum", [branch.get("const")])]
+        elif branch.get("type") == "array":
+            found.append(f"list of {_type(branch.get('items', {}))}")
+        else:
+            found.append(str(branch.get("type", "any")))
+    return " | ".join(found)
+
+
+def _bounds(part: Mapping[str, Any]) -> str:
+    words = {
+        "minimum": "≥",
+        "exclusiveMinimum": ">",
+        "maximum": "≤",
+        "exclusiveMaximum": "<",
+        "minItems": "items ≥",
+        "maxItems": "items ≤",
+    }
+    parts = [p for branch in _branches(part) for p in (branch, branch.get("items", {}))]
+    found = [f"{word} {p[key]:g}" for p in parts for key, word in words.items() if key in p]
+    return ", ".join(dict.fromkeys(found))
+
+
+def _yaml(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    return text.removesuffix("...\n").strip()
+
+
+def _doc(cls: type) -> str:
+    return inspect.cleandoc(cls.__doc__ or "")
+
+
+def print_sweeps(folder: Path) -> None:
+    """Sweep files of a folder and its sub-folders."""
+    files = sorted(folder.rglob("*.yaml"))
+    if not files:
+        print(f"no sweep files in {folder.absolute()}")
+        return
+    rows = []
+    for path in files:
+        try:
+            sweep = spec.load(path)
+        except UserError as error:
+            rows.append([path, "", f"error: {error}"])
+            continue
+        methods = ", ".join(entry.label for entry in sweep.methods)
+        about = sweep.description or f"{methods} on {', '.join(_labels(sweep))}"
+        rows.append([path, len(expand.preview(sweep)), about])
+    print_table(["sweep", "trials", "what it is"], rows)
+
+
+def _labels(sweep: spec.Sweep) -> list[str]:
+    return [config["label"] for config in expand.benchmark_configs(sweep)]
+
+
+def print_runs(root: Path) -> None:
+    """Sweeps that were started, and how their trials ended."""
+    rows = []
+    for path in sorted(root.glob("*/spec.json")):
+        folder = SweepFolder(root, path.parent.name)
+        ends = Counter(outcome.status for outcome in folder.outcomes.all())
+        changed = max(p.stat().st_mtime for p in (path, *path.parent.glob("outcomes/*.json")))
+        when = datetime.fromtimestamp(changed, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+        rows.append([folder.name, ends["finished"], ends["stopped-early"], ends["error"], when])
+    if not rows:
+        print(f"no runs in {root}; raycl run SWEEP starts one")
+        return
+    print_table(["run", "finished", "stopped early", "failed", "last change"], rows)
+
+
+def print_sweep(path: Path) -> None:
+    """A sweep file with short forms written out and its own defaults filled in; it can be run."""
+    print(yaml.safe_dump(spec.load(path).resolved(), sort_keys=False, allow_unicode=True), end="")
+
+
+def print_data(entries: Iterable[Entry]) -> None:
+    """Data sets, and whether they are there."""
+    rows = [
+        [
+            entry.name,
+            entry.classes or "",
+            "x".join(map(str, entry.shape or ())),
+            "yes" if entry.present else "no",
+            entry.location,
+        ]
+        for entry in entries
+    ]
+    print_table(["data set", "classes", "shape", "there", "where"], rows)

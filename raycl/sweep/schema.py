@@ -1,0 +1,179 @@
+"""JSON schema of sweep files, for editors. The real check is ``spec.load``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from raycl.nn.optim import TrainConfig
+from raycl.registry import names
+from raycl.sweep.blocks import named
+from raycl.sweep.model import MethodEntry, Resources, Scheduler, Sweep
+
+Schema = dict[str, Any]
+SPACE: Schema = {"$ref": "#/$defs/space"}
+EXTERNAL: Schema = {
+    "type": "string",
+    "pattern": ":",
+    "description": "package.module:Class or path/to/file.py:Class",
+}
+
+
+def schema() -> Schema:
+    """The schema: every registered name with its options, each leaf of which may be a space."""
+    top = inlined(Sweep)
+    benchmarks, networks = _named_blocks("benchmark"), _named_blocks("network")
+    train = spaced(_partial(inlined(TrainConfig)))
+    top["properties"] |= {
+        "benchmark": _or_list({"$ref": "#/$defs/benchmark"}),
+        "methods": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/method"}},
+        "network": {"$ref": "#/$defs/network"},
+        "train": {"$ref": "#/$defs/train"},
+        "seeds": {"anyOf": [{"type": "integer", "minimum": 1}, top["properties"]["seeds"]]},
+        "scheduler": _or_name(top["properties"]["scheduler"], inlined(Scheduler)),
+    }
+    for key, annotation in Sweep.model_fields.items():
+        top["properties"][key].setdefault("description", annotation.description or key)
+        top["properties"][key].pop("default", None)
+    search = top["properties"]["search"]
+    search["required"] = [key for key in search.get("required", ()) if key != "mode"]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **top,
+        "title": "raycl sweep",
+        "$defs": {
+            "space": _space(),
+            "train": train,
+            "benchmark": {"anyOf": benchmarks},
+            "network": {"anyOf": [_spaced_name(block) for block in networks]},
+            "method": {"anyOf": _methods()},
+        },
+    }
+
+
+def inlined(model: type[BaseModel]) -> Schema:
+    """The JSON schema of a model without references; a data set may be a bare name."""
+    full = model.model_json_schema()
+    definitions = full.pop("$defs", {})
+
+    def resolve(part: Any) -> Any:
+        if isinstance(part, list):
+            return [resolve(p) for p in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" not in part:
+            return {key: resolve(value) for key, value in part.items()}
+        name = part["$ref"].rpartition("/")[2]
+        found = resolve(definitions[name]) | {k: v for k, v in part.items() if k != "$ref"}
+        if name != "DatasetConfig":
+            return found
+        about: Schema = {k: found.pop(k) for k in ("default", "description") if k in found}
+        return {"anyOf": [found, {"type": "string"}], **about}
+
+    resolved: Schema = resolve(full)
+    return resolved
+
+
+def spaced(part: Schema) -> Schema:
+    """A schema each leaf of which may also be a search space."""
+    if "properties" in part:
+        return part | {"properties": {k: _or_space(v) for k, v in part["properties"].items()}}
+    return part
+
+
+def _or_space(part: Schema) -> Schema:
+    about = {k: part[k] for k in ("description", "default") if k in part}
+    inner = {k: v for k, v in part.items() if k not in about}
+    if isinstance(inner.get("items"), dict):
+        inner |= {"items": _or_space(inner["items"])}
+    return {"anyOf": [spaced(inner), SPACE], **about}
+
+
+def _or_list(part: Schema) -> Schema:
+    return {"anyOf": [part, {"type": "array", "minItems": 1, "items": part}]}
+
+
+def _or_name(part: Schema, model: Schema) -> Schema:
+    return {
+        "anyOf": [{k: v for k, v in part.items() if k != "default"}, model["properties"]["name"]]
+    }
+
+
+def _partial(part: Schema) -> Schema:
+    return {k: v for k, v in part.items() if k != "required"}
+
+
+def _named_blocks(kind: str) -> list[Schema]:
+    """One schema per registered name, and one for classes from outside."""
+    found: list[Schema] = [{"enum": names(f"raycl.{kind}s")}, EXTERNAL]
+    for name in names(f"raycl.{kind}s"):
+        cls = named(kind, {"name": name})
+        block = inlined(cls.Config)
+        block["properties"]["name"] = {"const": name}
+        block |= {"title": name, "description": (cls.__doc__ or "").strip().partition("\n")[0]}
+        found.append(block)
+    external = {"name": EXTERNAL}
+    found.append({"type": "object", "properties": external, "required": ["name"]})
+    return found
+
+
+def _spaced_name(block: Schema) -> Schema:
+    """A network's block with spaces, but for its name."""
+    if "additionalProperties" not in block:
+        return block
+    spacious = spaced(block)
+    spacious["properties"]["name"] = block["properties"]["name"]
+    return spacious
+
+
+def _methods() -> list[Schema]:
+    own = inlined(MethodEntry)["properties"]
+    common = {
+        "label": own["label"],
+        "train": {"$ref": "#/$defs/train"},
+        "network": {"type": "object"},
+        "resources": _partial(inlined(Resources)),
+    }
+    blocks = []
+    for block in _named_blocks("method"):
+        if "properties" in block:
+            spacious = _spaced_name(block)
+            block = spacious | {"properties": spacious["properties"] | common}
+        blocks.append(block)
+    return blocks
+
+
+def _space() -> Schema:
+    number: Schema = {"type": "number"}
+    positive: Schema = {"type": "number", "exclusiveMinimum": 0}
+
+    def tuple_of(*parts: Schema) -> Schema:
+        return {
+            "type": "array",
+            "prefixItems": list(parts),
+            "minItems": len(parts),
+            "maxItems": len(parts),
+        }
+
+    values: dict[str, Schema] = {
+        "grid": {"type": "array", "minItems": 1, "uniqueItems": True},
+        "choice": {"type": "array", "minItems": 1},
+        "uniform": tuple_of(number, number),
+        "quniform": tuple_of(number, number, positive),
+        "loguniform": tuple_of(positive, number),
+        "qloguniform": tuple_of(positive, number, positive),
+        "randint": tuple_of({"type": "integer"}, {"type": "integer"}),
+    }
+    return {
+        "title": "search space",
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": {kind: value},
+                "required": [kind],
+                "additionalProperties": False,
+            }
+            for kind, value in values.items()
+        ],
+    }
