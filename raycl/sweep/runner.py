@@ -13,7 +13,8 @@ from rich.console import Console
 from raycl import datasets
 from raycl.datasets.base import Dataset
 from raycl.errors import UserError
-from raycl.report.main import report
+from raycl.report.formats import WIDTH, print_table
+from raycl.report.main import write_report
 from raycl.sweep import expand, select, spec
 from raycl.sweep.expand import TrialPlan
 from raycl.sweep.folder import SweepFolder, runs_root
@@ -273,7 +274,8 @@ class Execution:
 
     def _report(self) -> None:
         out = self.folder.path / "report"
-        report(self.sweep.name, self.store.uri, out=out, log_to_parent=True)
+        table = write_report(self.sweep.name, self.store.uri, out, log_to_parent=True)
+        print_table(table, Console(width=None if self.console.is_terminal else WIDTH))
         self._say(f"report: {out}")
 
     def _say(self, text: str) -> None:
