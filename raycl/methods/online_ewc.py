@@ -55,7 +55,9 @@ class OnlineEWC(Classifier):
     class Config(Classifier.Config):
         """Options of online EWC."""
 
-        lam: float = Field(5000.0, ge=0, description="strength of the penalty")
+        lam: float = Field(
+            30.0, ge=0, description="strength; plain SGD diverges above about 2 / (lr * max_i F*_i)"
+        )
         gamma: float = Field(1.0, ge=0, le=1, description="what each task leaves of the old Fisher")
         fisher_samples: int = Field(
             1000, ge=1, description="images of the task for its Fisher, at most all of them"
