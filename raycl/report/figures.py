@@ -45,8 +45,6 @@ STYLE: dict[Any, Any] = {
     "ytick.color": "#444444",
     "legend.frameon": False,
     "savefig.dpi": 160,
-    "savefig.bbox": "tight",
-    "savefig.pad_inches": 0.06,
     "svg.hashsalt": "raycl",
     "svg.fonttype": "path",
 }
@@ -262,15 +260,10 @@ def _cell_numbers(axis: Axes, mean: Array) -> None:
     if len(mean) > _CELLS:
         return
     for t, i in zip(*np.nonzero(~np.isnan(mean)), strict=True):
-        axis.text(
-            i,
-            t,
-            f"{mean[t, i]:.0f}",
-            ha="center",
-            va="center",
-            fontsize=9 if len(mean) <= 6 else 7,
-            color="white" if mean[t, i] > 55 else "#222222",
-        )
+        text = axis.text(i, t, f"{mean[t, i]:.0f}", ha="center", va="center")
+        text.set_fontsize(9 if len(mean) <= 6 else 7)
+        text.set_color("white" if mean[t, i] > 55 else "#222222")
+        text.set_in_layout(False)  # it is inside its axes, and there may be hundreds
 
 
 def _task_ticks(axis: Axes, tasks: int) -> None:
@@ -294,9 +287,12 @@ def _slug(text: str) -> str:
 
 
 def _files(name: str, figure: Figure) -> dict[str, bytes]:
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # once is enough: laying out is most of the time
+    box = figure.get_tightbbox().padded(0.06)
     found = {}
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         buffer = BytesIO()
-        figure.savefig(buffer, format=suffix, metadata=metadata)
+        figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches=box)
         found[f"{name}.{suffix}"] = buffer.getvalue()
     return found
