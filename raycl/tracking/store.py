@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -192,7 +193,11 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+_NETWORK = re.compile(r"\[Errno -?\d+\] [^'\")]+|(Read|Connect) timed out[^'\")]*")
+
+
 def reason(error: Exception) -> str:
-    """One line that says why a store failed: the innermost cause, at most 300 characters."""
+    """One line that says why a store failed, without the layers a network error is wrapped in."""
     text = str(error) or type(error).__name__
-    return " ".join(text.split())[:300]
+    found = _NETWORK.search(text)
+    return " ".join((found.group() if found else text.split("\n[SQL")[0]).split())[:300]

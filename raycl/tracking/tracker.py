@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -67,6 +68,11 @@ class Tracker:
         self.lost = 0
         self.problem: str | None = None
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread is there; after a `close` that gave up it may be, for one call."""
+        return self._thread.is_alive()
+
     def start(self) -> None:
         """Open the journal, note the (re)start of the sweep, start sending.
 
@@ -90,7 +96,7 @@ class Tracker:
             "note": sweep.note,
             "yaml": sweep.yaml_text,
             "resolved": sweep.resolved,
-            "tags": sweep.tags,
+            "tags": git_commit() | sweep.tags,
         }
         self._append([ended(key, "orphaned") for key in self._ledger.open_trials])
         self._append([started])
@@ -166,13 +172,15 @@ class Tracker:
         """End the sweep: trials that are still open were killed; send what is left.
 
         Returns as soon as everything is sent or MLflow fails; gives up ``timeout_s`` after the last
-        progress.
+        progress. Closing again does nothing.
 
         Returns:
             How many values are not in MLflow; `sync.sync` sends them later.
         """
         if status not in get_args(SweepStatus):
             raise ValueError(f"{status!r} is none of {get_args(SweepStatus)}")
+        if self._closing.is_set():
+            return self._writer.left() + self.lost
         with self._append_lock:
             self._append(closing(self._ledger.statuses, "killed", status))
         self._closing.set()
@@ -184,8 +192,6 @@ class Tracker:
                 seen, deadline = self._steps, time.monotonic() + timeout_s
         self._abandon.set()
         self._journal.close()
-        if not self._thread.is_alive():
-            self._lock.release()
         return self._writer.left() + self.lost
 
     # -- inside ----------------------------------------------------------------------------------
@@ -203,7 +209,13 @@ class Tracker:
             self._ledger.add(event)
 
     def _run(self) -> None:
-        """The thread: send, wait a little, send; after a failure wait longer each time."""
+        try:
+            self._send_all()
+        finally:
+            self._lock.release()
+
+    def _send_all(self) -> None:
+        """Send, wait a little, send; after a failure wait longer each time."""
         delay = BACKOFF_S[0]
         while not self._abandon.is_set():
             closing = self._closing.is_set()  # read before the journal, which is complete by then
@@ -236,3 +248,13 @@ class Tracker:
                 exc_info=log.isEnabledFor(logging.DEBUG),
             )
         self.problem = reason
+
+
+def git_commit() -> dict[str, str]:
+    """The commit of the current directory, ``-dirty`` if files differ; nothing outside of git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git": done.stdout.strip()}

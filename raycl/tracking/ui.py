@@ -90,6 +90,7 @@ def _start(uri: str, artifacts: str | None, port: int) -> subprocess.Popen[bytes
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "PYTHONWARNINGS": "ignore",
     }
     return subprocess.Popen(
         command, env=os.environ | quiet, stdout=subprocess.DEVNULL, start_new_session=True

@@ -126,12 +126,13 @@ class Writer:
         self._sweep: SweepRecord | None = None
         self._experiment_id = ""
         self._beat = 0.0
+        self.state.save(self._state_path)  # `sync` must know where to, even if MLflow never answers
 
     def step(self) -> bool:
         """Send the next chunk of the journal and the files of one line.
 
         Returns:
-            Whether more was waiting when it began.
+            Whether more is known to be waiting.
         """
         try:
             client = self._client or self._connect()

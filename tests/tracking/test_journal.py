@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raycl.errors import UserError
+from raycl.tracking.journal import Journal, Ledger, Lock, count, locked, read
+
+
+def metrics(step: int, key: str = "a", axis: str = "progress", nonfinite: int = 0) -> dict:
+    return {
+        "event": "metrics",
+        "ms": 1,
+        "key": key,
+        "axis": axis,
+        "step": step,
+        "values": {"train/loss": 0.5, "train/lr": 0.1},
+        "nonfinite": nonfinite,
+    }
+
+
+def steps(path: Path) -> list[int]:
+    return [event["step"] for _, _, event in read(path)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "tracking.jsonl"
+
+
+def test_an_unfinished_last_line_waits(path: Path) -> None:
+    Journal(path).append([metrics(1), metrics(2)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    assert steps(path) == [1]
+    path.write_bytes(whole)
+    assert steps(path) == [1, 2]
+
+
+def test_a_torn_line_costs_only_itself(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Journal(path).append([metrics(1), metrics(2)])
+    path.write_bytes(path.read_bytes()[:-10])
+    Journal(path).append([metrics(3)])  # the driver was killed while it wrote line 2
+    assert steps(path) == [1, 3]
+    assert "unreadable line" in caplog.text
+
+
+def test_reading_goes_on_from_an_offset_in_chunks(path: Path) -> None:
+    Journal(path).append([metrics(i) for i in range(100)])
+    seen, offset, chunks = [], 0, 0
+    while chunk := list(read(path, offset, limit=1000)):
+        assert chunk[-1][1] - offset < 1200
+        seen += [event["step"] for _, _, event in chunk]
+        offset, chunks = chunk[-1][1], chunks + 1
+    assert seen == list(range(100))
+    assert chunks > 5
+    assert offset == path.stat().st_size
+    assert count(path, 0) == 200  # two values in each line
+
+
+def test_numpy_numbers_are_written(path: Path) -> None:
+    event = {"event": "end", "result": {"R": np.eye(2, dtype=np.float32), "n": np.int64(3)}}
+    Journal(path).append([event])
+    assert [e["result"] for _, _, e in read(path)] == [{"R": [[1.0, 0.0], [0.0, 1.0]], "n": 3}]
+
+
+def test_the_ledger_knows_marks_attempts_and_open_trials(path: Path) -> None:
+    Journal(path).append(
+        [
+            {"event": "sweep"},
+            {"event": "trial", "key": "a", "attempt": 1},
+            metrics(4, nonfinite=1),
+            metrics(3),
+            metrics(1, axis="tasks_done", nonfinite=2),
+            {"event": "trial", "key": "b", "attempt": 1},
+            {"event": "end", "key": "b", "status": "error"},
+            {"event": "trial", "key": "c", "attempt": 1},
+            {"event": "end", "key": "c", "status": "killed"},
+            {"event": "trial", "key": "c", "attempt": 2},
+        ]
+    )
+    ledger = Ledger.of(path)
+    assert ledger.marks == {("a", "progress"): 4, ("a", "tasks_done"): 1}
+    assert ledger.attempts == {"a": 1, "b": 1, "c": 2}
+    assert ledger.open_trials == ["a", "c"]
+    assert ledger.nonfinite == {"a": 2}
+    assert not ledger.closed
+
+
+def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from raycl.tracking.journal import Lock;"
+        "lock = Lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert locked(tmp_path)
+        with pytest.raises(UserError, match="another process"):
+            Lock(tmp_path)
+    finally:
+        holder.kill()
+        holder.wait()
+    deadline = time.monotonic() + 5
+    while locked(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not locked(tmp_path)

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from tracking_helpers import free_port
+
+from raycl.errors import UserError
+from raycl.tracking import Store, check, resolve
+from raycl.tracking.store import quiet, reason, shown
+
+
+@pytest.fixture(autouse=True)
+def _no_uri(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def test_the_default_is_sqlite_below_the_runs(tmp_path: Path) -> None:
+    assert resolve(tmp_path) == Store(
+        f"sqlite:///{tmp_path}/mlflow.db", f"file://{tmp_path}/artifacts"
+    )
+
+
+def test_the_environment_names_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
+    assert resolve(tmp_path) == Store("http://tracker:5000", None)
+    assert resolve(tmp_path, "https://other") == Store("https://other", None)
+
+
+def test_a_relative_file_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve(Path("runs"), "sqlite:///my.db") == Store(
+        f"sqlite:///{tmp_path}/my.db", f"file://{tmp_path}/runs/artifacts"
+    )
+    with pytest.raises(UserError, match="is relative"):
+        check("sqlite:///my.db")
+
+
+@pytest.mark.parametrize(
+    "uri, message",
+    [
+        ("file:///tmp/mlruns", "plain files"),
+        ("./mlruns", "plain files"),
+        ("databricks", "plain files"),
+        ("sqlit:///x.db", "did you mean 'sqlite'"),
+        ("htp://tracker:5000", "did you mean 'http'"),
+        ("sqlite://", "must be a file"),
+        ("sqlite:///:memory:", "must be a file"),
+    ],
+)
+def test_other_stores_are_refused(uri: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(tmp_path, uri)
+
+
+def test_a_new_file_is_not_made_but_its_folder_is(tmp_path: Path) -> None:
+    check(resolve(tmp_path / "new").uri)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="cannot be written"):
+        check(resolve(tmp_path).uri)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot make the folder"):
+        check(resolve(tmp_path / "file" / "runs").uri)
+
+
+def test_a_file_that_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("these are not the runs you are looking for")
+    with pytest.raises(UserError, match="not a database"):
+        check(resolve(tmp_path).uri)
+
+
+@pytest.mark.parametrize("scheme", ["http", "postgresql"])
+def test_an_address_nobody_listens_on(scheme: str) -> None:
+    uri = f"{scheme}://me:secret@127.0.0.1:{free_port()}"
+    with pytest.raises(UserError, match="no tracking server answers at") as caught:
+        check(uri)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raycl.tracking.store.ANSWER_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        begin = time.monotonic()
+        with pytest.raises(UserError, match="does not work"):
+            check(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    assert time.monotonic() - begin < 10
+
+
+def test_passwords_are_not_shown() -> None:
+    assert shown("http://me:secret@host:5000/x") == "http://host:5000/x"
+    assert "secret" not in shown("postgresql://me:secret@host/x")
+    assert shown("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+def test_reasons_are_short() -> None:
+    quiet()
+    from mlflow import MlflowClient
+
+    with pytest.raises(Exception, match="Max retries exceeded") as caught:
+        MlflowClient(f"http://127.0.0.1:{free_port()}").search_experiments()
+    assert reason(caught.value) == "[Errno 111] Connection refused"
+    assert reason(ValueError("(sqlite3.Error) no such table: runs\n[SQL: SELECT *]")) == (
+        "(sqlite3.Error) no such table: runs"
+    )
