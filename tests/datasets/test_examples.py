@@ -1,0 +1,208 @@
+"""Batches: order, normalisation, shared memory, unions, and images streamed from files."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dataset_making import write_tree
+
+from raycl import datasets
+from raycl.benchmarks.split import Split
+from raycl.datasets import Batch, DatasetConfig, Examples, FileSet, ImageSet, augment, concat
+from raycl.datasets.examples import UnionSet
+from raycl.errors import UserError
+
+MEAN, STD = (0.1, 0.5), (0.3, 0.2)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def image_set(n: int = 20, **options: object) -> ImageSet:
+    images = torch.randint(0, 256, (50, 2, 4, 5), dtype=torch.uint8, generator=seeded())
+    rows = torch.randperm(50, generator=seeded())[:n]
+    labels = torch.arange(n) % 3
+    return ImageSet(images, rows, labels, MEAN, STD, **options)  # type: ignore[arg-type]
+
+
+def equal(a: list[Batch], b: list[Batch]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x.images, y.images)
+        and torch.equal(x.labels, y.labels)
+        and torch.equal(x.index, y.index)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def run(examples: Examples, seed: int | None = 0, size: int = 6, **options: object) -> list[Batch]:
+    generator = None if seed is None else seeded(seed)
+    return list(examples.batches(size, generator=generator, **options))  # type: ignore[arg-type]
+
+
+def test_a_pass_visits_every_image_once_with_its_label() -> None:
+    examples = image_set()
+    batches = run(examples)
+    assert [len(b) for b in batches] == [6, 6, 6, 2]
+    index = torch.cat([b.index for b in batches])
+    assert sorted(index.tolist()) == list(range(20))
+    assert index.tolist() != list(range(20))
+    mean, std = torch.tensor(MEAN).view(-1, 1, 1), torch.tensor(STD).view(-1, 1, 1)
+    expected = (examples.images[examples.rows[index]] / 255 - mean) / std
+    torch.testing.assert_close(torch.cat([b.images for b in batches]), expected)
+    assert torch.equal(torch.cat([b.labels for b in batches]), examples.labels[index])
+
+
+def test_order_comes_from_the_generator_alone() -> None:
+    examples = image_set()
+    state = torch.random.get_rng_state()
+    assert equal(run(examples, 1), run(examples, 1))
+    assert not equal(run(examples, 1), run(examples, 2))
+    assert torch.equal(state, torch.random.get_rng_state())
+    in_order = torch.cat([b.index for b in run(examples, None)])
+    assert torch.equal(in_order, torch.arange(20))
+
+
+def test_last_batch() -> None:
+    assert [len(b) for b in run(image_set(), drop_last=True)] == [6, 6, 6]
+    assert [len(b) for b in run(image_set(18), drop_last=True)] == [6, 6, 6]
+    assert [len(b) for b in run(image_set(1))] == [1]
+
+
+def test_transform_comes_before_augmentation_and_normalisation() -> None:
+    examples = image_set(transform=lambda x: 255 - x)
+    raw = examples.raw(torch.arange(20))
+    assert torch.equal(raw, 255 - examples.images[examples.rows])
+    batch = run(examples, None, 20, augment=lambda x: x // 2)[0]
+    assert torch.equal(batch.images, examples.prepare(raw // 2))
+
+
+def test_shared_read_only_images_are_not_copied(recwarn: pytest.WarningsRecorder) -> None:
+    config = DatasetConfig(name="digits")
+    buffers: list[pickle.PickleBuffer] = []
+    stored = pickle.dumps(
+        datasets.load(config, Path("nowhere")), protocol=5, buffer_callback=buffers.append
+    )
+    # what Ray does: arrays on top of read-only memory
+    data = pickle.loads(stored, buffers=[bytes(b.raw()) for b in buffers])
+    assert not data.train.images.flags.writeable
+    before = data.train.images.copy()
+    stream = Split(Split.Config(name="split", dataset=config)).stream({"digits": data}, 0)
+    for task in stream.data:
+        for part, array in ((task.train, data.train.images), (task.test, data.test.images)):
+            assert part.images.data_ptr() == array.ctypes.data
+            run(part, augment=augment("crop_flip", seeded()))
+    np.testing.assert_array_equal(data.train.images, before)
+    assert not [w for w in recwarn if "not writable" in str(w.message)]
+
+
+def test_sets_of_one_store_are_merged() -> None:
+    whole = image_set()
+    parts = [
+        ImageSet(whole.images, whole.rows[i], whole.labels[i], MEAN, STD)
+        for i in torch.arange(20).split(7)
+    ]
+    union = concat(parts)
+    assert isinstance(union, ImageSet)
+    assert union.images is whole.images
+    assert equal(run(union), run(whole))
+    assert len(parts[0]) == 7
+
+
+def test_other_sets_are_gathered_part_by_part() -> None:
+    a = image_set()
+    b = image_set(15, transform=lambda x: 255 - x)
+    c = ImageSet(a.images, a.rows, a.labels + 5, (0.0, 0.0), (1.0, 1.0))
+    union = concat([concat([a, b]), c])
+    assert isinstance(union, UnionSet)
+    assert len(union.parts) == 3
+    singles = [x for part in (a, b, c) for x in run(part, None, 1)]
+    batches = run(union, 3, 8)
+    assert [len(x) for x in batches] == [8] * 6 + [7]
+    seen = torch.cat([x.index for x in batches])
+    assert sorted(seen.tolist()) == list(range(55))
+    first = set((seen[:8] >= 20).tolist() + (seen[:8] >= 35).tolist())
+    assert first == {True, False}  # shuffled over the parts, not one after the other
+    for batch in batches:
+        for k, i in enumerate(batch.index.tolist()):
+            torch.testing.assert_close(batch.images[k], singles[i].images[0])
+            assert batch.labels[k] == singles[i].labels[0]
+    assert equal(run(union, 3), run(union, 3))
+    index = torch.tensor([54, 0, 20, 19])
+    expected = [part.raw(torch.tensor([i]))[0] for part, i in ((c, 19), (a, 0), (b, 0), (a, 19))]
+    assert torch.equal(union.raw(index), torch.stack(expected))
+    with pytest.raises(ValueError, match="normalised differently"):
+        union.prepare(union.raw(index))
+    alike = concat([a, b])
+    assert torch.equal(alike.prepare(alike.raw(index % 20)), a.prepare(alike.raw(index % 20)))
+
+
+def test_a_union_is_augmented_as_one_batch() -> None:
+    a, b = image_set(), image_set(15, transform=lambda x: 255 - x)
+    sizes: list[int] = []
+    run(concat([a, b]), 0, 10, augment=lambda x: (sizes.append(len(x)), x)[1])
+    assert sizes == [10, 10, 10, 5]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tree(tmp_path_factory.mktemp("photos"), ("a", "b", "c", "d"), each=10, side=70)
+
+
+def file_sets(root: Path) -> list[Examples]:
+    config = DatasetConfig(name="folder", path=str(root), size=66)
+    data = {datasets.key(config): datasets.load(config, root)}
+    stream = Split(Split.Config(name="split", dataset=config, tasks=2, validation=0)).stream(
+        data, 0
+    )
+    return [task.train for task in stream.data]
+
+
+def test_files_are_streamed_in_the_order_of_the_generator(photos: Path) -> None:
+    examples = file_sets(photos)[0]
+    assert isinstance(examples, FileSet)
+    state = torch.random.get_rng_state()
+    first = run(examples, 4)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert [len(b) for b in first] == [6, 6, 4]
+    assert first[0].images.shape == (6, 3, 66, 66)
+    assert equal(first, run(examples, 4))
+    assert not equal(first, run(examples, 5))
+    for batch in first:
+        assert torch.equal(batch.images, examples.prepare(examples.raw(batch.index)))
+        assert torch.equal(batch.labels, examples.labels[batch.index])
+
+
+def test_files_are_augmented_from_the_generator(photos: Path) -> None:
+    examples = file_sets(photos)[0]
+    passes = [run(examples, 4, augment=augment("crop_flip", seeded(s))) for s in (0, 0, 1)]
+    assert equal(passes[0], passes[1])
+    assert not equal(passes[0], passes[2])
+
+
+def test_a_pass_over_files_may_be_left_early(photos: Path) -> None:
+    examples = file_sets(photos)[0]
+    assert len(next(examples.batches(4, generator=seeded()))) == 4
+
+
+def test_file_sets_of_one_folder_are_merged(photos: Path) -> None:
+    sets = file_sets(photos)
+    union = concat(sets)
+    assert isinstance(union, FileSet)
+    assert len(union) == sum(len(part) for part in sets)
+    assert torch.equal(union.raw(torch.tensor([len(sets[0]) + 5])), sets[1].raw(torch.tensor([5])))
+
+
+def test_a_file_that_breaks_while_training_is_named(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, ("a", "b"), each=10, side=70)
+    examples = file_sets(root)[0]
+    broken = root / "b" / "03.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    for other in (root / "a").iterdir():
+        other.write_bytes(broken.read_bytes())
+    with pytest.raises(UserError, match=r"cannot read the image '.*\.png'"):
+        run(examples)
