@@ -76,7 +76,9 @@ def fetch(name: str, root: Path) -> None:
     Raises:
         UserError: Unknown, bundled, given by path, no network, or ``root`` cannot be written.
     """
-    _check_name(DatasetConfig(name=name, path="." if name in BY_PATH else None))
+    if name not in names():
+        hint = nearest(name, names())
+        raise UserError("raycl data fetch", f"unknown data set '{name}'", hint)
     if name in BY_PATH:
         raise UserError("raycl data fetch", f"{name} reads your own files; nothing to fetch")
     named.fetch(name, root)

@@ -26,7 +26,8 @@ from raycl.errors import UserError
 
 WHERE = "benchmark.dataset.path"
 CHUNK = 64
-WORKERS = min(4, len(os.sched_getaffinity(0)))
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+WORKERS = min(4, CORES)
 
 
 def split_archive(path: Path) -> tuple[Path, str]:

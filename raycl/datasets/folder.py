@@ -102,7 +102,7 @@ def _listing(path: Path) -> tuple[list[PurePosixPath], str]:
         found = [name.removeprefix(prefix) for name in members if name.startswith(prefix)]
         start = f"{archive.resolve()}!{prefix}"
     names = [PurePosixPath(name) for name in found if name.lower().endswith(SUFFIXES)]
-    names = [name for name in names if not any(p[0] in "._" for p in name.parts)]
+    names = [n for n in names if not any(p[0] == "." or p == "__MACOSX" for p in n.parts)]
     if not names:
         raise UserError(WHERE, f"'{path}' holds no images", f"known: {', '.join(SUFFIXES)}")
     return sorted(names), start

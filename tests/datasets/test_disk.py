@@ -168,6 +168,12 @@ def test_fetch_refuses_what_cannot_be_fetched(tmp_path: Path, name: str) -> None
         datasets.fetch(name, tmp_path)
 
 
+def test_fetch_of_an_unknown_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"did you mean 'cifar10'\?") as caught:
+        datasets.fetch("cifar", tmp_path)
+    assert caught.value.where == "raycl data fetch"
+
+
 def test_fetch_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def offline(*_: object, **__: object) -> None:
         raise URLError("name resolution failed")

@@ -206,3 +206,21 @@ def test_a_file_that_breaks_while_training_is_named(tmp_path: Path) -> None:
         other.write_bytes(broken.read_bytes())
     with pytest.raises(UserError, match=r"cannot read the image '.*\.png'"):
         run(examples)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_on_a_gpu_are_those_of_the_cpu() -> None:
+    config = DatasetConfig(name="digits")
+    data = {"digits": datasets.load(config, Path("nowhere"))}
+    made = {}
+    for device in ("cpu", "cuda"):
+        stream = Split(Split.Config(name="split", dataset=config)).stream(data, 0, device)
+        a, b = stream.data[0].train, stream.data[1].train
+        assert isinstance(a, ImageSet)
+        shifted = ImageSet(a.images, a.rows, a.labels, (0.0,), (1.0,))
+        made[device] = run(concat([a, b])) + run(concat([shifted, b]))
+        random = torch.Generator(device).manual_seed(0)
+        changed = run(a, augment=augment("crop_flip", random))
+        assert changed[0].images.device.type == device
+    on_cpu = [Batch(x.images.cpu(), x.labels.cpu(), x.index.cpu()) for x in made["cuda"]]
+    assert equal(made["cpu"], on_cpu)

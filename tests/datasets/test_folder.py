@@ -40,6 +40,16 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
     np.testing.assert_allclose(data.std, flat.std(1), rtol=1e-6)
 
 
+def test_files_of_the_system_are_no_images(tmp_path: Path) -> None:
+    write_tree(tmp_path, ("_cat", "dog"))
+    for stray in ("__MACOSX/_cat/._00.png", "_cat/._01.png", ".cache/x.png", "_cat/notes.txt"):
+        (tmp_path / stray).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / stray).write_bytes(b"hello")
+    data = load(tmp_path)
+    assert data.classes == ("_cat", "dog")
+    assert len(data.train.labels) == 8
+
+
 def test_val_serves_as_test(tmp_path: Path) -> None:
     write_tree(tmp_path / "train")
     write_tree(tmp_path / "val", each=2)
