@@ -1,0 +1,37 @@
+"""Arrows between packages: what ``pyproject.toml`` declares, and what is loaded in fact."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_declared_arrows_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlinter.cli import lint_imports
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # it puts the current directory in front
+    assert lint_imports(config_filename="pyproject.toml", no_cache=True, no_logo=True) == 0
+
+
+@pytest.mark.parametrize(
+    "imported,absent",
+    [
+        ("raycl.methods.base, raycl.training.run", {"ray", "mlflow"}),
+        ("raycl.sweep.spec, raycl.sweep.expand", {"ray", "mlflow"}),
+        ("raycl.tracking.tracker", {"ray", "torch"}),
+        ("raycl.cli", {"ray", "mlflow", "torch", "pandas", "matplotlib"}),
+        ("envs", {"ray", "raycl"}),
+    ],
+)
+def test_an_import_loads_nothing_heavy(imported: str, absent: set[str]) -> None:
+    code = f"import sys, {imported}; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert absent & set(loaded.stdout.split()) == set()
