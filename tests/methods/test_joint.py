@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from raycl.benchmarks.base import DataAccessError, TaskInfo
+from raycl.errors import UserError
+from raycl.methods._mixed import rivals
+from raycl.methods.base import masked_cross_entropy
+
+
+def flat(run):
+    return torch.cat([p.detach().flatten() for p in run.method.parameters()])
+
+
+def test_starts_anew_at_every_task_but_the_first(build):
+    run = build("joint")
+    fresh = flat(run)
+    run.method.begin_task(run.stream.open(0, "all"))
+    assert torch.equal(flat(run), fresh)
+    run.advance()
+    trained = flat(run)
+    torch.manual_seed(5)
+    run.method.begin_task(run.stream.open(1, "all"))
+    anew = flat(run)
+    assert not (anew == trained).any()
+    torch.manual_seed(5)
+    backbone = run.method.context.build_network()
+    network = nn.Sequential(backbone, nn.Linear(backbone.num_features, 4))
+    assert torch.equal(anew, torch.cat([p.detach().flatten() for p in network.parameters()]))
+
+
+def test_trains_on_all_data_so_far(build):
+    run = build("joint")
+    first, second = (d.train for d in run.stream.data)
+    batches = list(run.method.train_batches(run.stream.open(1, "all")))
+    labels = torch.cat([batch.labels for batch in batches])
+    assert len(labels) == len(first) + len(second)
+    assert torch.equal(labels.sort().values, torch.cat([first.labels, second.labels]).sort().values)
+    assert not labels.equal(torch.cat([first.labels, second.labels]))
+    with pytest.raises(DataAccessError):
+        list(run.method.train_batches(run.stream.open(1, None)))
+
+
+def test_images_keep_the_statistics_of_their_task(build):
+    run = build("joint", benchmark={"name": "permuted"})
+    batches = list(run.method.train_batches(run.stream.open(1, "all")))
+    got = torch.cat([batch.images for batch in batches]).flatten(1)
+    every = [next(d.train.batches(1000)).images for d in run.stream.data]
+    assert torch.equal(got.sum(1).sort().values, torch.cat(every).flatten(1).sum(1).sort().values)
+
+
+def test_own_task_outputs_for_every_image(build):
+    run = build("joint", outputs="task")
+    run.advance()
+    task = run.stream.open(1, "all")
+    loss = run.method.objective(task)
+    batch = next(iter(run.method.train_batches(task)))
+    z = run.method.logits(batch.images, None)
+    by_task = [
+        masked_cross_entropy(z[rows], batch.labels[rows], torch.tensor(outputs)) * rows.sum()
+        for outputs in ([0, 1], [2, 3])
+        if (rows := torch.isin(batch.labels, torch.tensor(outputs))).any()
+    ]
+    assert len(by_task) == 2
+    torch.testing.assert_close(loss(batch), sum(by_task) / len(batch))
+    loss(batch).backward()
+    assert all(p.grad.isfinite().all() for p in run.method.parameters())
+
+
+def test_rivals():
+    tasks = (TaskInfo(0, "a", (0, 2)), TaskInfo(1, "b", (1, 3)), TaskInfo(2, "again", (2, 0)))
+    even = torch.tensor([True, False, True, False, False])
+    odd = torch.tensor([False, True, False, True, False])
+    expected = torch.stack([even, odd, even, odd, torch.zeros(5, dtype=torch.bool)])
+    assert torch.equal(rivals(tasks, 5), expected)
+    with pytest.raises(UserError, match=r"method\.outputs.*ambiguous"):
+        rivals((TaskInfo(0, "a", (0, 1)), TaskInfo(1, "b", (1, 2))), 3)

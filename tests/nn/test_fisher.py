@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raycl.nn import fisher
+from raycl.nn.fisher import fisher_diagonal, squared_gradients
+
+
+class Logistic(nn.Module):
+    """Two weights and a bias; the second logit is always zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.tensor([[0.3, -0.2]]))
+            self.linear.bias.fill_(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        return torch.cat([h, torch.zeros_like(h)], dim=1)
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Dropout(0.5), nn.Linear(12, 5),
+    ).eval()  # fmt: skip
+
+
+def names_of(network: nn.Module) -> list[str]:
+    return [name for name, _ in network.named_parameters()]
+
+
+def test_logistic_regression_by_hand() -> None:
+    # h = (0, -0.3); labels 0 and 1; d CE / d h = (0.5 - 1, sigmoid(-0.3)), squared: 0.25, 0.181099
+    x, y = torch.tensor([[1.0, 2.0], [-1.0, 0.5]]), torch.tensor([0, 1])
+    squares = squared_gradients(
+        Logistic(), ["linear.weight", "linear.bias"], x, y, torch.tensor([0, 1])
+    )
+    expected = torch.tensor([0.25 + 0.181099, 4 * 0.25 + 0.25 * 0.181099, 0.25 + 0.181099])
+    torch.testing.assert_close(squares, expected, rtol=1e-5, atol=0)
+
+
+def test_sampled_labels_give_the_fisher_information() -> None:
+    # of one image, exactly: p (1 - p) x^2, with p = sigmoid(0.3 * 2 - 0.2 * 1 + 0.1)
+    x = torch.tensor([[2.0, 1.0]]).expand(500, 2)
+    got = fisher_diagonal(
+        Logistic(),
+        ["linear.weight", "linear.bias"],
+        [x] * 20,
+        torch.tensor([0, 1]),
+        torch.Generator().manual_seed(0),
+    )
+    p = torch.tensor(0.5).sigmoid()
+    torch.testing.assert_close(got, p * (1 - p) * torch.tensor([4.0, 1.0, 1.0]), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 300, 2**26])
+def test_equals_one_gradient_at_a_time(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fisher, "CHUNK_ELEMENTS", chunk)
+    network, x = small_network(), torch.randn(7, 1, 6, 6)
+    outputs, labels = torch.tensor([1, 3, 4]), torch.tensor([0, 1, 2, 2, 1, 0, 1])
+    expected = torch.zeros(sum(p.numel() for p in network.parameters()))
+    for image, label in zip(x, labels, strict=True):
+        loss = F.cross_entropy(network(image[None])[:, outputs], label[None])
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        expected += torch.cat([g.flatten() for g in gradients]).square()
+    got = squared_gradients(network, names_of(network), x, labels, outputs)
+    torch.testing.assert_close(got, expected)
+    head_bias = got[-5:]
+    assert head_bias[[0, 2]].eq(0).all()  # outputs that take no part
+    assert head_bias[[1, 3, 4]].gt(0).all()
+
+
+def test_a_subset_of_the_parameters_in_the_order_asked_for() -> None:
+    network, x, y = small_network(), torch.randn(4, 1, 6, 6), torch.tensor([0, 1, 2, 3])
+    outputs = torch.arange(5)
+    full = squared_gradients(network, names_of(network), x, y, outputs)
+    some = squared_gradients(network, ["6.bias", "0.bias"], x, y, outputs)
+    assert torch.equal(some[:5], full[-5:])
+    assert torch.equal(some[5:], full[27:30])
+
+
+def test_leaves_everything_as_it_was() -> None:
+    network = small_network()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    random_state = torch.get_rng_state()
+    network[0].weight.requires_grad_(False)
+    generator = torch.Generator().manual_seed(3)
+    got = fisher_diagonal(
+        network, names_of(network), [torch.randn(6, 1, 6, 6, generator=generator)],
+        torch.arange(5), generator,
+    )  # fmt: skip
+    assert got[:27].gt(0).any()  # frozen parameters have a Fisher, too
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(p.grad is None for p in network.parameters())
+    assert not got.requires_grad
+
+
+def test_no_images_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no images"):
+        fisher_diagonal(Logistic(), ["linear.bias"], [], torch.tensor([0, 1]), torch.Generator())
