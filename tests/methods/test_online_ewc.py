@@ -69,13 +69,16 @@ def test_strength_zero_is_fine_tuning(build):
 def test_the_penalty_holds_what_matters(build):
     distances = []
     for lam in (0, 100, 1000):
-        run = build("online_ewc", lam=lam, train={"lr": 0.02})
-        run.advance()
+        run = build("online_ewc", lam=lam, train={"lr": 0.02, "epochs": 5})
+        while run.task_index == 0:
+            run.advance()
         anchor, fisher = run.method.anchor.clone(), run.method.fisher.clone()
-        row = run.advance()
+        while not run.done:
+            row = run.advance()
         distances.append((fisher * (flat(run) - anchor).square()).sum().item())
         assert row["train/loss"] == pytest.approx(row["train/cross_entropy"] + row["train/penalty"])
-    assert distances[0] > 1.1 * distances[1] > 1.1**2 * distances[2]
+    assert distances[0] > 1.2 * distances[1]
+    assert distances[1] > 1.2 * distances[2]
 
 
 def test_fisher_is_of_the_outputs_that_were_trained(build, monkeypatch):
