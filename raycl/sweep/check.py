@@ -327,13 +327,10 @@ def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
                 if key not in data:
                     data[key] = datasets.load(wanted, root)
             seed = Seeds.derive(sweep.seeds[0], **sweep.fixed_seeds.model_dump()).class_order
-            stream = benchmark.stream(data, seed)
+            info = benchmark.stream(data, seed).info
         except UserError as error:
             raise _placed(sweep, index, error) from error
-        if any(not d.validation for d in stream.data) and config["validation"] > 0:
-            what = f"{config['validation']} leaves some task without a validation example"
-            raise sweep.source.error(("benchmark", index, "validation"), what)
-        _check_stream(sweep, config["label"], stream.info)
+        _check_stream(sweep, config["label"], info)
     return data
 
 

@@ -83,10 +83,10 @@ def spaced(part: Schema) -> Schema:
 
 
 def _or_space(part: Schema) -> Schema:
-    about = {k: part[k] for k in ("description", "default") if k in part}
-    inner = {k: v for k, v in part.items() if k not in about}
+    about: Schema = {k: part[k] for k in ("description", "default") if k in part}
+    inner: Schema = {k: v for k, v in part.items() if k not in about}
     if isinstance(inner.get("items"), dict):
-        inner |= {"items": _or_space(inner["items"])}
+        inner["items"] = _or_space(inner["items"])
     return {"anyOf": [spaced(inner), SPACE], **about}
 
 

@@ -1,0 +1,65 @@
+"""The JSON schema editors use accepts our sweep files and marks wrong ones where they are wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raycl.sweep.schema import schema
+from raycl.sweep.source import read, read_text
+
+jsonschema = pytest.importorskip("jsonschema", reason="comes with MLflow, not required by raycl")
+
+SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").rglob("*.yaml"))
+GOOD = """\
+name: demo
+benchmark: [{name: split, dataset: digits}, {name: permuted, dataset: {name: mnist, limit: 5}}]
+methods:
+  - finetune
+  - {name: online_ewc, lam: {loguniform: [1, 10]}, train: {lr: {grid: [0.1, 0.2]}}}
+  - {name: "file.py:Mine", anything: 3}
+network: {name: mlp, hidden: [{choice: [10, 20]}]}
+train: {schedule: {name: {choice: [constant, cosine]}}}
+seeds: [1, 2]
+scheduler: asha
+search: {num_samples: 3}
+"""
+
+
+@pytest.fixture(scope="module")
+def validator():
+    made = schema()
+    jsonschema.Draft202012Validator.check_schema(made)
+    return jsonschema.Draft202012Validator(json.loads(json.dumps(made)))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
+def test_our_sweeps_are_valid(validator, path):
+    assert [e.json_path for e in validator.iter_errors(read(path).data)] == []
+
+
+def test_every_form_is_valid(validator):
+    assert [e.json_path for e in validator.iter_errors(read_text(GOOD, "x").data)] == []
+
+
+@pytest.mark.parametrize(
+    "old, new, place",
+    [
+        ("seeds:", "sedes:", "$"),
+        ("seeds: [1, 2]", "seeds: many", "$.seeds"),
+        ("lam:", "lamb:", "$.methods[1]"),
+        ("[0.1, 0.2]", "[]", "$.methods[1]"),
+        ("finetune", "fintune", "$.methods[0]"),
+        ("name: mlp", "name: mpl", "$.network"),
+        ("name: split", "name: splt", "$.benchmark"),
+        ("{schedule:", "{lr: -1, schedule:", "$.train.lr"),
+        ("num_samples: 3", "num_samples: 0", "$.search.num_samples"),
+        ("asha", "pbt", "$.scheduler"),
+        ("name: demo\n", "", "$"),
+    ],
+)
+def test_wrong_files_are_marked(validator, old, new, place):
+    data = read_text(GOOD.replace(old, new, 1), "x").data
+    assert place in [e.json_path for e in validator.iter_errors(data)]

@@ -1,0 +1,228 @@
+"""The command line: exit codes, one-line errors, quick start-up, and what it prints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raycl import doctor
+from raycl.cli import main
+from raycl.sweep import spec
+
+SWEEPS = Path(__file__).parents[1] / "sweeps"
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("RAYCL_DATA", "RAYCL_RUNS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "restored in the end, also if a command sets it")
+        monkeypatch.delenv(name)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["raycl", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["rnu"], "Did you mean 'run'?"),
+        (["run", "--smok", "x"], "--smoke"),
+        (["run"], "Missing argument"),
+        (["ui", "--port", "many"], "--port"),
+        (["list", "method"], "unknown kind 'method'; did you mean 'methods'?"),
+        (["show", "methods", "joint"], "unknown kind 'methods'; did you mean 'method'?"),
+        (["show", "method", "onlin_ewc"], "unknown method 'onlin_ewc'; did you mean 'online_ewc'?"),
+        (["show", "sweep", "no.yaml"], "no.yaml: no such file"),
+        (["resume", "nothing"], "nothing"),
+        (["data", "fetch", "mnst"], "unknown data set 'mnst'; did you mean 'mnist'?"),
+    ],
+)
+def test_wrong_arguments_exit_with_2(cli, arguments, expected):
+    code, out, err = cli(*arguments)
+    assert code == 2
+    assert out == ""
+    assert expected in err
+
+
+def test_help_is_quick():
+    code = (
+        "import sys; sys.argv = ['raycl', '--help']\n"
+        "from raycl.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print({'ray', 'torch', 'mlflow', 'numpy', 'pydantic'} & set(sys.modules) or 'light')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Commands:" in done.stdout
+    assert done.stdout.splitlines()[-1] == "light"
+
+
+def test_dry_run_lists_every_trial(cli):
+    code, out, _ = cli("run", str(SWEEPS / "quickstart.yaml"), "--dry-run", "--set", "seeds=2")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[-1] == "8 trials of quickstart: 0 search, 8 final"
+    assert lines[1].split()[:3] == ["final", "finetune-s0", "0"]
+    assert not Path("runs").exists()
+
+
+def test_smoke_dry_run(cli):
+    code, out, _ = cli("run", str(SWEEPS / "quickstart.yaml"), "--dry-run", "--smoke")
+    assert code == 0
+    assert out.splitlines()[-1] == "4 trials of quickstart-smoke: 0 search, 4 final"
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_sweep_file_is_valid_with_a_header(path):
+    sweep = spec.load(path)
+    spec.load(path, smoke=True)
+    assert sweep.name == path.stem
+    assert sweep.description
+    header = path.read_text().split("name:")[0]
+    assert f"raycl run sweeps/{path.relative_to(SWEEPS)}" in header
+    assert "What one should see" in header
+
+
+def test_quickstart_can_be_run_here(tmp_path):
+    assert list(spec.check_data(spec.load(SWEEPS / "quickstart.yaml"), tmp_path)) == ["digits"]
+
+
+def test_show_sweep_prints_a_sweep_file(cli, tmp_path):
+    code, out, _ = cli("show", "sweep", str(SWEEPS / "quickstart.yaml"))
+    assert code == 0
+    (tmp_path / "again.yaml").write_text(out)
+    assert spec.load(tmp_path / "again.yaml").resolved() == yaml.safe_load(out)
+
+
+def test_show_method_lists_options_with_bounds(cli):
+    code, out, _ = cli("show", "method", "online_ewc")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("gamma ")]
+    assert [part.strip() for part in line.split("  ") if part.strip()][:4] == [
+        "gamma", "number", "1.0", "≥ 0, ≤ 1",
+    ]  # fmt: skip
+    assert "settings: class, domain, task" in out
+    assert "memory: none" in out
+
+
+def test_show_benchmark_lists_nested_options(cli):
+    code, out, _ = cli("show", "benchmark", "split")
+    assert code == 0
+    assert any(line.startswith("dataset.limit ") for line in out.splitlines())
+
+
+def test_show_a_method_of_ones_own(cli):
+    Path("m.py").write_text(
+        "from raycl.methods.finetune import Finetune\n"
+        "class Mine(Finetune):\n    '''My idea.'''\n    memory = 'exemplars'\n"
+    )
+    code, out, _ = cli("show", "method", "m.py:Mine")
+    assert code == 0
+    assert "My idea." in out
+    assert "memory: exemplars" in out
+
+
+@pytest.mark.parametrize("what", ["methods", "benchmarks", "networks"])
+def test_list_registered(cli, what):
+    code, out, _ = cli("list", what)
+    assert code == 0
+    assert {"methods": "joint", "benchmarks": "permuted", "networks": "mlp"}[what] in out
+
+
+def test_list_sweeps_and_runs(cli):
+    assert "no sweep files in" in cli("list", "sweeps")[1]
+    assert "no runs in" in cli("list", "runs")[1]
+    Path("sweeps").mkdir()
+    Path("sweeps/a.yaml").write_text((SWEEPS / "quickstart.yaml").read_text())
+    Path("sweeps/b.yaml").write_text("name: [\n")
+    code, out, _ = cli("list", "sweeps")
+    assert code == 0
+    assert "sweeps/a.yaml  12" in out
+    assert "error: sweeps/b.yaml:2: not valid YAML" in out
+
+
+def test_schema_is_json(cli):
+    code, out, _ = cli("schema")
+    assert code == 0
+    assert json.loads(out)["title"] == "raycl sweep"
+
+
+def test_data_list_looks_where_it_is_told(cli, tmp_path):
+    code, out, _ = cli("data", "list", "--data", str(tmp_path / "d"))
+    assert code == 0
+    assert f"not in {tmp_path / 'd'}" in out
+    assert "bundled" in out
+
+
+def test_user_errors_of_the_runner_are_one_line(cli):
+    code, out, err = cli("run", str(SWEEPS / "mnist.yaml"), "--data", "nowhere")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "mnist is not in" in err
+    assert "raycl data fetch mnist" in err
+
+
+def test_doctor(cli, tmp_path):
+    code, out, _ = cli("doctor", "--runs", str(tmp_path / "runs"))
+    assert code == 0, out
+    topics = [line[6:].partition(":")[0] for line in out.splitlines()]
+    assert topics == [
+        "python", "packages", "cpu", "gpu", "import torch", "runs folder", "tracking",
+        "left behind", "ray token", "data",
+    ]  # fmt: skip
+
+
+def test_doctor_fails_on_what_would_not_work(cli, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, out, _ = cli(
+        "doctor", "--runs", str(tmp_path / "file"), "--tracking-uri", "http://127.0.0.1:9"
+    )
+    assert code == 1
+    assert "fail  runs folder:" in out
+    assert "fail  tracking: no tracking server answers at http://127.0.0.1:9" in out
+
+
+def test_doctor_explains_the_ray_token_trap(tmp_path):
+    token = tmp_path / "auth_token"
+
+    def level(environment: dict[str, str]) -> str:
+        (finding,) = doctor.ray_token(environment, token)
+        return finding.level
+
+    assert level({}) == "ok"
+    assert level({"RAY_AUTH_TOKEN": "x"}) == "warn"
+    assert level({"RAY_AUTH_TOKEN_PATH": str(token)}) == "fail"
+    token.write_text("secret")
+    assert level({}) == "warn"
+    assert level({"RAY_AUTH_MODE": "token"}) == "ok"
+
+
+def test_doctor_compares_versions(tmp_path):
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text(
+        "# tested\ntorch==2.13.0\nray==2.60.0 ; python_version > '3'\nabsent==1\n"
+    )
+    installed = {"torch": "2.13.0+cpu", "ray": "2.59.0"}
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise doctor.PackageNotFoundError(name)
+        return installed[name]
+
+    (finding,) = doctor.packages(constraints, version)
+    assert finding.level == "warn"
+    assert finding.what == "other versions than tested: ray 2.59.0 (tested: 2.60.0)"
+    installed["ray"] = "2.60.0"
+    assert next(doctor.packages(constraints, version)).level == "ok"
