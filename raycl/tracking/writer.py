@@ -23,7 +23,7 @@ from urllib.parse import quote
 import yaml
 
 import raycl
-from raycl.tracking import journal, names, store
+from raycl.tracking import journal, names, plots, store
 from raycl.tracking.records import RUN_STATUS, Event, SweepRecord
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ STATE = "tracking.state.json"
 CHUNK_BYTES = 1_000_000
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100  # MLflow's own limits
 HEARTBEAT_S = 60.0
+TABLE = "tables/final.json"
 
 #: MLflow's answers that another attempt cannot change (a run deleted by hand, a changed param).
 REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
@@ -153,7 +154,7 @@ class Writer:
         """Tell MLflow once a minute that the driver lives."""
         parent = self.state.parent_run_id
         if self._client and parent and time.monotonic() - self._beat > HEARTBEAT_S:
-            self._tag(self._client, parent, {"raycl.heartbeat": str(int(time.time()))})
+            _try(self._client.set_tag, parent, "raycl.heartbeat", str(int(time.time())))
             self._beat = time.monotonic()
 
     # -- connecting ------------------------------------------------------------------------------
@@ -248,6 +249,8 @@ class Writer:
                 self._experiment_id, start["ms"], tags | _user(), run_name=start["name"]
             )
             found = self._runs[key] = str(run.info.run_id)
+            if changes.status == "RUNNING":  # as it was made
+                changes.status = None
         else:
             self._reopen(client, found)
             changes.tags = tags | changes.tags
@@ -272,20 +275,17 @@ class Writer:
                 client.delete_tag(run_id, tag)
 
     def _apply(self, client: MlflowClient, run_id: str, changes: Changes) -> None:
+        from mlflow.entities import RunTag
+
         metrics = iter(changes.metrics)
-        while batch := list(islice(metrics, METRICS_PER_CALL)):
-            _try(client.log_batch, run_id, metrics=batch)
-        self._tag(client, run_id, changes.tags)
+        tags = [RunTag(key, value) for key, value in changes.tags.items()]
+        while (batch := list(islice(metrics, METRICS_PER_CALL))) or tags:
+            _try(client.log_batch, run_id, metrics=batch, tags=tags)
+            tags = []
         if changes.status == "RUNNING":
             _try(client.update_run, run_id, status="RUNNING")
         elif changes.status is not None:
             _try(client.set_terminated, run_id, changes.status, end_time=changes.ended_ms)
-
-    def _tag(self, client: MlflowClient, run_id: str, tags: dict[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        if tags:
-            _try(client.log_batch, run_id, tags=[RunTag(k, v) for k, v in tags.items()])
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -305,18 +305,13 @@ class Writer:
         self.state.save(self._state_path)
 
     def _results(self, client: MlflowClient, run_id: str, result: dict[str, Any]) -> None:
-        from raycl.tracking import plots
-
         _try(client.log_dict, run_id, result, "results/matrix.json")
         for readout, matrix in result["matrices"].items():
+            picture = plots.accuracy_matrix(matrix, readout)
             path = f"plots/accuracy_matrix_{readout}.png"
-            figure = plots.accuracy_matrix(matrix, readout)
-            _try(client.log_figure, run_id, figure, path)
+            _try(client.log_image, run_id, picture, artifact_file=path)
         # As `log_table` would write it, but that appends to the table of an earlier attempt.
-        table = "tables/final.json"
-        _try(client.log_text, run_id, json.dumps(plots.final_table(result)), table)
-        tag = json.dumps([{"path": table, "type": "table"}])
-        self._tag(client, run_id, {"mlflow.loggedArtifacts": tag})
+        _try(client.log_text, run_id, json.dumps(plots.final_table(result)), TABLE)
 
 
 def _fold(events: Iterator[Event]) -> dict[str, Changes]:
@@ -341,6 +336,9 @@ def _fold(events: Iterator[Event]) -> dict[str, Changes]:
                 changes.tags["raycl.end"] = event["status"]
                 if event["error"]:
                     changes.tags["raycl.error"] = event["error"][: names.ERROR_LIMIT]
+                if event["result"]:
+                    shown = [{"path": TABLE, "type": "table"}]
+                    changes.tags["mlflow.loggedArtifacts"] = json.dumps(shown)
             case "close":
                 changes.status, changes.ended_ms = event["status"], event["ms"]
                 counts = [f"{n} {status}" for status, n in event["counts"].items()]

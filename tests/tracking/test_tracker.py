@@ -289,7 +289,7 @@ def test_a_failure_in_mid_chunk_repeats_nothing(
     monkeypatch.setattr(Client, "__getattr__", flaky)
     tracker = open_tracker(connect=lambda uri: fake)
     run_trial(tracker, "a")
-    wait_for(lambda: tracker.problem is None and {"set_terminated", "log_figure"} <= failed)
+    wait_for(lambda: tracker.problem is None and {"set_terminated", "log_image"} <= failed)
     wait_for(lambda: tracker.problem is None)
     assert tracker.close("FINISHED") == 0
     assert {"create_experiment", "create_run", "log_batch", "log_dict", "search_runs"} <= failed
@@ -310,7 +310,7 @@ def test_calls_keep_mlflows_limits(open_tracker: Open, client: Any, runs: Runs) 
     assert tracker.close("FINISHED") == 0
     batches = [kwargs for _, name, kwargs in fake.calls if name == "log_batch"]
     for what, limit, total in (("metrics", 1000, 2500), ("params", 100, 254)):
-        sizes = [len(batch[what]) for batch in batches if what in batch]
+        sizes = [len(batch[what]) for batch in batches if batch.get(what)]
         assert max(sizes) <= limit
         assert sum(sizes) == total
         assert len(sizes) == -(-total // limit), "as few calls as can be"
