@@ -213,7 +213,12 @@ def concat(sets: Sequence[Examples]) -> Examples:
     """
     parts: list[Normalised] = []
     for one in sets:
-        parts += one.parts if isinstance(one, UnionSet) else (one,)  # type: ignore[arg-type]
+        if isinstance(one, UnionSet):
+            parts += one.parts
+        elif isinstance(one, Normalised):
+            parts.append(one)
+        else:
+            raise TypeError(f"cannot join a {type(one).__name__}")
     if not all(_alike(parts[0], part) for part in parts):
         return UnionSet(parts)
     merged = copy(parts[0])
