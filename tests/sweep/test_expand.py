@@ -272,7 +272,7 @@ def test_options_that_do_not_go_together_are_named(make):
 
 
 def test_oversize_configuration_is_refused(make):
-    sweep = make(network={"name": "mlp", "hidden": [1] * 40_000})
+    sweep = make(network={"name": "mlp", "hidden": [10_000] * 12_000})
     with pytest.raises(UserError, match=r"the configuration has .* bytes, more than 65536"):
         expand.final_plans(sweep, {})
 
