@@ -32,9 +32,9 @@ bench: $(READY) ## the performance tests and their figures
 clean: ## remove .venv and caches; keeps runs/ and data/
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build *.egg-info
 
-# An environment whose interpreter has gone, or that was moved here, is made anew.
+# An environment that was not finished, was moved here, or whose interpreter has gone is made anew.
 OLDER := import sys; sys.exit(sys.version_info < (3, 11))
-USABLE = [ "$$(cat $(READY) 2>/dev/null || pwd)" = "$$(pwd)" ] && $(BIN)/python -c '' 2>/dev/null
+USABLE := [ "$$(cat $(READY) 2>/dev/null)" = "$$(pwd)" ] && $(BIN)/python -c '' 2>/dev/null
 ifneq ($(shell $(USABLE) && echo yes),yes)
 $(READY): broken
 endif
@@ -45,7 +45,6 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(OLDER)' || { echo "raycl needs Python 3.11 or newer, which '$(PYTHON)' is not:" \
 	  "make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	@{ $(USABLE); } || $(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[dev]'
 	@pwd > $@
