@@ -273,7 +273,7 @@ class Run:
     @cached_property
     def _plain_size(self) -> int:
         """Scalars of the plain network: one backbone, one linear head over all outputs."""
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with torch.random.fork_rng(devices=[]):
             backbone = self._build_network()
         head = (backbone.num_features + 1) * self.stream.info.num_outputs
         return head + sum(v.numel() for v in backbone.state_dict().values() if v.is_floating_point())

@@ -1,0 +1,143 @@
+"""Real sweeps in real processes, with a method that can be killed at a chosen step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+METHOD = '''
+"""Fine-tuning that leaves traces, sleeps, and kills its own process where it is told to."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from raycl.methods.base import MethodConfig
+from raycl.methods.finetune import Finetune
+
+HERE = Path(__file__).parent
+
+
+class Fragile(Finetune):
+    """Fragile (2026). Departures: none."""
+
+    class Config(Finetune.Config):
+        """Options."""
+
+        sleep: float = 0.0
+        explode: int = -1
+
+    def begin_task(self, task):
+        self.steps = 0
+        with (HERE / "trace.txt").open("a") as file:
+            file.write(f"{os.getpid()} {self.tag(task)}\\n")
+        if task.info.index == self.config.explode:
+            raise ValueError("exploded as asked")
+
+    def tag(self, task):
+        """Which trial and task."""
+        return f"{self.config.sleep:g}-{self.context.data_generator.initial_seed()}-{task.info.index}"
+
+    def objective(self, task):
+        """Cross-entropy, with an accident."""
+        loss = super().objective(task)
+        task_index, count = task.info.index, [0]
+
+        def with_accident(batch):
+            count[0] += 1
+            time.sleep(self.config.sleep)
+            order = HERE / f"kill-{task_index}-{count[0]}"
+            try:
+                order.rename(order.with_suffix(".done"))  # only one process gets to do this
+            except FileNotFoundError:
+                return loss(batch)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        return with_accident
+'''
+
+
+@dataclass
+class Lab:
+    """A folder with a sweep file, a runs folder and processes that are ended at the end."""
+
+    path: Path
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def runs(self) -> Path:
+        return self.path / "runs"
+
+    def sweep(self, name: str = "fault", **changes: Any) -> Path:
+        spec: dict[str, Any] = {
+            "name": name,
+            "benchmark": {"name": "split", "dataset": {"name": "digits", "limit": 30}, "tasks": 3},
+            "methods": [{"name": "fragile.py:Fragile"}],
+            "network": {"name": "mlp", "hidden": [16]},
+            "train": {"epochs": 2, "batch_size": 16, "lr": 0.05},
+            "seeds": 3,
+        } | changes
+        path = self.path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(spec))
+        return path
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "raycl", *arguments],
+            cwd=self.path,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "RAYCL_RUNS": str(self.runs)} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def run(self, *arguments: str, code: int | None = 0, **environment: str) -> str:
+        process = self.start(*arguments, **environment)
+        output, _ = process.communicate(timeout=200)
+        assert code is None or process.returncode == code, output
+        return output
+
+    def wait_for(self, condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, "waited too long"
+            time.sleep(0.05)
+
+    def outcomes(self, name: str = "fault") -> list[Path]:
+        return sorted((self.runs / name / "outcomes").glob("*.json"))
+
+    def checkpoints(self, name: str = "fault") -> list[Path]:
+        return sorted((self.runs / name / "trials").glob("*/step-*.pt"))
+
+    def trace(self) -> list[str]:
+        """Trial and task of every task that was begun, in order."""
+        path = self.path / "trace.txt"
+        return [line.split()[1] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    found = Lab(tmp_path)
+    (tmp_path / "fragile.py").write_text(METHOD)
+    yield found
+    for process in found.processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if process.stdout:
+            process.stdout.close()

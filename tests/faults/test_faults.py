@@ -1,0 +1,183 @@
+"""Workers, drivers and files that are lost: the numbers stay the same to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from raycl import datasets
+from raycl.sweep import expand, spec
+from raycl.testing import finish
+from raycl.training.run import Run
+from tests.faults.conftest import Lab
+
+
+def undisturbed(sweep_file: Path, directory: Path) -> dict[str, Any]:
+    """Result of every trial, from plain runs in this process."""
+    before = Path.cwd()
+    os.chdir(directory)
+    try:
+        sweep = spec.load(sweep_file)
+        data = spec.check_data(sweep, datasets.data_root())
+        plans = expand.final_plans(sweep, {})
+        return {plan.name: finish(Run(plan.config, data))["matrices"] for plan in plans}
+    finally:
+        os.chdir(before)
+
+
+def results(lab: Lab, name: str = "fault") -> dict[str, Any]:
+    found = {}
+    for path in lab.outcomes(name):
+        outcome = json.loads(path.read_text())
+        found[outcome["name"]] = outcome["row"]["result"]["matrices"]
+    return found
+
+
+def tracked(lab: Lab, name: str = "fault") -> list[Any]:
+    client = MlflowClient(f"sqlite:///{lab.runs}/mlflow.db")
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    trials = [run for run in runs if run.data.tags["raycl.kind"] != "sweep"]
+    keys = [run.data.tags["raycl.trial_key"] for run in trials]
+    assert len(set(keys)) == len(keys), "a trial has two runs"
+    return trials
+
+
+def steps(lab: Lab, run: Any, metric: str) -> list[int]:
+    client = MlflowClient(f"sqlite:///{lab.runs}/mlflow.db")
+    return sorted(point.step for point in client.get_metric_history(run.info.run_id, metric))
+
+
+def test_worker_killed_at_a_random_step_of_each_task(lab: Lab) -> None:
+    sweep = lab.sweep(checkpoint={"every_s": 0}, failures={"max_retries": 3})
+    expected = undisturbed(sweep, lab.path)
+    (lab.path / "trace.txt").unlink()
+    chooser = random.Random(20)
+    for task in range(3):
+        (lab.path / f"kill-{task}-{chooser.randrange(1, 9)}").touch()
+    output = lab.run("run", str(sweep))
+    assert len(list(lab.path.glob("kill-*.done"))) == 3, "not every accident happened"
+    assert output.count("lost its worker") == 3
+    assert results(lab) == expected
+    runs = tracked(lab)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert sum(int(run.data.tags["raycl.attempt"]) for run in runs) == 3 + 3
+    for run in runs:
+        assert steps(lab, run, "eval/class/average_accuracy") == [1, 2, 3]
+
+
+def test_driver_killed(lab: Lab) -> None:
+    sweep = lab.sweep(
+        methods=[{"name": "fragile.py:Fragile", "sleep": 0.05}], resources={"cpu": 1}, seeds=4
+    )
+    driver = lab.start("run", str(sweep))
+    # when something is finished and something is under way
+    lab.wait_for(lambda: lab.outcomes() and len(lab.checkpoints()) > 4, driver)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    # Ray's two agents end by themselves too, after a minute of asking the dead GCS
+    left = [p for p in alive if "Agent" not in p.name()]
+    for process in alive:
+        process.kill()
+    assert not left, f"left behind: {left}"
+    finished = {path.name for path in lab.outcomes()}
+    begun = lab.trace()
+    assert 0 < len(finished) < 4
+
+    output = lab.run("run", str(sweep))
+    trace = lab.trace()
+    assert results(lab) == undisturbed(sweep, lab.path)
+    again = [tag for tag in set(trace) if trace.count(tag) > 1]
+    assert set(again) <= set(begun)
+    assert all(trace.count(tag) <= 2 for tag in again)
+    assert len(again) <= 2, f"only the tasks under way may begin again, not {again}"
+    assert "continues from" in output or not again
+    runs = tracked(lab)
+    assert len(runs) == 4
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+    trace = lab.trace()
+    assert "nothing to run" in lab.run("run", str(sweep))
+    assert lab.trace() == trace
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_saved_and_resumed(lab: Lab, number: signal.Signals) -> None:
+    sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.1}], seeds=2)
+    driver = lab.start("run", str(sweep))
+    lab.wait_for(lambda: lab.checkpoints(), driver)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    os.kill(driver.pid, number)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130, output
+    assert "raycl resume fault" in output
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive, f"left behind: {alive}"
+    assert {run.info.status for run in tracked(lab)} == {"KILLED"}
+    assert {run.data.tags["raycl.end"] for run in tracked(lab)} == {"killed"}
+
+    output = lab.run("resume", "fault")
+    assert "continues from" in output
+    assert results(lab) == undisturbed(sweep, lab.path)
+    assert {run.info.status for run in tracked(lab)} == {"FINISHED"}
+
+
+def test_damaged_checkpoint(lab: Lab) -> None:
+    sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.1}], seeds=1)
+    driver = lab.start("run", str(sweep))
+    lab.wait_for(lambda: len(lab.checkpoints()) >= 2, driver)
+    os.kill(driver.pid, signal.SIGINT)
+    driver.communicate(timeout=60)
+    previous, newest = lab.checkpoints()
+    newest.write_bytes(newest.read_bytes()[:-100])
+    output = lab.run("run", str(sweep))
+    assert str(newest) in output
+    assert f"continues from {previous}" in output
+    assert results(lab) == undisturbed(sweep, lab.path)
+
+
+def test_one_failed_trial_stops_no_other(lab: Lab) -> None:
+    methods = [
+        {"name": "fragile.py:Fragile", "label": "good"},
+        {"name": "fragile.py:Fragile", "label": "bad", "explode": 1},
+    ]
+    sweep = lab.sweep(methods=methods, seeds=2)
+    output = lab.run("run", str(sweep), code=1)
+    assert "failed: bad-s0 ValueError: exploded as asked" in output
+    assert "raycl resume fault" in output
+    status = {run.info.run_name: run for run in tracked(lab)}
+    assert {status[f"good-s{s}"].info.status for s in (0, 1)} == {"FINISHED"}
+    assert {status[f"bad-s{s}"].info.status for s in (0, 1)} == {"FAILED"}
+    assert "exploded as asked" in status["bad-s0"].data.tags["raycl.error"]
+    assert "not in the table" in output
+    begun = len(lab.trace())
+    assert begun == 2 * 3 + 2 * 2, "a deterministic error is not retried"
+    lab.run("run", str(sweep), code=1)
+    assert len(lab.trace()) == begun, "run does not retry what failed"
+    lab.run("resume", "fault", code=1)
+    assert len(lab.trace()) == begun + 2, "resume does, from the last checkpoint"
+
+
+def test_a_changed_spec_and_a_second_driver_are_refused(lab: Lab) -> None:
+    sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 2}], seeds=1)
+    driver = lab.start("run", str(sweep))
+    lab.wait_for(lambda: lab.trace(), driver)
+    assert "is being run by process" in lab.run("run", str(sweep), code=2)
+    os.kill(driver.pid, signal.SIGINT)
+    driver.communicate(timeout=60)
+    lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.2}], seeds=1)
+    output = lab.run("run", str(sweep), code=2)
+    assert "already in use by another specification" in output
+    assert "methods[0].sleep" in output
+    assert output.count("\n") == 1
