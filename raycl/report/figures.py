@@ -59,10 +59,10 @@ def draw(table: Table) -> dict[str, bytes]:
     if not panels:
         return files
     with mpl.rc_context(STYLE):
-        files |= _files("accuracy", _grid(panels, table, _accuracy, size=(4.4, 3.0)))
+        files |= _files("accuracy", _grid(panels, table, _accuracy, 2.8))
         if any(row["metric"] == "forgetting" for row in table.rows):
             height = 0.9 + 0.32 * len(_methods(table))
-            files |= _files("forgetting", _grid(panels, table, _forgetting, size=(4.4, height)))
+            files |= _files("forgetting", _grid(panels, table, _forgetting, height))
         for benchmark, readout in panels:
             name = f"matrix-{_slug(benchmark)}-{readout}"
             files |= _files(name, _matrices(table, benchmark, readout))
@@ -116,24 +116,21 @@ def _title(table: Table, benchmark: str, readout: str) -> str:
 def _grid(
     panels: Sequence[tuple[str, str]],
     table: Table,
-    paint: Callable[[Axes, Table, str, str], str],
-    size: tuple[float, float],
+    paint: Callable[[Axes, Table, str, str, bool], None],
+    height: float,
 ) -> Figure:
-    """One panel per benchmark and readout; ``paint`` fills one and returns its vertical label."""
+    """One panel per benchmark and readout; the last argument of ``paint``: is it a row's first."""
     slots, columns = _slots(panels)
     rows = len(slots) // columns
-    figure = Figure(
-        figsize=(size[0] * columns, size[1] * rows + 0.35), dpi=100, layout="constrained"
-    )
+    width = 4.4 if columns < 3 else 3.3
+    figure = Figure(figsize=(width * columns, height * rows + 0.35), dpi=100, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for i, (axis, slot) in enumerate(zip(axes.flat, slots, strict=True)):
         if slot is None:
             axis.set_visible(False)
             continue
-        label = paint(axis, table, *slot)
+        paint(axis, table, *slot, i % columns == 0)
         axis.set_title(_title(table, *slot))
-        if i % columns == 0:
-            axis.set_ylabel(label)
     _legend(figure, _methods(table))
     return figure
 
@@ -169,7 +166,7 @@ def _legend(figure: Figure, methods: Sequence[str]) -> None:
 # ---------------------------------------------------------------------- panels
 
 
-def _accuracy(axis: Axes, table: Table, benchmark: str, readout: str) -> str:
+def _accuracy(axis: Axes, table: Table, benchmark: str, readout: str, first: bool) -> None:
     alpha = 0.18 if len(_methods(table)) <= 5 else 0.08
     for group in _of(table, benchmark):
         curves = after_each_task(stack) if len(stack := matrices(group, readout)) else None
@@ -194,17 +191,20 @@ def _accuracy(axis: Axes, table: Table, benchmark: str, readout: str) -> str:
     axis.set_xlabel("tasks learnt")
     axis.margins(x=0.03)
     axis.set_ylim(top=min(101, axis.get_ylim()[1]))
-    return "accuracy on tasks so far (%)"
+    if first:
+        axis.set_ylabel("accuracy on tasks so far (%)")
 
 
-def _forgetting(axis: Axes, table: Table, benchmark: str, readout: str) -> str:
+def _forgetting(axis: Axes, table: Table, benchmark: str, readout: str, first: bool) -> None:
     rows = {
         row["method"]: row
         for row in table.rows
         if (row["benchmark"], row["readout"], row["metric"]) == (benchmark, readout, "forgetting")
     }
-    methods = [method for method in _methods(table) if method in rows]
+    methods = _methods(table)
     for i, method in enumerate(methods):
+        if method not in rows:
+            continue
         row = rows[method]
         axis.barh(i, row["mean"], height=0.62, color=_style(table, method)["color"], alpha=0.85)
         ends = [row["mean"]]
@@ -219,13 +219,12 @@ def _forgetting(axis: Axes, table: Table, benchmark: str, readout: str) -> str:
             va="center",
             fontsize=8.5,
         )
-    axis.set_yticks(range(len(methods)), methods)
-    axis.invert_yaxis()
+    axis.set_yticks(range(len(methods)), methods if first else [""] * len(methods))
+    axis.set_ylim(len(methods) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
     axis.axvline(0, color="#666666", linewidth=0.8)
-    axis.margins(x=0.12)
-    axis.set_xlabel("forgetting (% points; lower is better)")
-    return ""
+    axis.margins(x=0.14)
+    axis.set_xlabel("forgetting (% points)")
 
 
 def _matrices(table: Table, benchmark: str, readout: str) -> Figure:

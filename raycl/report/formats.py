@@ -139,7 +139,9 @@ def _cells(row: Row, baseline: str | None) -> Cells:
 
 
 def _number(value: float | None, form: str = ".2f") -> str:
-    return "–" if value is None else format(value, form).replace("-", _MINUS)
+    if value is None:
+        return "–"
+    return format(round(value, 2) + 0.0, form).replace("-", _MINUS)  # + 0.0: no minus zero
 
 
 def _interval(low: float | None, high: float | None) -> str | None:

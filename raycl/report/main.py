@@ -13,7 +13,6 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 from raycl.errors import UserError, nearest
-from raycl.report import figures
 from raycl.report.formats import FORMATS, WIDTH, print_table, render
 from raycl.report.load import load
 from raycl.report.table import Table, make_table
@@ -89,6 +88,8 @@ def write_report(
 
 def report_files(table: Table) -> dict[str, bytes]:
     """Every file of a report by its path in the report's folder."""
+    from raycl.report import figures  # importing matplotlib takes a second
+
     drawn = figures.draw(table)
     shown = [name for name in drawn if name.endswith(".png")]
     pictures = "\n".join(f"![{Path(name).stem}](figures/{name})\n" for name in shown)

@@ -15,7 +15,7 @@ from report_helpers import Store, SweepWriter, flat, realistic, result
 from rich.console import Console
 
 from raycl.errors import UserError
-from raycl.report import figures
+from raycl.report import figures, formats
 from raycl.report.formats import print_table, render
 from raycl.report.load import load
 from raycl.report.main import report, write_report
@@ -180,3 +180,10 @@ def test_report_can_be_attached_to_the_sweep(
         "report/table.json",
         "report/figures",
     }
+
+
+@pytest.mark.parametrize(
+    "value,text", [(None, "–"), (-0.001, "+0.00"), (-1.25, "−1.25"), (37.564, "+37.56")]
+)
+def test_numbers_are_printed_with_a_true_sign(value: float | None, text: str) -> None:
+    assert formats._number(value, "+.2f") == text
