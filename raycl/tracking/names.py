@@ -85,14 +85,16 @@ def points(row: Mapping[str, Any]) -> dict[str, tuple[int, dict[str, float], int
 def params(config: Mapping[str, Any]) -> dict[str, str]:
     """Flatten a configuration: keys joined by dots, values as they would stand in the YAML file.
 
-    >>> params({"method": {"lam": 1e-05}, "hidden": [400, 400], "schedule": None})
-    {'method.lam': '1e-05', 'hidden': '[400, 400]', 'schedule': 'null'}
+    What is not set (null) is left out.
+
+    >>> params({"method": {"lam": 1e-05}, "hidden": [400, 400], "augment": None})
+    {'method.lam': '1e-05', 'hidden': '[400, 400]'}
     """
     flat: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             flat |= {f"{key}.{inner}": text for inner, text in params(value).items()}
-        else:
+        elif value is not None:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
             flat[str(key)] = text[:PARAM_LIMIT]
     return {metric_name(key): text for key, text in flat.items()}
@@ -105,6 +107,13 @@ def tags(given: Mapping[str, Any]) -> dict[str, str]:
         for key, value in given.items()
         if value is not None
     }
+
+
+def error_tags(error: str) -> dict[str, str]:
+    """Why a run failed: as a tag, and as the description on its page."""
+    what, _, rest = error[:ERROR_LIMIT].partition("\n")
+    note = f"**Failed:** {what}" + (f"\n\n```\n{rest.strip()}\n```" if rest.strip() else "")
+    return {"raycl.error": error[:ERROR_LIMIT], "mlflow.note.content": note}
 
 
 def quoted(text: str) -> str:
@@ -133,15 +142,17 @@ def experiment_note(sweep: SweepRecord) -> str:
     """The description of the experiment, in Markdown."""
     return f"""{sweep.note}
 
-**To compare methods**: paste one of these into the search box, group by the tag `raycl.method`
-(then lines are means over seeds), and open the chart view.
+**To compare methods** choose *Views → Methods: mean over seeds* at the top right, then the chart
+button: each line is a mean over seeds with its spread. `eval/*` is drawn over tasks learned
+(1...T), `train/*` over epochs of the whole stream. *Views → All trials, by how they ended* has the
+rest: searches, stopped and failed trials.
+
+To see fewer runs, paste for example into the search box:
 
 ```
-tags.`raycl.kind` != 'sweep' and tags.`raycl.end` = 'finished'
-tags.`raycl.method` = 'finetune' and params.seed = '0'
+tags.`raycl.method` = 'finetune' and tags.`raycl.seed` = '0'
 ```
 
-`eval/*` is drawn over tasks learned (1...T), `train/*` over epochs of the whole stream. Each
-finished run has its accuracy matrix under Artifacts: `plots/`, and exact in `results/matrix.json`.
-The table with intervals: `raycl report {sweep.name}`.
+Each finished run has its accuracy matrix under *Artifacts*, drawn in `plots/` and exact in
+`results/matrix.json`. The table with intervals: `raycl report {sweep.name}`.
 """

@@ -86,11 +86,18 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def final_table(result: dict[str, Any]) -> dict[str, Any]:
-    """The last row of each R as a table of tasks x readouts, in the form of MLflow's tables."""
+    """The last row of each R as a table of tasks x readouts, in the form of MLflow's tables.
+
+    For reading: two decimals.
+    """
     matrices: dict[str, Matrix] = result["matrices"]
     tasks = result.get("tasks") or [str(i + 1) for i in range(len(next(iter(matrices.values()))))]
     last = {readout: matrix[-1] for readout, matrix in matrices.items()}
     return {
-        "columns": ["task", *(f"accuracy ({readout} readout), %" for readout in last)],
-        "data": [[name, *(row[i] for row in last.values())] for i, name in enumerate(tasks)],
+        "columns": ["task", *(f"{readout} readout (%)" for readout in last)],
+        "data": [[name, *(_rounded(r[i]) for r in last.values())] for i, name in enumerate(tasks)],
     }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)

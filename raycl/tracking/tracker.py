@@ -252,7 +252,7 @@ class Tracker:
 
 def git_commit() -> dict[str, str]:
     """The commit of the current directory, ``-dirty`` if files differ; nothing outside of git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):

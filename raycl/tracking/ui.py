@@ -13,7 +13,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from raycl.errors import UserError
-from raycl.tracking import store
+from raycl.tracking import store, views
 
 HOST = "127.0.0.1"
 START_S, STOP_S = 60.0, 10.0
@@ -75,8 +75,9 @@ def page(uri: str, address: str, name: str | None) -> str:
     found = MlflowClient(uri).get_experiment_by_name(name) if name else None
     if name and found is None:
         raise UserError("raycl ui", f"no experiment {name!r} in {store.shown(uri)}")
-    base = store.shown(address).rstrip("/")
-    return f"{base}/#/experiments/{found.experiment_id}/runs" if found else f"{base}/#/experiments"
+    base = f"{store.shown(address).rstrip('/')}/#/experiments"
+    view = f"workflowType=machine_learning&viewStateShareKey={views.METHODS}"
+    return f"{base}/{found.experiment_id}/runs?{view}" if found else base
 
 
 def _start(uri: str, artifacts: str | None, port: int) -> subprocess.Popen[bytes]:

@@ -23,7 +23,7 @@ from urllib.parse import quote
 import yaml
 
 import raycl
-from raycl.tracking import journal, names, plots, store
+from raycl.tracking import journal, names, plots, store, views
 from raycl.tracking.records import RUN_STATUS, Event, SweepRecord
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ TABLE = "tables/final.json"
 #: MLflow's answers that another attempt cannot change (a run deleted by hand, a changed param).
 REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
 
-END_TAGS = ("raycl.end", "raycl.error", "raycl.trials")
+NOTE = "mlflow.note.content"
+END_TAGS = ("raycl.end", "raycl.error", "raycl.trials", NOTE)
 
 
 @dataclass
@@ -193,7 +194,8 @@ class Writer:
                     artifact_location=root and f"{root}/{quote(sweep.name)}",
                     tags={
                         "mlflow.experimentKind": "custom_model_development",
-                        "mlflow.note.content": names.experiment_note(sweep),
+                        NOTE: names.experiment_note(sweep),
+                        **views.saved_views(sweep),
                     },
                 )
             )
@@ -228,7 +230,7 @@ class Writer:
         assert self._sweep is not None
         own: dict[str, Any] = {"sweep_id": self._sweep.sweep_id, "version": raycl.__version__}
         if event["event"] == "sweep":
-            own |= {"kind": "sweep", "mlflow.note.content": names.sweep_note(self._sweep)}
+            own |= {"kind": "sweep", NOTE: names.sweep_note(self._sweep)}
         else:
             own |= {"trial_key": event["key"], "attempt": event["attempt"]}
             own |= {"mlflow.parentRunId": self._runs.get("")}  # none if deleted by hand
@@ -253,6 +255,7 @@ class Writer:
                 changes.status = None
         else:
             self._reopen(client, found)
+            tags.pop(NOTE, None)  # people may have edited it
             changes.tags = tags | changes.tags
         if key:
             self._params(client, found, start["params"])
@@ -268,11 +271,11 @@ class Writer:
             _try(client.log_batch, run_id, params=batch)
 
     def _reopen(self, client: MlflowClient, run_id: str) -> None:
-        """Take back how the run ended before."""
+        """Take back how the run ended before; a description goes only with our error in it."""
         run = _try(client.get_run, run_id)
-        for tag in END_TAGS:
-            if run is not None and tag in run.data.tags:
-                client.delete_tag(run_id, tag)
+        tags = set(END_TAGS) & set(run.data.tags if run else ())
+        for tag in tags if "raycl.error" in tags else tags - {NOTE}:
+            client.delete_tag(run_id, tag)
 
     def _apply(self, client: MlflowClient, run_id: str, changes: Changes) -> None:
         from mlflow.entities import RunTag
@@ -335,7 +338,7 @@ def _fold(events: Iterator[Event]) -> dict[str, Changes]:
                 changes.status, changes.ended_ms = RUN_STATUS[event["status"]], event["ms"]
                 changes.tags["raycl.end"] = event["status"]
                 if event["error"]:
-                    changes.tags["raycl.error"] = event["error"][: names.ERROR_LIMIT]
+                    changes.tags |= names.error_tags(event["error"])
                 if event["result"]:
                     shown = [{"path": TABLE, "type": "table"}]
                     changes.tags["mlflow.loggedArtifacts"] = json.dumps(shown)

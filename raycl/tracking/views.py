@@ -1,0 +1,71 @@
+"""Saved views of an experiment: what MLflow's *Views* menu offers, so that nobody starts from zero.
+
+Without them the page of a sweep shows one folded row. MLflow keeps a view as a tag of the
+experiment: ``mlflow.sharedViewState.<id>`` = {name, createdAt, updatedAt, state}, as its *Save as
+new view* writes it (3.17); people can change or delete ours like their own.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from raycl.tracking.records import SweepRecord, now_ms
+
+METHODS = "raycl-methods"
+TRIALS = "raycl-trials"
+
+_READOUTS = ("class", "task", "domain")
+_HEADLINES = [
+    f"metrics.`eval/{readout}/{metric}`"
+    for readout in _READOUTS
+    for metric in ("average_accuracy", "forgetting")
+]
+#: Sections of charts in the order they are looked at; MLflow's own order is alphabetical.
+_SECTIONS = [f"eval/{readout}" for readout in _READOUTS]
+
+
+def saved_views(sweep: SweepRecord) -> dict[str, str]:
+    """The tags of the experiment that hold its views."""
+    several = len(sweep.resolved.get("benchmark", [])) > 1
+    by = ["raycl.method", "raycl.benchmark"] if several else ["raycl.method"]
+    final = (
+        "tags.`raycl.kind` != 'sweep' and tags.`raycl.kind` != 'search'"
+        " and attributes.status != 'FAILED' and attributes.status != 'KILLED'"
+    )
+    every = "tags.`raycl.kind` != 'sweep'"
+    validation = ["metrics.`validation/average_accuracy`"]
+    return {
+        **_view(METHODS, "Methods: mean over seeds", final, by, _HEADLINES),
+        **_view(TRIALS, "All trials, by how they ended", every, ["raycl.end"], validation),
+    }
+
+
+def _view(key: str, name: str, query: str, by: list[str], columns: list[str]) -> dict[str, str]:
+    sections = [
+        {"uuid": f"raycl-{section}", "name": section, "display": True, "isReordered": False}
+        | {"deleted": False, "isGenerated": True}
+        for section in _SECTIONS
+    ]
+    state: dict[str, Any] = {
+        "searchFilter": query,
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "modelVersionFilter": "All Runs",
+        "datasetsFilter": [],
+        "selectedColumns": [*columns, "tags.`raycl.kind`", "tags.`raycl.end`"],
+        "columnWidths": {"attributes.`Run Name`": 320} | dict.fromkeys(columns, 210),
+        "runsHiddenMode": "FIRST_20_RUNS",
+        "groupBy": {
+            "aggregateFunction": "average",
+            "groupByKeys": [{"mode": "tag", "groupByData": tag} for tag in by],
+        },
+        "compareRunCharts": [],
+        "compareRunSections": sections,
+        "isAccordionReordered": True,
+    }
+    now = now_ms()
+    view = {"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
+    return {f"mlflow.sharedViewState.{key}": json.dumps(view)}
