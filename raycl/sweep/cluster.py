@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from threading import Thread
 
 from raycl.errors import UserError
 from raycl.sweep.expand import Preview
@@ -21,6 +22,19 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "1",
 }
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM: the trials were told to save and to stop."""
+
+
+def is_local(address: str | None) -> bool:
+    """Whether a sweep starts a Ray of its own on this machine."""
+    return _where(address) == "local"
+
+
+def _where(address: str | None) -> str:
+    return address or os.environ.get("RAY_ADDRESS") or "local"
 
 
 def fits_here(plans: Sequence[Preview]) -> None:
@@ -47,11 +61,11 @@ def connect(address: str | None, plans: Sequence[Preview]) -> Iterator[None]:
         UserError: The cluster does not answer, or a trial fits on none of its nodes.
     """
     os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
-    where = address or os.environ.get("RAY_ADDRESS") or "local"
-    if where == "local":
-        fits_here(plans)
+    where = _where(address)
     import ray
 
+    meanwhile = Thread(target=_import_meanwhile, daemon=True)
+    meanwhile.start()
     try:
         ray.init(
             address=where,
@@ -63,10 +77,18 @@ def connect(address: str | None, plans: Sequence[Preview]) -> Iterator[None]:
         raise UserError("--address", f"no Ray cluster answers at '{where}': {error}") from error
     try:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        meanwhile.join()  # MLflow must not be imported by two threads at once
         _check(plans, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         yield
     finally:
         ray.shutdown()
+
+
+def _import_meanwhile() -> None:
+    """What the driver needs next, imported while ``ray.init`` waits: seconds off every sweep."""
+    import ray.tune
+
+    import raycl.report.main  # noqa: F401
 
 
 def _check(plans: Sequence[Preview], nodes: Sequence[dict[str, float]]) -> None:

@@ -13,15 +13,14 @@ from rich.console import Console
 from raycl import datasets
 from raycl.datasets.base import Dataset
 from raycl.errors import UserError
-from raycl.report.formats import WIDTH, print_table
-from raycl.report.main import write_report
-from raycl.sweep import expand, select, spec
+from raycl.sweep import cluster, expand, select, spec
 from raycl.sweep.expand import TrialPlan
 from raycl.sweep.folder import SweepFolder, runs_root
 from raycl.sweep.outcomes import Outcome, Outcomes, Status
 from raycl.sweep.progress import Progress
 from raycl.sweep.tracked import Tracked, sweep_record
 from raycl.tracking import store
+from raycl.tracking.records import SweepStatus
 from raycl.tracking.tracker import Tracker
 from raycl.training.run import build_benchmark
 
@@ -116,59 +115,68 @@ class Execution:
         """Everything, in order; what can be refused is refused before Ray starts."""
         data = spec.check_data(self.sweep, self.data_root)
         store.check(self.store.uri)
+        requests = expand.preview(self.sweep)
+        if cluster.is_local(self.address):
+            cluster.fits_here(requests)
         with self.folder.lock():
             resolved = self.sweep.model_dump(mode="json")
             sweep_id = self.folder.claim(expand.spec_hash(self.sweep), resolved)
             if retry_errors and (count := self.outcomes.forget_errors(self._open_kinds())):
                 self._say(f"{count} failed trials run again")
-            tracker = Tracker(
-                sweep_record(self.sweep, sweep_id, yaml.safe_dump(resolved, sort_keys=False)),
-                self.folder.path,
-                self.store.uri,
-                self.store.artifacts,
-            )
-            tracker.start()
-            status = "KILLED"
+            text = yaml.safe_dump(resolved, sort_keys=False)
+            record = sweep_record(self.sweep, sweep_id, text)
+            tracker = Tracker(record, self.folder.path, *self.store)
             try:
-                finished = self._stages(data, tracker)
-                if finished:
-                    status = "FAILED" if self._failed() else "FINISHED"
-            finally:
-                unsent = tracker.close(status, CLOSE_TIMEOUT_S)
-            return self._conclude(status, unsent)
+                if self._missing_search() or self._missing_final():
+                    with cluster.connect(self.address, requests):
+                        return self._conclude(*self._tracked(tracker, data))
+                self._say("every trial is over; nothing to run")
+                return self._conclude(*self._tracked(tracker, None))
+            except KeyboardInterrupt:  # while Ray started, or a second time
+                return self._interrupted()
 
     # ------------------------------------------------------------------ stages
 
-    def _stages(self, data: Mapping[str, Dataset], tracker: Tracker) -> bool:
-        """Search and final trials; returns whether it got to the end."""
-        if not self._missing_search() and not self._missing_final():
-            self._say("every trial is over; nothing to run")
-            return True
-        from raycl.sweep import cluster  # Ray is imported only when something runs
+    def _tracked(
+        self, tracker: Tracker, data: Mapping[str, Dataset] | None
+    ) -> tuple[SweepStatus, int]:
+        """Run what is missing under the tracker; how it went, and how many values are unsent."""
+        status: SweepStatus = "KILLED"
+        tracker.start()
+        try:
+            if data is not None:
+                self._on_cluster(data, tracker)
+            status = "FAILED" if self._failed() else "FINISHED"
+        except cluster.Interrupted:
+            pass
+        finally:
+            unsent = tracker.close(status, CLOSE_TIMEOUT_S)
+        return status, unsent
+
+    def _on_cluster(self, data: Mapping[str, Dataset], tracker: Tracker) -> None:
         from raycl.sweep.events import Hub
-        from raycl.sweep.stage import Interrupted, Stage
+        from raycl.sweep.stage import Stage
         from raycl.sweep.trainable import Settings
 
-        sweep = self.sweep
+        sweep, folder = self.sweep, self.folder.path
         hub = Hub([Recorder(self.outcomes), Tracked(tracker)])
         settings = Settings(
-            storage=f"{sweep.storage}/{sweep.name}" if sweep.storage else str(self.folder.path / "trials"),
+            storage=f"{sweep.storage}/{sweep.name}" if sweep.storage else str(folder / "trials"),
             every_s=sweep.checkpoint.every_s,
             keep=sweep.checkpoint.keep,
             metric=sweep.search.metric,
             mode=sweep.search.mode,
         )
-        stage = Stage(data, settings, sweep.failures.max_retries, self.folder.path / "tune" / "last", hub)
+        scratch = folder / "tune" / "last"
+        stage = Stage(data, settings, sweep.failures.max_retries, scratch, hub)
+        tasks = self._tasks(data)
         try:
-            with cluster.connect(self.address, expand.preview(sweep)):
-                tasks = self._tasks(data)
-                if self._missing_search():
-                    self._search(stage, tasks)
-                self._final(stage, tasks)
-        except (Interrupted, KeyboardInterrupt):
+            if self._missing_search():
+                self._search(stage, tasks)
+            self._final(stage, tasks)
+        except KeyboardInterrupt:
             hub.end_all("killed")
-            return False
-        return True
+            raise
 
     def _search(self, stage: Stage, tasks: int) -> None:
         from raycl.sweep.adaptive import search_adaptively
@@ -263,8 +271,7 @@ class Execution:
                 f"{self.folder.path} and sent by: raycl sync {name}"
             )
         if status == "KILLED":
-            self._say(f"interrupted; continue with: raycl resume {name}")
-            return 130
+            return self._interrupted()
         if not unsent:
             self._report()
         if failed:
@@ -272,7 +279,14 @@ class Execution:
         self._say(f"runs: {self.folder.path}   compare them in a browser: raycl ui")
         return 1 if failed else 0
 
+    def _interrupted(self) -> int:
+        self._say(f"interrupted; continue with: raycl resume {self.sweep.name}")
+        return 130
+
     def _report(self) -> None:
+        from raycl.report.formats import WIDTH, print_table  # pandas and MLflow: seconds
+        from raycl.report.main import write_report
+
         out = self.folder.path / "report"
         table = write_report(self.sweep.name, self.store.uri, out, log_to_parent=True)
         print_table(table, Console(width=None if self.console.is_terminal else WIDTH))

@@ -16,16 +16,13 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from raycl.datasets.base import Dataset
+from raycl.sweep.cluster import Interrupted
 from raycl.sweep.events import Events, Hub
 from raycl.sweep.expand import TrialPlan, plan_of
 from raycl.sweep.trainable import Settings, trial
 
 CHUNK = 1000
 """Trials per Tuner: the driver's memory grows with them (ray-project/ray#64231)."""
-
-
-class Interrupted(Exception):
-    """SIGINT or SIGTERM: the trials were told to save and to stop."""
 
 
 @dataclass(frozen=True)
