@@ -1,0 +1,162 @@
+"""Sweeps through the command line, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).parents[2]
+
+
+def raycl(folder: Path, *arguments: str, code: int = 0) -> tuple[str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "raycl", *arguments],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+def write(folder: Path, name: str, **changes: Any) -> str:
+    spec: dict[str, Any] = {
+        "name": name,
+        "benchmark": {"name": "split", "dataset": {"name": "digits", "limit": 40}, "tasks": 3},
+        "methods": ["finetune"],
+        "network": {"name": "mlp", "hidden": [16]},
+        "train": {"epochs": 3, "batch_size": 16, "lr": 0.05},
+        "seeds": 2,
+    } | changes
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(spec))
+    return f"{name}.yaml"
+
+
+def outcomes(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(p.read_text()) for p in (folder / "runs" / name / "outcomes").glob("*.json")]
+
+
+def test_quickstart(tmp_path: Path) -> None:
+    """The claim of the first screen: joint > naive_rehearsal > finetune, outside the intervals."""
+    table, progress = raycl(tmp_path, "run", str(ROOT / "sweeps" / "quickstart.yaml"))
+    assert "12/12" in progress
+    assert "class-incremental" in table
+    out, _ = raycl(tmp_path, "report", "quickstart", "--format", "json")
+    rows = {
+        row["method"]: row
+        for row in json.loads(out)
+        if row["readout"] == "class" and row["metric"] == "average_accuracy"
+    }
+    assert {row["n"] for row in rows.values()} == {3}
+    assert rows["finetune"]["high"] < rows["naive_rehearsal"]["low"]
+    assert rows["naive_rehearsal"]["high"] < rows["joint"]["low"]
+    assert len(rows["joint"]["run_ids"]) == 3
+    report = tmp_path / "runs" / "quickstart" / "report"
+    assert (report / "report.md").is_file()
+    assert list(report.glob("figures/*.png"))
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("quickstart")
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 13
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_random_search_with_asha(tmp_path: Path) -> None:
+    sweep = write(
+        tmp_path,
+        "asha",
+        methods=["finetune", {"name": "naive_rehearsal", "memory_size": {"grid": [10, 40]}}],
+        train={"epochs": 2, "batch_size": 16, "lr": {"loguniform": [0.001, 0.2]}},
+        search={"num_samples": 4, "metric": "validation/class/average_accuracy"},
+        scheduler={"name": "asha", "grace_period": 1, "reduction_factor": 2},
+    )
+    _, progress = raycl(tmp_path, "run", sweep)
+    found = outcomes(tmp_path, "asha")
+    kinds = [(o["kind"], o["status"]) for o in found]
+    assert sum(kind == "search" for kind, _ in kinds) == 4 + 8
+    assert kinds.count(("winner", "finished")) == 4
+    assert ("search", "stopped-early") in kinds
+    assert "winner of naive_rehearsal on" in progress
+    # the best of the finished ones, by the validation data, has won
+    for method in ("finetune", "naive_rehearsal"):
+        mine = [o for o in found if o["method"] == method]
+        finished = [o for o in mine if o["kind"] == "search" and o["status"] == "finished"]
+        best = max(
+            finished,
+            key=lambda o: o["row"]["result"]["validation_metrics"]["class"]["average_accuracy"],
+        )
+        winners = [o for o in mine if o["kind"] == "winner"]
+        assert [o["varied"] for o in winners] == [best["varied"]] * 2
+        assert not {o["seed"] for o in winners} & {o["seed"] for o in finished}
+    out, _ = raycl(tmp_path, "report", "asha", "--format", "json")
+    assert {row["n"] for row in json.loads(out)} == {2}, "search trials are not results"
+
+
+def test_optuna_and_its_continuation(tmp_path: Path) -> None:
+    sweep = write(
+        tmp_path,
+        "tpe",
+        methods=[{"name": "online_ewc", "lam": {"loguniform": [0.1, 100]}, "fisher_samples": 50}],
+        search={"num_samples": 4, "algorithm": "optuna", "max_concurrent": 2},
+        seeds=1,
+    )
+    raycl(tmp_path, "run", sweep)
+    found = outcomes(tmp_path, "tpe")
+    assert sorted(o["kind"] for o in found) == ["search"] * 4 + ["winner"]
+    tried = {o["key"]: o["varied"] for o in found if o["kind"] == "search"}
+    assert len({v["method.lam"] for v in tried.values()}) == 4
+    # as if the driver had died in the middle of the search: two outcomes and the winner are gone
+    folder = tmp_path / "runs" / "tpe"
+    lost = sorted(tried)[:2]
+    for outcome in found:
+        if outcome["kind"] == "winner" or outcome["key"] in lost:
+            (folder / "outcomes" / f"{outcome['key']}.json").unlink()
+    (folder / "winners.json").unlink()
+    _, progress = raycl(tmp_path, "run", sweep)
+    again = outcomes(tmp_path, "tpe")
+    assert {o["key"] for o in again if o["kind"] == "search"} == set(tried)
+    assert "continues from" in progress
+
+
+def test_first_tasks_protocol(tmp_path: Path) -> None:
+    sweep = write(
+        tmp_path,
+        "first",
+        train={"epochs": 1, "batch_size": 16, "lr": {"grid": [0.001, 0.1]}},
+        search={"protocol": "first_tasks", "tasks": 2},
+        seeds=1,
+    )
+    table, _ = raycl(tmp_path, "run", sweep)
+    found = outcomes(tmp_path, "first")
+    lengths = {(o["kind"], len(o["row"]["result"]["tasks"])) for o in found}
+    assert lengths == {("search", 2), ("winner", 3)}
+    assert "2 tasks" in table, "the report says what the search cost"
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"benchmark": {"name": "split", "dataset": "mnist", "tasks": 5}}, "raycl data fetch mnist"),
+        ({"benchmark": {"name": "split", "dataset": "digits", "tasks": 11}}, "benchmark.tasks"),
+        ({"resources": {"cpu": 1, "gpu": 64}}, "resources.gpu: trial finetune-s0 asks for 64 GPUs"),
+        ({"tracking": {"uri": "http://127.0.0.1:9"}}, "http://127.0.0.1:9"),
+    ],
+)
+def test_refused_before_ray_starts(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    sweep = write(tmp_path, "bad", **change)
+    out, error = raycl(tmp_path, "run", sweep, "--data", str(tmp_path / "nowhere"), code=2)
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not out
+    assert not (tmp_path / "runs" / "bad" / "spec.json").exists(), "the name is not taken"

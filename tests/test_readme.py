@@ -1,0 +1,78 @@
+"""What the README shows works as it stands there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raycl.sweep import expand, spec
+from raycl.testing import MethodConformance
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The method of the README, in a file, in the current directory."""
+    (code,) = [b for b in blocks("python") if "LabelSmoothing(Classifier)" in b]
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "test", [t for t in dir(MethodConformance) if t.startswith("test_") and t != "test_docstring"]
+)
+def test_the_method_conforms(mine: Path, test: str) -> None:
+    suite = type("Suite", (MethodConformance,), {"method": "mine.py:LabelSmoothing"})()
+    getattr(suite, test)()
+
+
+def test_the_sweep_file_is_valid(mine: Path) -> None:
+    (text,) = [b for b in blocks("yaml") if "mine.py:LabelSmoothing" in b]
+    path = mine / "smoothing.yaml"
+    path.write_text(text)
+    sweep = spec.load(path)
+    # the learning rate is searched for both, the smoothing for one
+    assert {len(group.spaces) for group in expand.groups(sweep)} == {1, 2}
+    assert len(expand.search_plans(sweep)) == 2 * 8
+
+
+def test_the_plain_loop_runs(tmp_path: Path) -> None:
+    (code,) = [b for b in blocks("python") if "toy_data()" in b]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    losses = [float(line) for line in done.stdout.split()]
+    assert len(losses) == 10
+    assert losses[4] < losses[0]
+
+
+def test_every_command_exists() -> None:
+    commands = re.findall(r"^(?:\$ )?raycl ([a-z]+)|`raycl ([a-z]+)[ `]|  raycl ([a-z]+)", README, re.M)
+    words = {word for found in commands for word in found if word}
+    listing = subprocess.run(
+        [sys.executable, "-m", "raycl", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    known = set(re.findall(r"^  ([a-z]+)  ", listing, re.MULTILINE))
+    assert {"run", "resume", "report", "ui", "sync", "data", "doctor"} <= words
+    assert words <= known, words - known
+
+
+def test_every_file_and_target_exists() -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / link).exists(), link
+    targets = set(re.findall(r"\bmake ([a-z]+)", README))
+    makefile = (ROOT / "Makefile").read_text()
+    for target in targets & {"quickstart", "test", "lint", "bench", "install"}:
+        assert f"\n{target}:" in makefile
+    for path in re.findall(r"\bsweeps/[a-z/_-]+\.yaml", README):
+        assert (ROOT / path).exists(), path
