@@ -26,8 +26,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from raycl import datasets, registry
-from raycl.datasets.base import DatasetConfig
-from raycl.datasets.base import Arrays, Dataset
+from raycl.datasets.base import Arrays, Dataset, DatasetConfig
 from raycl.methods.base import Method
 from raycl.training.run import Run
 
@@ -158,11 +157,27 @@ class MethodConformance:
             loose = [unsaved(run.method) for run in runs]
             for path, value in loose[0].items():
                 twin = loose[1].get(path)
-                derived = isinstance(value, Tensor) and isinstance(twin, Tensor)
-                assert derived and torch.equal(value, twin), (  # type: ignore[arg-type]
+                same = (
+                    isinstance(value, Tensor)
+                    and isinstance(twin, Tensor)
+                    and torch.equal(value, twin)
+                )
+                assert same, (
                     f"{path} ({type(value).__name__}) is in no state: make it a buffer, or part of "
                     "get_extra_state; random numbers come from context.method_generator"
                 )
+
+    def test_fixed_state_is_fixed(self) -> None:
+        """What is left out of checkpoints is what the constructor makes."""
+        if not self.cls().fixed:
+            return
+        trained, fresh = self.build(), self.build()
+        finish(trained)
+        state, made = trained.method.state_dict(), fresh.method.state_dict()
+        names = [name for name in state if name.startswith(self.cls().fixed)]
+        assert names, f"no name in the state begins with any of {self.cls().fixed}"
+        changed = [n for n in names if n not in made or not torch.equal(state[n], made[n])]
+        assert not changed, f"fixed, but changed or made later: {changed}"
 
     def test_sees_only_what_it_declares(self) -> None:
         """A task is closed when it ends, and images are kept only with ``memory``."""

@@ -6,7 +6,9 @@ knows nothing of any method; everything a method does to the loop, it does throu
 **State is the module's state.** What must survive a crash is a parameter, a buffer, a submodule or
 part of ``get_extra_state``. To restore, the loop builds the method, calls ``add_task`` for every
 task seen and then ``load_state_dict(strict=True)``; so structure may depend on ``TaskInfo`` and the
-configuration, never on data.
+configuration, never on data. What is as large as the data, and an optimiser that outlives its
+phase, go into ``get_extra_state``, whose tensors come back on the CPU. ``requires_grad`` and
+``training`` are no state: the loop sets both.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class Context:
         stream: The tasks to come, without their data.
         train: The ``train`` block of the sweep file.
         build_network: Makes a fresh backbone; without argument the sweep file's ``network``,
-            else the network of the given block (``{"name": "mlp", ...}``).
+            else the network of the given block (``{"name": "mlp", ...}``); on ``device``.
         device: Where the run happens; the loop moves the method there.
         data_generator: CPU generator of data order, saved with the run.
         method_generator: CPU generator of everything else a method samples, saved with the run.
@@ -75,14 +77,18 @@ class Phase:
         loss: A batch to a scalar, or to named terms whose sum is minimised (each is logged).
             The method is in train mode.
         schedule: Makes the learning-rate schedule of the optimiser, stepped once per epoch.
+        step_schedule: Step the schedule after every optimiser step instead.
         clip_norm: Bound of the gradient's global norm.
-        before: Called once when the phase starts.
+        before: Called once when the phase starts, in eval mode.
         after_step: Called after every optimiser step (projections).
-        after: Called once when the phase ends, after the selected epoch was restored.
+        after: Called once when the phase ends, after the selected epoch was restored, in eval mode.
         score: After each epoch, in eval mode: higher is better. Feeds ``keep`` and a plateau
             schedule. ``None``: the last epoch counts.
-        keep: (score, score of the kept epoch or ``None``) to whether this epoch is kept.
+        keep: (score, score of the kept epoch or ``None``) to whether this epoch is kept; not asked
+            about a score that is NaN.
         stop: (score, learning rate) to whether the phase ends early.
+        diverged: What a loss that is not finite does: ``"fail"`` ends the run with an error,
+            ``"stop"`` ends the phase with the kept epoch, if there is one.
     """
 
     name: str
@@ -91,6 +97,7 @@ class Phase:
     batches: Callable[[], Iterable[Any]]
     loss: Callable[[Any], Losses]
     schedule: Callable[[torch.optim.Optimizer], Any] | None = None
+    step_schedule: bool = False
     clip_norm: float | None = None
     before: Callable[[], None] | None = None
     after_step: Callable[[], None] | None = None
@@ -100,6 +107,7 @@ class Phase:
         default=lambda score, kept: kept is None or score > kept
     )
     stop: Callable[[float, float], bool] | None = None
+    diverged: Literal["fail", "stop"] = "fail"
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -115,6 +123,9 @@ class Method(nn.Module, ABC):
             seen), ``"generator"`` (it makes them), ``"all"`` (an upper bound: every task's data).
         zero_shot: Whether ``logits`` answers for tasks that were not added yet.
         uses_task_id: Whether ``logits`` depends on its ``task_id``.
+        fixed: Prefixes of names in the state that the constructor makes the same every time and
+            nothing ever changes, e.g. ``("backbone.",)`` if that is pre-trained and frozen. They
+            are counted, but not written into every checkpoint.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -122,17 +133,21 @@ class Method(nn.Module, ABC):
     memory: ClassVar[Memory | None] = None
     zero_shot: ClassVar[bool] = False
     uses_task_id: ClassVar[bool] = True
+    fixed: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__()
         self.config = config
         self.context = context
 
-    def add_task(self, task: TaskInfo) -> None:  # noqa: B027  (optional hook)
+    def add_task(self, task: TaskInfo) -> None:
         """Structure only: grow heads, add a teacher. No data. Called once per task, in order."""
 
-    def begin_task(self, task: Task) -> None:  # noqa: B027
-        """What needs data, or random numbers, before training. Not called again on resume."""
+    def begin_task(self, task: Task) -> None:
+        """What needs data, or random numbers, before training. In eval mode.
+
+        Not called again on resume.
+        """
 
     @abstractmethod
     def phases(self, task: Task) -> list[Phase]:
@@ -142,7 +157,7 @@ class Method(nn.Module, ABC):
         describes. Whatever it does to the method belongs into ``Phase.before`` or ``after``.
         """
 
-    def end_task(self, task: Task) -> None:  # noqa: B027
+    def end_task(self, task: Task) -> None:
         """Fisher information, exemplars, merging. Evaluation follows."""
 
     @abstractmethod
@@ -158,8 +173,17 @@ class Method(nn.Module, ABC):
         """
 
     def diagnostics(self) -> dict[str, float]:
-        """Numbers of the method's own at a task's end (capacity used, ...), logged as ``method/*``."""
+        """Numbers of its own at a task's end (capacity used, ...), logged as ``method/*``."""
         return {}
+
+    def saved_state(self) -> dict[str, Any]:
+        """The state without what is ``fixed``: what a checkpoint holds."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(self.fixed)}
+
+    def load_saved_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``saved_state`` gave; nothing may be missing or left over."""
+        fixed = {k: v for k, v in self.state_dict().items() if k.startswith(self.fixed)}
+        self.load_state_dict({**fixed, **state}, strict=True)
 
 
 def masked_cross_entropy(logits: Tensor, labels: Tensor, outputs: Tensor) -> Tensor:

@@ -15,14 +15,14 @@ class PerMethodScheduler(FIFOScheduler):
 
     One ASHA over everything would compare methods, not configurations, and would stop a method for
     being worse than another. Only rows of task ends are judged. Its state does not survive the
-    driver: after a resume the judging starts anew, but no finished or stopped trial is judged again.
+    driver: after a resume judging starts anew, but no finished or stopped trial is judged again.
 
     Args:
         make: Makes the scheduler of one group.
     """
 
     def __init__(self, make: Callable[[], TrialScheduler]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._make = make
         self._groups: dict[tuple[str, str], TrialScheduler] = {}
 
@@ -63,10 +63,11 @@ def make_scheduler(
             Tuning", MLSys 2020) or ``median`` (Golovin et al., "Google Vizier", KDD 2017).
         mode: ``max`` or ``min``, of the search metric.
         tasks: Tasks of a search trial.
-        grace_period: Tasks before which nothing is stopped.
+        grace_period: Tasks before which nothing is stopped; at most ``tasks`` count.
         reduction_factor: ASHA: one in this many goes on at each rung.
     """
-    judged = {"time_attr": "tasks_done", "metric": "score", "mode": mode}
+    grace_period = min(grace_period, tasks)
+    judged: dict[str, Any] = {"time_attr": "tasks_done", "metric": "score", "mode": mode}
     if name == "asha":
         return PerMethodScheduler(
             lambda: ASHAScheduler(
@@ -79,4 +80,4 @@ def make_scheduler(
         )
     if name == "median":
         return PerMethodScheduler(lambda: MedianStoppingRule(grace_period=grace_period, **judged))
-    return FIFOScheduler()
+    return FIFOScheduler()  # type: ignore[no-untyped-call]

@@ -60,7 +60,7 @@ def trial(config: dict[str, Any], data: Mapping[str, Dataset], settings: Setting
 def _train(plan: TrialPlan, data: Mapping[str, Dataset], settings: Settings) -> None:
     store = CheckpointStore(f"{settings.storage}/{plan.key}", settings.keep)
     run = Run(plan.config, data, "cuda" if plan.resources.get("gpu") else "cpu")
-    loaded = store.load(run.device)
+    loaded = store.load()
     saved_at = reported_at = time.monotonic()
     saved = -1
     if loaded is not None:

@@ -7,6 +7,7 @@ over for the one before it, and both are named.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import uuid
@@ -71,7 +72,8 @@ class CheckpointStore:
                 self.fs.rm(draft)
             raise
         for old in self.paths()[: -self.keep]:
-            self.fs.rm(old)
+            with contextlib.suppress(FileNotFoundError):  # a lost worker may still be alive
+                self.fs.rm(old)
         return path
 
     def paths(self) -> list[str]:
@@ -79,8 +81,11 @@ class CheckpointStore:
         self.fs.invalidate_cache()
         return sorted(self.fs.glob(f"{self.root}/step-*.pt"))
 
-    def load(self, device: torch.device | str = "cpu") -> Loaded | None:
+    def load(self) -> Loaded | None:
         """The newest intact state, or ``None`` if there is none at all.
+
+        Its tensors are on the CPU, where the states of random generators must be; modules and
+        optimisers copy theirs to where their parameters are.
 
         Raises:
             ValueError: There are checkpoints, and every one is damaged.
@@ -89,7 +94,7 @@ class CheckpointStore:
         for path in reversed(self.paths()):
             payload = self._read(path)
             if payload is not None:
-                state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+                state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
                 return Loaded(state, path, tuple(damaged))
             damaged.append(path)
         if damaged:

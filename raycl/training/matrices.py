@@ -80,9 +80,7 @@ class Matrices:
             "validation_matrices": {r: _plain(validation[r]) for r in self.readouts},
             "baseline": {r: _plain(self.baseline[r]) for r in self.readouts},
             "sizes": list(sizes),
-            "metrics": {
-                r: self._compute("test", r, self.tasks, sizes) for r in self.readouts
-            },
+            "metrics": {r: self._compute("test", r, self.tasks, sizes) for r in self.readouts},
             "validation_metrics": {
                 r: self._compute("validation", r, self.tasks, None) for r in self.readouts
             },

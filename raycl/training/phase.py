@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch import nn
 
-from raycl.methods.base import Phase
+from raycl.methods.base import Method, Phase
 
 
 class PhaseState:
@@ -15,16 +15,17 @@ class PhaseState:
 
     Args:
         phase: Its description.
-        method: The method; only the optimiser's parameters require gradients from now on.
+        method: The method; only the optimiser's parameters require gradients until ``close``.
     """
 
-    def __init__(self, phase: Phase, method: nn.Module) -> None:
+    def __init__(self, phase: Phase, method: Method) -> None:
         self.phase, self.method = phase, method
         self.optimizer = phase.optimizer()
         self.schedule = None if phase.schedule is None else phase.schedule(self.optimizer)
         self.epoch = 0
         self.kept_score: float | None = None
         self.kept: dict[str, Any] | None = None
+        self._flags = [(p, p.requires_grad) for p in method.parameters()]
         trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         for parameter in method.parameters():
             parameter.requires_grad_(id(parameter) in trained)
@@ -39,22 +40,30 @@ class PhaseState:
         self.epoch += 1
         self.method.eval()
         score = None if self.phase.score is None else self.phase.score()
-        if score is not None and self.phase.keep(score, self.kept_score):
+        if score is not None and not math.isnan(score) and self.phase.keep(score, self.kept_score):
             self.kept_score = score
-            self.kept = _clone(self.method.state_dict())
+            self.kept = _clone(self.method.saved_state())
         if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
             if score is None:
                 raise ValueError(f"phase {self.phase.name}: a plateau schedule needs a score")
             self.schedule.step(score)
-        elif self.schedule is not None:
+        elif self.schedule is not None and not self.phase.step_schedule:
             self.schedule.step()
-        early = score is not None and self.phase.stop is not None and self.phase.stop(score, self.lr)
+        stop = self.phase.stop
+        early = score is not None and stop is not None and stop(score, self.lr)
         return early or self.epoch >= self.phase.epochs
 
-    def restore_kept(self) -> None:
-        """Put the kept epoch's state back into the method, if an epoch was kept."""
+    def close(self) -> None:
+        """Put the kept epoch's state back, if an epoch was kept; undo what is no state.
+
+        A restored method knows neither the last gradients nor which parameters a phase that is over
+        has trained; so nothing may depend on them.
+        """
         if self.kept is not None:
-            self.method.load_state_dict(self.kept, strict=True)
+            self.method.load_saved_state(self.kept)
+        for parameter, flag in self._flags:
+            parameter.requires_grad_(flag)
+        self.method.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""

@@ -68,21 +68,22 @@ class Randomness:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+        torch.set_float32_matmul_precision("highest")
         torch.set_grad_enabled(True)
         self.device = device
         random.seed(seeds.init)
         np.random.seed(seeds.init % 2**32)  # noqa: NPY002  (libraries draw from it)
         torch.manual_seed(seeds.init)
         children = np.random.SeedSequence(seeds.data).generate_state(3)
-        self.data, self.method, self.augment = (
-            torch.Generator(place).manual_seed(int(child))
-            for place, child in zip(("cpu", "cpu", device), children, strict=True)
-        )
+        self.data = torch.Generator().manual_seed(int(children[0]))
+        self.method = torch.Generator().manual_seed(int(children[1]))
+        self.augment = torch.Generator(device).manual_seed(int(children[2]))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors only."""
-        kind, keys, *rest = np.random.get_state()  # noqa: NPY002
-        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
+        numpy_state: Any = np.random.get_state()  # noqa: NPY002
+        kind, keys, *rest = numpy_state
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
             "python": random.getstate(),
             "numpy": (str(kind), torch.from_numpy(keys.astype(np.int64)), *rest),
@@ -98,6 +99,7 @@ class Randomness:
         np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
         torch.set_rng_state(state["torch"])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(state["cuda"])
-        for generator, saved in zip((self.data, self.method, self.augment), state["own"], strict=True):
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+        own = (self.data, self.method, self.augment)
+        for generator, saved in zip(own, state["own"], strict=True):
             generator.set_state(saved)

@@ -108,8 +108,12 @@ class Run:
         else:
             row |= self._validate_current(task)
         row |= {"progress": self.progress, "tasks_done": self.task_index, "finished": self.done}
-        row["validation/average_accuracy"] = self._search_metric(row)
-        if self.done:
+        average = self.matrices.validation_average()
+        if average is None:  # before the first task ends, the accuracy so far
+            average = row.get("validation/accuracy_current")
+        if average is not None:
+            row["validation/average_accuracy"] = average
+        if row["finished"]:
             row["result"] = self.result()
         self._last = row
         return dict(row)
@@ -130,7 +134,7 @@ class Run:
         return {
             "config": self.config.model_dump(mode="json"),
             "position": [self.task_index, self.phase_index, self.progress, self._begun],
-            "method": self.method.state_dict(),
+            "method": self.method.saved_state(),
             "phase": None if self._phase is None else self._phase.state_dict(),
             "matrices": self.matrices.state_dict(),
             "costs": self.costs.state_dict(),
@@ -144,13 +148,13 @@ class Run:
         Raises:
             ValueError: The state is of another configuration.
         """
-        if state["config"] != self.config.model_dump(mode="json"):
+        if _identity(state["config"]) != _identity(self.config.model_dump(mode="json")):
             raise ValueError("the checkpoint is of another configuration")
         self.task_index, self.phase_index, self.progress, self._begun = state["position"]
         for info in self.stream.info.tasks[: self.task_index + self._begun]:
             self.method.add_task(info)
         self.method.to(self.device)
-        self.method.load_state_dict(state["method"], strict=True)
+        self.method.load_saved_state(state["method"])
         if self._begun:
             self._task = self.stream.open(self.task_index, self.method.memory)
             self._phases = self.method.phases(self._task)
@@ -169,7 +173,7 @@ class Run:
         context = Context(
             stream=self.stream.info,
             train=self.config.train,
-            build_network=self._build_network,
+            build_network=lambda block=None: self._build_network(block).to(self.device),
             device=self.device,
             data_generator=self.random.data,
             method_generator=self.random.method,
@@ -180,13 +184,14 @@ class Run:
     def _build_network(self, block: Mapping[str, Any] | None = None) -> Backbone:
         block = block or self.config.network
         cls = registry.find("raycl.networks", Backbone, block["name"], where="network")  # type: ignore[type-abstract]
-        return cls(cls.Config.model_validate(block), self.stream.info.input_shape)  # type: ignore[call-arg]
+        return cls(cls.Config.model_validate(block), self.stream.info.input_shape)
 
     def _enter_task(self) -> Task:
         if self._task is None:
             self.method.add_task(self.stream.info.tasks[self.task_index])
             self.method.to(self.device)
             self._task = self.stream.open(self.task_index, self.method.memory)
+            self.method.eval()  # whatever came before: a restore, a task, nothing
             self.method.begin_task(self._task)
             self._begun, self.phase_index = True, 0
             self._phases = self.method.phases(self._task)
@@ -195,28 +200,37 @@ class Run:
     def _train_epoch(self, phase: Phase) -> Row:
         if self._phase is None:
             if phase.before is not None:
+                self.method.eval()
                 phase.before()
             self._phase = PhaseState(phase, self.method)
         started = time.perf_counter()
         row: Row = {"phase": phase.name, "epoch": self._phase.epoch}
         row["train/lr"] = self._phase.lr
-        means, examples = train_one_epoch(phase, self._phase.optimizer, self.method)
-        for name, value in means.items():
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"{name} became {value} in task {self.task_index}, phase {phase.name}, "
-                    f"epoch {self._phase.epoch}: try a lower lr or a clip_norm"
-                )
-            row[f"train/{name}"] = value
+        per_step = self._phase.schedule if phase.step_schedule else None
+        means, examples = train_one_epoch(phase, self._phase.optimizer, self.method, per_step)
+        row |= {f"train/{name}": value for name, value in means.items()}
         self.costs.examples += examples
-        if self._phase.finish_epoch():
-            self._phase.restore_kept()
+        if self._diverged(phase, self._phase, means) or self._phase.finish_epoch():
+            self._phase.close()
             self._phase = None
             self.phase_index += 1
             if phase.after is not None:
                 phase.after()
         row["time/epoch_s"] = time.perf_counter() - started
         return row
+
+    def _diverged(self, phase: Phase, state: PhaseState, means: Mapping[str, float]) -> bool:
+        """Whether the phase has to end, because a loss is no number any more."""
+        name = next((name for name, value in means.items() if not math.isfinite(value)), None)
+        if name is None:
+            return False
+        if phase.diverged == "fail" or state.kept is None:
+            raise TrainingError(
+                f"{name} became {means[name]} in task {self.task_index}, phase {phase.name}, "
+                f"epoch {state.epoch}: try a lower lr or a clip_norm"
+            )
+        self.method.eval()
+        return True
 
     def _finish_task(self, task: Task, row: Row) -> None:
         self.costs.start()
@@ -233,7 +247,8 @@ class Run:
         row["at_task_end"] = True
         sizes = [len(d.test) for d in self.stream.data[: self.task_index]]
         row |= self.matrices.row(index, sizes)
-        row |= {f"cost/{k}": v for k, v in self.costs.measure(self.method, self._plain_size).items()}
+        costs = self.costs.measure(self.method, self._plain_size)
+        row |= {f"cost/{name}": value for name, value in costs.items()}
         row |= {f"method/{k}": float(v) for k, v in self.method.diagnostics().items()}
         current = self.matrices.current_validation(index)
         if current is not None:
@@ -254,8 +269,8 @@ class Run:
             return
         self.method.eval()
         for i in range(self.num_tasks):
-            test = self.stream.data[i].test
-            self.matrices.fill_baseline(i, self.evaluator.accuracy(self.method, test, i, i + 1))
+            test = self.stream.data[i].test  # against the outputs that R[i-1, i] is measured with
+            self.matrices.fill_baseline(i, self.evaluator.accuracy(self.method, test, i, max(i, 1)))
 
     def _validate_current(self, task: Task) -> Row:
         if task.validation is None:
@@ -265,18 +280,19 @@ class Run:
         accuracy = self.evaluator.accuracy(self.method, task.validation, self.task_index, seen)
         return {"validation/accuracy_current": accuracy[self.readouts[0]]}
 
-    def _search_metric(self, row: Row) -> float:
-        """The latest average over tasks seen; before the first task ends, the accuracy so far."""
-        latest = self.matrices.validation_average()
-        return row.get("validation/accuracy_current", 0.0) if latest is None else latest
-
     @cached_property
     def _plain_size(self) -> int:
         """Scalars of the plain network: one backbone, one linear head over all outputs."""
         with torch.random.fork_rng(devices=[]):
             backbone = self._build_network()
+        state = backbone.state_dict().values()
         head = (backbone.num_features + 1) * self.stream.info.num_outputs
-        return head + sum(v.numel() for v in backbone.state_dict().values() if v.is_floating_point())
+        return int(head + sum(v.numel() for v in state if v.is_floating_point()))
+
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What two states must share; the number of threads may change with the resources."""
+    return {k: v for k, v in config.items() if k != "threads"}
 
 
 def build_benchmark(block: Mapping[str, Any], where: str = "benchmark") -> Benchmark:
@@ -306,9 +322,15 @@ def choose_readouts(
 
 
 def train_one_epoch(
-    phase: Phase, optimizer: torch.optim.Optimizer, method: Method
+    phase: Phase, optimizer: torch.optim.Optimizer, method: Method, schedule: Any = None
 ) -> tuple[dict[str, float], int]:
     """One pass over a phase's batches; nothing is read from the device before its end.
+
+    Args:
+        phase: What to do.
+        optimizer: Its optimiser.
+        method: Put into train mode.
+        schedule: To be stepped after every optimiser step.
 
     Returns:
         Mean of the loss and of each named term over examples, and the number of examples.
@@ -326,6 +348,8 @@ def train_one_epoch(
         if phase.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, phase.clip_norm)
         optimizer.step()
+        if schedule is not None:
+            schedule.step()
         if phase.after_step is not None:
             phase.after_step()
         size = len(batch) if isinstance(batch, Batch) else 0
