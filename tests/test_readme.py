@@ -49,7 +49,9 @@ def test_the_sweep_file_is_valid(mine: Path) -> None:
 
 def test_the_plain_loop_runs(tmp_path: Path) -> None:
     (code,) = [b for b in blocks("python") if "toy_data()" in b]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     losses = [float(line) for line in done.stdout.split()]
     assert len(losses) == 10
@@ -57,7 +59,9 @@ def test_the_plain_loop_runs(tmp_path: Path) -> None:
 
 
 def test_every_command_exists() -> None:
-    commands = re.findall(r"^(?:\$ )?raycl ([a-z]+)|`raycl ([a-z]+)[ `]|  raycl ([a-z]+)", README, re.M)
+    commands = re.findall(
+        r"^(?:\$ )?raycl ([a-z]+)|`raycl ([a-z]+)[ `]|  raycl ([a-z]+)", README, re.M
+    )
     words = {word for found in commands for word in found if word}
     listing = subprocess.run(
         [sys.executable, "-m", "raycl", "--help"], capture_output=True, text=True, check=True

@@ -25,7 +25,9 @@ def load() -> tuple[Arrays, Arrays]:
     """
     package = find_spec("sklearn")
     if package is None or package.origin is None:
-        raise UserError("benchmark.dataset", "digits come with scikit-learn", "install scikit-learn")
+        raise UserError(
+            "benchmark.dataset", "digits come with scikit-learn", "install scikit-learn"
+        )
     table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
     images = np.round(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     labels = table[:, -1].astype(np.int64)

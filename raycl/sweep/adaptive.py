@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def _search_group(
 ) -> None:
     search = sweep.search
     (seed,) = sweep.search_seeds()
-    base = expand.replace(expand.search_base(sweep, group), seed=seed)
+    base = replace(expand.search_base(sweep, group), seed=seed)
     over = [
         o
         for o in outcomes.all()
@@ -106,7 +107,7 @@ def _tell(searcher: OptunaSearch, outcome: Outcome, metric: str) -> None:
     finished = outcome.status == "finished"
     searcher.add_evaluated_point(
         {f"space/{path}": value for path, value in outcome.varied.items()},
-        select.value(outcome, metric) if finished else None,
+        select.value(outcome, metric) if finished else None,  # type: ignore[arg-type]
         error=outcome.status == "error",
         pruned=outcome.status == "stopped-early",
     )
@@ -114,7 +115,7 @@ def _tell(searcher: OptunaSearch, outcome: Outcome, metric: str) -> None:
 
 def _slots(plan: TrialPlan) -> int:
     """How many such trials the cluster holds at a time."""
-    total = ray.cluster_resources()
+    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     wanted = {kind.upper(): n for kind, n in plan.resources.items() if n}
     return max(1, int(min(total.get(kind, 0) / n for kind, n in wanted.items())))
 

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from threading import Thread
+from typing import Any
 
 from raycl.errors import UserError
 from raycl.sweep.expand import Preview
@@ -78,7 +79,8 @@ def connect(address: str | None, plans: Sequence[Preview]) -> Iterator[None]:
     try:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         meanwhile.join()  # MLflow must not be imported by two threads at once
-        _check(plans, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        _check(plans, [node["Resources"] for node in nodes if node["Alive"]])
         yield
     finally:
         ray.shutdown()
@@ -86,8 +88,6 @@ def connect(address: str | None, plans: Sequence[Preview]) -> Iterator[None]:
 
 def _import_meanwhile() -> None:
     """What the driver needs next, imported while ``ray.init`` waits: seconds off every sweep."""
-    import ray.tune
-
     import raycl.report.main  # noqa: F401
 
 

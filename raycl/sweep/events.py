@@ -88,7 +88,7 @@ class Hub:
 _HUBS: dict[str, Hub] = {}
 
 
-class Events(tune.Callback):  # type: ignore[misc]
+class Events(tune.Callback):
     """Tune's side of a hub.
 
     Tune pickles and copies its callbacks; this one holds only a name, so every copy in the driver

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from raycl import datasets
 from raycl.datasets.base import Dataset
-from raycl.errors import UserError
 from raycl.sweep import cluster, expand, select, spec
 from raycl.sweep.expand import TrialPlan
 from raycl.sweep.folder import SweepFolder, runs_root

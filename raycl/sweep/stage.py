@@ -109,7 +109,7 @@ class Stage:
         config.trial_dirname_creator = lambda t: plan_of(t.config).key
         trainable = tune.with_resources(
             tune.with_parameters(trial, data=dict(self.data), settings=self.settings),
-            lambda c: {k: v for k, v in c["plan"]["resources"].items() if v},
+            _request,
         )
         tuner = tune.Tuner(
             trainable,
@@ -128,6 +128,12 @@ class Stage:
         self.hub.end_all("killed" if self.hub.interrupted else "stopped-early")
         if self.hub.interrupted:
             raise Interrupted
+
+
+def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What a trial asks Ray for."""
+    resources = config["plan"]["resources"]
+    return tune.PlacementGroupFactory([{kind.upper(): n for kind, n in resources.items() if n}])
 
 
 @contextlib.contextmanager

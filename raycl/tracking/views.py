@@ -21,8 +21,9 @@ _HEADLINES = [
     for readout in _READOUTS
     for metric in ("average_accuracy", "forgetting")
 ]
-#: Sections of charts in the order they are looked at; MLflow's own order is alphabetical.
-_SECTIONS = [f"eval/{readout}" for readout in _READOUTS]
+_RUN = "attributes.`Run Name`"
+#: What the search box for charts starts with; without it the alphabet puts costs first.
+CHARTS = "^eval/"
 
 
 def saved_views(sweep: SweepRecord) -> dict[str, str]:
@@ -42,11 +43,6 @@ def saved_views(sweep: SweepRecord) -> dict[str, str]:
 
 
 def _view(key: str, name: str, query: str, by: list[str], columns: list[str]) -> dict[str, str]:
-    sections = [
-        {"uuid": f"raycl-{section}", "name": section, "display": True, "isReordered": False}
-        | {"deleted": False, "isGenerated": True}
-        for section in _SECTIONS
-    ]
     state: dict[str, Any] = {
         "searchFilter": query,
         "orderByKey": "attributes.start_time",
@@ -56,15 +52,14 @@ def _view(key: str, name: str, query: str, by: list[str], columns: list[str]) ->
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
         "selectedColumns": [*columns, "tags.`raycl.kind`", "tags.`raycl.end`"],
-        "columnWidths": {"attributes.`Run Name`": 320} | dict.fromkeys(columns, 210),
+        "columnOrder": [_RUN, *columns],
+        "columnWidths": {_RUN: 300} | dict.fromkeys(columns, 210),
         "runsHiddenMode": "FIRST_20_RUNS",
         "groupBy": {
             "aggregateFunction": "average",
             "groupByKeys": [{"mode": "tag", "groupByData": tag} for tag in by],
         },
-        "compareRunCharts": [],
-        "compareRunSections": sections,
-        "isAccordionReordered": True,
+        "chartsSearchFilter": CHARTS,
     }
     now = now_ms()
     view = {"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)}

@@ -146,7 +146,10 @@ def test_first_tasks_protocol(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change,message",
     [
-        ({"benchmark": {"name": "split", "dataset": "mnist", "tasks": 5}}, "raycl data fetch mnist"),
+        (
+            {"benchmark": {"name": "split", "dataset": "mnist", "tasks": 5}},
+            "raycl data fetch mnist",
+        ),
         ({"benchmark": {"name": "split", "dataset": "digits", "tasks": 11}}, "benchmark.tasks"),
         ({"resources": {"cpu": 1, "gpu": 64}}, "resources.gpu: trial finetune-s0 asks for 64 GPUs"),
         ({"tracking": {"uri": "http://127.0.0.1:9"}}, "http://127.0.0.1:9"),

@@ -47,7 +47,8 @@ class Fragile(Finetune):
 
     def tag(self, task):
         """Which trial and task."""
-        return f"{self.config.sleep:g}-{self.context.data_generator.initial_seed()}-{task.info.index}"
+        seed = self.context.data_generator.initial_seed()
+        return f"{self.config.sleep:g}-{seed}-{task.info.index}"
 
     def objective(self, task):
         """Cross-entropy, with an accident."""

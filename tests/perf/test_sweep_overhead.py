@@ -124,7 +124,9 @@ def held(folder: Path, name: str, data: Path) -> tuple[float, int]:
         workers = []
         for process in psutil.Process(driver.pid).children(recursive=True):
             try:
-                if process.name().startswith("ray::") and "ImplicitFunc" in " ".join(process.cmdline()):
+                if process.name().startswith("ray::") and "ImplicitFunc" in " ".join(
+                    process.cmdline()
+                ):
                     workers.append(process.memory_full_info().pss)
             except psutil.Error:
                 continue  # it ended meanwhile

@@ -18,13 +18,20 @@ from raycl.training.run import Run, train_one_epoch
 pytestmark = pytest.mark.perf
 
 SHAPES = {
-    "mnist-sized, mlp 400-400, batch 64": ((1, 28, 28), 12_000, {"name": "mlp", "hidden": [400, 400]}, 64),
+    "mnist-sized, mlp 400-400, batch 64": (
+        (1, 28, 28),
+        12_000,
+        {"name": "mlp", "hidden": [400, 400]},
+        64,
+    ),
     "digits-sized, mlp 100, batch 32": ((1, 8, 8), 6_000, {"name": "mlp", "hidden": [100]}, 32),
     "cifar-sized, cnn, batch 64": ((3, 32, 32), 2_000, {"name": "cnn"}, 64),
 }
 
 
-def fastest(epoch: Callable[[], None], other: Callable[[], None], rounds: int = 7) -> tuple[float, float]:
+def fastest(
+    epoch: Callable[[], None], other: Callable[[], None], rounds: int = 7
+) -> tuple[float, float]:
     """Seconds of the fastest epoch of each, taken in turns so that both see the same machine."""
     best = [float("inf"), float("inf")]
     for _ in range(rounds):

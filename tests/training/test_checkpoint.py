@@ -69,7 +69,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     """Checkpoints hold tensors and plain values; anything else is refused when read."""
     found = CheckpointStore(str(tmp_path))
     found.save({"path": Path("x")}, 1)
-    with pytest.raises(Exception, match="weights_only|Unsupported"):
+    with pytest.raises(Exception, match=r"weights_only|Unsupported"):
         found.load()
 
 

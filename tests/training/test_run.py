@@ -136,7 +136,9 @@ class Diverging(Finetune):
 
 def test_a_loss_that_is_no_number_stops_the_run() -> None:
     run = Run(config(HERE + "Diverging"), toy_data())
-    with pytest.raises(TrainingError, match=r"loss became (inf|nan) in task 0, phase train, epoch 0"):
+    with pytest.raises(
+        TrainingError, match=r"loss became (inf|nan) in task 0, phase train, epoch 0"
+    ):
         run.advance()
 
 
@@ -222,7 +224,9 @@ def test_phases() -> None:
     assert first["train/ce"] == pytest.approx(first["train/loss"])
     assert first["train/zero"] == 0
     now = list(run.method.backbone.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(backbone, now, strict=True)), "only the head trains"
+    assert all(torch.equal(a, b) for a, b in zip(backbone, now, strict=True)), (
+        "only the head trains"
+    )
     assert float(run.method.head.weight.detach().abs().max()) <= 0.25
     found = rows(run)
     assert [r["phase"] for r in found] == ["all"] * 3 + ["head"] + ["all"] * 3
@@ -268,5 +272,3 @@ def test_costs() -> None:
     rehearsal = finish(Run(config("naive_rehearsal", method__memory_size=10), toy_data()))
     extra = rehearsal["cost"]["stored_bytes"] - result["cost"]["stored_bytes"]
     assert extra >= 10 * 64
-
-
