@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import ray
 from ray import tune
@@ -64,16 +65,13 @@ def _search_group(
     left = search.num_samples - len(over)
     if left <= 0:
         return
-    searcher = OptunaSearch(
-        space={f"space/{path}": domain(space) for path, space in group.spaces.items()},
-        metric="score",
-        mode=search.mode,
-        sampler=_sampler(search.algorithm, search.seed),
-        points_to_evaluate=[
-            {f"space/{path}": value for path, value in varied.items()}
-            for key, varied in proposals.of(group).items()
-            if key not in outcomes
-        ][:left],
+    known = proposals.of(group)
+    searcher = make_searcher(
+        base,
+        group.spaces,
+        _sampler(search.algorithm, search.seed, len(known)),
+        search.mode,
+        [varied for key, varied in known.items() if key not in outcomes][:left],
     )
     for outcome in over:
         _tell(searcher, outcome, search.metric)
@@ -90,23 +88,73 @@ def _search_group(
     )
 
 
-def domain(space: Space) -> Any:
-    """The search space in Tune's words."""
-    if space.kind in ("grid", "choice"):
-        return tune.choice(list(space.args))
-    return getattr(tune, space.kind)(*space.args)
+class Searcher(OptunaSearch):
+    """Tune's Optuna, which takes the last value of a stopped trial for a result.
+
+    It is the accuracy after fewer tasks, which is higher; such a trial counts as pruned, and one
+    that failed as failed.
+    """
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tune's hook."""
+        row = (result or {}).get("row", {})
+        finished = result if row.get("finished") else None
+        super().on_trial_complete(trial_id, finished, error or "failed" in row)
 
 
-def _sampler(algorithm: str, seed: int) -> optuna.samplers.BaseSampler:
+def make_searcher(
+    base: TrialPlan,
+    spaces: Mapping[str, Space],
+    sampler: optuna.samplers.BaseSampler,
+    mode: str,
+    first: list[dict[str, Any]],
+) -> Searcher:
+    """A searcher that proposes ``{"space": {dotted path: value}}``.
+
+    Args:
+        base: The plan that will be filled.
+        spaces: Dotted path to search space.
+        sampler: Optuna's.
+        mode: ``max`` or ``min``.
+        first: Dotted path to value: what is proposed first.
+    """
+    domains = {path: _domain(base, spaces, path) for path in spaces}
+    return Searcher(
+        space=OptunaSearch.convert_search_space({"space": domains}),
+        metric="score",
+        mode=mode,
+        sampler=sampler,
+        points_to_evaluate=[_flat(varied) for varied in first],
+    )
+
+
+def _domain(base: TrialPlan, spaces: Mapping[str, Space], path: str) -> Any:
+    """A search space in Tune's words; options as they stand in a finished plan."""
+    space = spaces[path]
+    if space.kind != "choice":
+        return getattr(tune, space.kind)(*space.args)
+    options = ({**expand.first_values(spaces), path: option} for option in space.args)
+    return tune.choice([expand.fill(base, o, base.seed, base.kind).varied[path] for o in options])
+
+
+def _flat(varied: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"space/{path}": value for path, value in varied.items()}
+
+
+def _sampler(algorithm: str, seed: int, proposed: int) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler; one that goes on must not draw again what was drawn before."""
+    drawn = int(np.random.SeedSequence([seed, proposed]).generate_state(1)[0])
     if algorithm == "optuna_gp":
-        return optuna.samplers.GPSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed)
+        return optuna.samplers.GPSampler(seed=drawn)
+    return optuna.samplers.TPESampler(seed=drawn)
 
 
 def _tell(searcher: OptunaSearch, outcome: Outcome, metric: str) -> None:
     finished = outcome.status == "finished"
     searcher.add_evaluated_point(
-        {f"space/{path}": value for path, value in outcome.varied.items()},
+        _flat(outcome.varied),
         select.value(outcome, metric) if finished else None,  # type: ignore[arg-type]
         error=outcome.status == "error",
         pruned=outcome.status == "stopped-early",

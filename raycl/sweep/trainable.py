@@ -89,8 +89,11 @@ def _train(plan: TrialPlan, data: Mapping[str, Dataset], settings: Settings) -> 
 def report(row: Row, settings: Settings) -> None:
     """Send a row to the driver, with the two values schedulers and searchers look at.
 
-    Until the metric exists, and for a failed trial, the score is the worst there is.
+    Until the metric exists, and for a failed trial, the score is the worst there is. A metric that
+    names no readout is that of the primary one, which comes first in a row.
     """
     worst = -math.inf if settings.mode == "max" else math.inf
-    score = row.get(settings.metric, worst)
+    prefix, _, name = settings.metric.rpartition("/")
+    found = (v for k, v in row.items() if k.startswith(f"{prefix}/") and k.endswith(f"/{name}"))
+    score = next(found, worst)
     tune.report({"row": row, "tasks_done": row.get("tasks_done", 0), "score": score})

@@ -1,0 +1,99 @@
+"""Optuna, as it is asked and told; the whole way through Ray is in the end-to-end tests."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from ray import tune
+
+from raycl.sweep import adaptive, expand, trainable
+from raycl.sweep.expand import TrialPlan
+from raycl.sweep.spaces import Space
+
+SPACES = {
+    "train.lr": Space("loguniform", (0.001, 0.1)),
+    "train.schedule": Space("choice", ({"name": "constant"}, {"name": "cosine"})),
+}
+
+
+def base() -> TrialPlan:
+    config: dict[str, Any] = {
+        "benchmark": {"name": "split", "dataset": "digits"},
+        "method": {"name": "finetune"},
+        "network": {"name": "mlp", "hidden": [16]},
+        "train": {"lr": None, "schedule": None},
+    }
+    return TrialPlan("", "", "", "finetune", "digits", 1000, "search", config, {"cpu": 1.0})
+
+
+def searcher(proposed: int = 0, first: list[dict[str, Any]] | None = None) -> adaptive.Searcher:
+    sampler = adaptive._sampler("optuna", 0, proposed)
+    return adaptive.make_searcher(base(), SPACES, sampler, "max", first or [])
+
+
+def finished(plan: TrialPlan) -> Any:
+    matrix = {"class": {"average_accuracy": 50.0}}
+    row = {"result": {"validation_metrics": matrix}}
+    return adaptive.Outcome.of(plan, "finished", row, "")
+
+
+def ask(found: adaptive.Searcher, name: str) -> TrialPlan:
+    """A proposal on its way through Tune's configuration."""
+    proposal = found.suggest(name)
+    assert proposal is not None
+    return expand.plan_of({"plan": vars(base()), **proposal})
+
+
+def test_a_continued_search_knows_what_was_run_and_draws_something_else() -> None:
+    one = searcher()
+    plans = [ask(one, f"trial{i}") for i in range(4)]
+    assert len({plan.key for plan in plans}) == 4
+    assert all(plan.config["train"]["schedule"]["min_lr"] for plan in plans), "not finished"
+    two = searcher(len(plans))
+    for plan in plans:
+        adaptive._tell(two, finished(plan), "validation/average_accuracy")
+    assert [trial.value for trial in two._ot_study.trials] == [50.0] * 4
+    again = {ask(two, f"trial{i}").key for i in range(4)}
+    assert not again & {plan.key for plan in plans}
+
+
+def test_an_unfinished_proposal_comes_first() -> None:
+    plan = ask(searcher(), "trial")
+    assert ask(searcher(1, [plan.varied]), "other").key == plan.key
+
+
+@pytest.mark.parametrize(
+    "row,state", [({"finished": True}, "COMPLETE"), ({}, "PRUNED"), ({"failed": "x"}, "FAIL")]
+)
+def test_only_a_finished_trial_has_a_value(row: dict[str, Any], state: str) -> None:
+    found = searcher()
+    found.suggest("trial")
+    result = {"score": 99.0, "row": row, "training_iteration": 1}
+    found.on_trial_result("trial", result)
+    found.on_trial_complete("trial", result)
+    assert found._ot_study.trials[0].state.name == state
+
+
+@pytest.mark.parametrize(
+    "metric,mode,score",
+    [
+        ("validation/average_accuracy", "max", 1.0),
+        ("validation/forgetting", "min", 2.0),
+        ("validation/task/forgetting", "min", 3.0),
+        ("validation/learning_accuracy", "max", -math.inf),
+    ],
+)
+def test_score(metric: str, mode: str, score: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(tune, "report", sent.append)
+    row = {
+        "validation/class/average_accuracy": 1.0,
+        "validation/class/forgetting": 2.0,
+        "validation/task/average_accuracy": 4.0,
+        "validation/task/forgetting": 3.0,
+        "validation/average_accuracy": 1.0,
+    }
+    trainable.report(row, trainable.Settings("", 60, 2, metric, mode))
+    assert sent[0]["score"] == score
