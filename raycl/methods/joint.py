@@ -38,7 +38,7 @@ class Joint(MixedClassifier):
     def begin_task(self, task: Task) -> None:
         """Start again from new random weights; at the first task the weights still are new."""
         if task.info.index:
-            self.backbone = self.context.build_network()
+            self.backbone = self.context.build_network().to(self.context.device)
             self.head.reset_parameters()
 
     def train_batches(self, task: Task) -> Iterable[Batch]:

@@ -15,7 +15,15 @@ Build = Callable[..., Run]
 
 @pytest.fixture
 def build() -> Build:
-    def build(method: str, /, *, benchmark: Any = None, train: Any = None, **options: Any) -> Run:
+    def build(
+        method: str,
+        /,
+        *,
+        benchmark: Any = None,
+        network: Any = None,
+        train: Any = None,
+        **options: Any,
+    ) -> Run:
         return Run(
             {
                 "benchmark": {
@@ -25,7 +33,7 @@ def build() -> Build:
                     **(benchmark or {}),
                 },
                 "method": {"name": method, **options},
-                "network": {"name": "mlp", "hidden": [16]},
+                "network": network or {"name": "mlp", "hidden": [16]},
                 "train": {"epochs": 1, "batch_size": 8, "lr": 0.05, **(train or {})},
                 "seed": 0,
             },

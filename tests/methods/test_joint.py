@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from raycl.benchmarks.base import DataAccessError, TaskInfo
 from raycl.errors import UserError
 from raycl.methods._mixed import rivals
 from raycl.methods.base import masked_cross_entropy
+from raycl.methods.joint import Joint
 
 
 def flat(run):
@@ -29,6 +32,23 @@ def test_starts_anew_at_every_task_but_the_first(build):
     backbone = run.method.context.build_network()
     network = nn.Sequential(backbone, nn.Linear(backbone.num_features, 4))
     assert torch.equal(anew, torch.cat([p.detach().flatten() for p in network.parameters()]))
+
+
+def test_new_weights_are_on_the_device_of_the_run(build):
+    run = build("joint")
+    elsewhere = replace(run.method.context, device=torch.device("meta"))
+    method = Joint(run.method.config, elsewhere).to("meta")
+    method.begin_task(run.stream.open(1, "all"))
+    assert {value.device.type for value in method.state_dict().values()} == {"meta"}
+
+
+def test_running_statistics_start_anew(build):
+    run = build("joint", network={"name": "resnet32"})
+    running = dict(run.method.named_buffers())["backbone.stem.1.running_mean"]
+    run.advance()
+    assert running.any()
+    run.method.begin_task(run.stream.open(1, "all"))
+    assert not dict(run.method.named_buffers())["backbone.stem.1.running_mean"].any()
 
 
 def test_trains_on_all_data_so_far(build):
