@@ -99,7 +99,8 @@ def assemble(
     ``RandomState(seed).permutation(n)`` over its own n training images in the data set's order.
 
     Raises:
-        UserError: Images of different shapes; too few images for a validation set.
+        UserError: Images of different shapes; too few images for a validation set; a task without
+            test images.
     """
     shapes = {piece.shape or piece.source.data.shape for piece in pieces}
     if len(shapes) > 1:
@@ -145,6 +146,8 @@ def _cut(piece: Piece, validation: float, seed: int) -> TaskData:
     train = piece.source.examples(data.train, rows, outputs[rows], piece)
     outputs = output_of[data.test.labels]
     rows = np.flatnonzero(outputs >= 0)
+    if not len(rows):
+        raise UserError("benchmark.dataset", f"{data.name} has no test images of {piece.about}")
     return TaskData(train, held, piece.source.examples(data.test, rows, outputs[rows], piece))
 
 

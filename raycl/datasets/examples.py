@@ -71,7 +71,7 @@ class Examples(ABC):
             drop_last: Leave out a last short batch.
         """
         order = self.order(batch_size, generator, drop_last).to(self.labels.device)
-        for index in torch.split(order, batch_size):
+        for index in in_batches(order, batch_size):
             raw = self.raw(index)
             images = self.prepare(raw if augment is None else augment(raw))
             yield Batch(images, self.labels.index_select(0, index), index)
@@ -81,6 +81,11 @@ class Examples(ABC):
         n = len(self)
         order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
         return order[: n - n % batch_size] if drop_last else order
+
+
+def in_batches(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    """Positions cut into batches; no batch for no positions, where ``torch.split`` gives one."""
+    return torch.split(order, batch_size) if len(order) else ()
 
 
 class Normalised(Examples):
@@ -180,7 +185,7 @@ class UnionSet(Examples):
     ) -> Iterator[Batch]:
         """See ``Examples.batches``; the order is a permutation of the whole union."""
         device = self.labels.device
-        for index in torch.split(self.order(batch_size, generator, drop_last), batch_size):
+        for index in in_batches(self.order(batch_size, generator, drop_last), batch_size):
             part = self._part(index)
             raw = self._gather(index, part)
             raw = raw if augment is None else augment(raw)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from raycl.datasets.base import Files
-from raycl.datasets.examples import Augment, Batch, Normalised, Transform
+from raycl.datasets.examples import Augment, Batch, Normalised, Transform, in_batches
 from raycl.datasets.transform import resize_batch
 from raycl.errors import UserError
 
@@ -99,7 +99,7 @@ def _content(name: str) -> bytes:
     path, inner = split_archive(Path(name))
     try:
         return open_zip(path).read(inner) if inner else path.read_bytes()
-    except (OSError, BadZipFile, KeyError, zlib.error) as error:
+    except (OSError, BadZipFile, KeyError, RuntimeError, zlib.error) as error:  # or encrypted
         raise _damaged(name, error) from error
 
 
@@ -180,7 +180,7 @@ class FileSet(Normalised):
     ) -> Iterator[Batch]:
         """See ``Examples.batches``."""
         device = self.labels.device
-        indices = torch.split(self.order(batch_size, generator, drop_last), batch_size)
+        indices = in_batches(self.order(batch_size, generator, drop_last), batch_size)
         loader: DataLoader[Tensor | UserError] = DataLoader(
             _Decoded(self.files, [self.rows[index] for index in indices]),
             batch_size=None,

@@ -111,7 +111,7 @@ def read_array(path: Path, dimensions: int) -> NDArray[np.uint8]:
             f"0x{magic.hex()}, not 0x{bytes((0, 0, 8, dimensions)).hex()}",
         )
     header = 4 + 4 * dimensions
-    shape = np.frombuffer(content[4:header], ">u4")
+    shape = np.frombuffer(content[4:header].ljust(header - 4, b"\0"), ">u4")
     if len(content) != header + int(shape.astype(np.int64).prod()):
         raise UserError(
             WHERE,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from stream_making import make
 
 from raycl.benchmarks.base import Stream
 from raycl.benchmarks.split import Split, class_order
+from raycl.datasets import Arrays
 from raycl.errors import UserError
 
 
@@ -123,6 +126,14 @@ def test_what_does_not_fit(options: dict[str, object], where: str, text: str) ->
     with pytest.raises(UserError, match=text) as caught:
         stream(**options)
     assert caught.value.where == where
+
+
+def test_a_task_without_test_images() -> None:
+    data = make(classes=4)
+    kept = data.test.labels < 3
+    test = Arrays(data.test.images[kept], data.test.labels[kept])
+    with pytest.raises(UserError, match="toy has no test images of toy3"):
+        stream(replace(data, test=test), tasks=4)
 
 
 def test_label() -> None:

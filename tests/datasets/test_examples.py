@@ -73,6 +73,15 @@ def test_last_batch() -> None:
     assert [len(b) for b in run(image_set(1))] == [1]
 
 
+def test_no_batch_is_empty(photos: Path) -> None:
+    few = image_set(5)
+    union = UnionSet([few, image_set(4)])
+    data = datasets.load(DatasetConfig(name="folder", path=str(photos)), photos)
+    files = FileSet(data.train, torch.arange(5), torch.arange(5), data.mean, data.std)
+    for examples in (few, union, files):
+        assert run(examples, size=10, drop_last=True) == []
+
+
 def test_transform_comes_before_augmentation_and_normalisation() -> None:
     examples = image_set(transform=lambda x: 255 - x)
     raw = examples.raw(torch.arange(20))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -192,6 +193,11 @@ def _damage(root: Path, how: str) -> str:
     elif how == "inner":
         shutil.make_archive(str(root / "y"), "zip", root, "cat")
         return "y.zip!dog"
+    elif how == "encrypted":
+        path = Path(shutil.make_archive(str(root.parent / "z"), "zip", root))
+        flags = re.compile(rb"(?s)(PK\x01\x02.{4})\x00")  # of the directory at the end
+        path.write_bytes(flags.sub(lambda match: match[1] + b"\x01", path.read_bytes()))
+        return str(path)
     return "."
 
 
@@ -209,6 +215,7 @@ def _damage(root: Path, how: str) -> str:
         ("unbalanced", "class 'dog' of '.*' is in train but not in test"),
         ("nowhere", "there is no '.*/nowhere'"),
         ("no zip", "'.*/x.zip' is not a zip file"),
+        ("encrypted", "cannot read the image '.*/z.zip!.*encrypted"),
         ("inner", "'.*/y.zip!dog' holds no images"),
     ],
 )

@@ -71,6 +71,8 @@ def _break(folder: Path, how: str) -> None:
         path.write_bytes(b"hello")
     elif how == "truncated":
         path.write_bytes(gzip.compress(content[:-1]))
+    elif how == "truncated header":
+        path.write_bytes(gzip.compress(content[:10]))
     elif how == "magic":
         path.write_bytes(labels.read_bytes())
     elif how == "missing":
@@ -95,6 +97,7 @@ def _break(folder: Path, how: str) -> None:
         ("truncated gz", "cannot read .*train-images"),
         ("no gz", "cannot read .*train-images"),
         ("truncated", "train-images.* is truncated"),
+        ("truncated header", "train-images.* is truncated"),
         ("magic", "0x00000801, not 0x00000803"),
         ("missing", r"has no file train-images-idx3-ubyte\[.gz\]"),
         ("counts", "60 images.* 3 labels"),
