@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from raycl.benchmarks.base import StreamInfo, Task, TaskInfo
 from raycl.datasets.examples import Augment, Batch, Examples
+from raycl.errors import UserError
 from raycl.networks.base import Backbone
 from raycl.nn.optim import TrainConfig, make_optimizer, make_schedule
 
@@ -252,8 +253,18 @@ class Classifier(Method):
         )
 
     def phases(self, task: Task) -> list[Phase]:
-        """One phase, ``train``."""
+        """One phase, ``train``.
+
+        Raises:
+            UserError: An epoch is to be selected, but there is no validation set.
+        """
         train = self.context.train
+        if train.select != "last" and task.validation is None:
+            raise UserError(
+                "train.select",
+                f"{train.select} needs a validation set",
+                "set benchmark.validation above 0",
+            )
         return [
             Phase(
                 name="train",
@@ -279,7 +290,7 @@ class Classifier(Method):
         """Minus the loss, or the accuracy, on the validation set of the current task."""
         examples = task.validation
         if examples is None:
-            raise ValueError("train.select needs a validation set: set benchmark.validation > 0")
+            raise ValueError("no validation set to score on")
         active = self.active(task.info)
         loss, right = torch.zeros((), device=self.context.device), 0 * self.head.bias.sum()
         for batch in _evaluation_batches(examples):

@@ -68,7 +68,8 @@ def average_incremental_accuracy(R: ArrayLike) -> float:
 def forgetting(R: ArrayLike) -> float:
     """mean_{i<T} (max_{i<=k<T} R[k, i] - R[T, i]); may be negative.
 
-    Chaudhry et al., "Riemannian Walk for Incremental Learning", ECCV 2018, arXiv 1801.10112.
+    Chaudhry et al., "Riemannian Walk for Incremental Learning", ECCV 2018, arXiv 1801.10112, whose
+    maximum also covers k < i, before task i was trained; here those entries are not needed.
     """
     r = _lower(R, tasks=2)
     best = [r[i:-1, i].max() for i in range(len(r) - 1)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from raycl.errors import UserError
+
 METHODS = ["finetune", "joint", "naive_rehearsal", "online_ewc"]
 
 
@@ -40,3 +42,10 @@ def test_shared_outputs(build, method, name):
     while not run.done:
         row = run.advance()
     assert row["finished"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_epoch_cannot_be_selected_without_validation_set(build, method):
+    run = build(method, benchmark={"validation": 0}, train={"select": "validation_loss"})
+    with pytest.raises(UserError, match=r"train\.select: validation_loss needs a validation set"):
+        run.advance()
