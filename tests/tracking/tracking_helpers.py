@@ -12,6 +12,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import psutil
 import pytest
 
 from raycl.tracking import Store, TrialRecord
@@ -109,8 +110,6 @@ class Server:
 
     def processes(self) -> list[int]:
         """Ids of `serve` and of everything below it."""
-        import psutil
-
         if self.process is None:
             return []
         top = psutil.Process(self.process.pid)
@@ -121,8 +120,13 @@ class Server:
         for pid in self.processes()[1:]:
             os.kill(pid, number)
 
-    def stop(self) -> int:
-        """SIGTERM to `serve`; its exit code."""
-        assert self.process is not None
+    def stop(self) -> None:
+        """SIGTERM to `serve`, if it is running: it ends well and leaves no process."""
+        if self.process is None:
+            return
+        before = self.processes()
+        assert len(before) >= 3, "serve, mlflow and its worker"
         self.process.terminate()
-        return self.process.wait(30)
+        assert self.process.wait(30) == 0
+        assert not [pid for pid in before if psutil.pid_exists(pid)]
+        self.process = None

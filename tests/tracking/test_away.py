@@ -48,6 +48,7 @@ class Rest:
 
 
 def test_a_server_that_comes_and_goes(server: Server, tmp_path: Path) -> None:
+    server.stop()
     with pytest.raises(UserError, match=server.uri):
         check(server.uri)
     sweep = SweepRecord(
