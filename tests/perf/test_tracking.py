@@ -88,5 +88,5 @@ def test_ten_thousand_values(store: Store, tmp_path: Path) -> None:
         f"trial {append * 1e6:.0f} us = {append / 1e-3:.1%} of a step of 1 ms"
     )
     assert total < 10.0
-    assert total < 2.0 * alone
+    assert total < 3.0 * alone
     assert append < 0.2e-3
