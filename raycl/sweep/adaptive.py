@@ -98,10 +98,10 @@ class Searcher(OptunaSearch):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tune's hook."""
-        row = (result or {}).get("row", {})
-        finished = result if row.get("finished") else None
-        super().on_trial_complete(trial_id, finished, error or "failed" in row)
+        """Tune's hook; ``result`` is flattened."""
+        result = result or {}
+        finished = result if result.get("row/finished") else None
+        super().on_trial_complete(trial_id, finished, error or "row/failed" in result)
 
 
 def make_searcher(

@@ -34,11 +34,14 @@ class Hub:
     Attributes:
         interrupted: Set when the driver is told to stop: a trial that ends unfinished from then on
             was killed, not stopped early.
+        owners: Plan's key to the id of Tune's trial that runs it. A searcher may propose the same
+            configuration twice; what the second trial says is not passed on.
     """
 
     def __init__(self, listeners: list[Listener]) -> None:
         self.listeners = listeners
         self.interrupted = False
+        self.owners: dict[str, str] = {}
         self.running: dict[str, tuple[TrialPlan, dict[str, Any]]] = {}
 
     def started(self, plan: TrialPlan) -> None:
@@ -103,6 +106,12 @@ class Events(tune.Callback):
     def _hub(self) -> Hub:
         return _HUBS[self.name]
 
+    def _plan(self, trial: Any) -> TrialPlan | None:
+        """The plan of a trial, unless another trial runs it."""
+        plan = plan_of(trial.config)
+        owner = self._hub.owners.setdefault(plan.key, trial.trial_id)
+        return plan if owner == trial.trial_id else None
+
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
         """Tune's hook: a signal that came before Tune listened is sent again."""
         if self._hub.interrupted:
@@ -110,25 +119,30 @@ class Events(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Tune's hook."""
-        self._hub.started(plan_of(trial.config))
+        if plan := self._plan(trial):
+            self._hub.started(plan)
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Tune's hook."""
-        self._hub.row(plan_of(trial.config), result["row"])
+        if plan := self._plan(trial):
+            self._hub.row(plan, result["row"])
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Tune's hook."""
-        self._hub.completed(plan_of(trial.config))
+        if plan := self._plan(trial):
+            self._hub.completed(plan)
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Tune's hook: a worker or node was lost."""
-        self._hub.lost(plan_of(trial.config), _one_line(trial))
+        if plan := self._plan(trial):
+            self._hub.lost(plan, _one_line(trial))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Tune's hook: all retries are used up."""
-        self._hub.ended(plan_of(trial.config), "error", _one_line(trial))
+        if plan := self._plan(trial):
+            self._hub.ended(plan, "error", _one_line(trial))
 
 
 def _one_line(trial: Any) -> str:

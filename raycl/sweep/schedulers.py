@@ -39,8 +39,8 @@ class PerMethodScheduler(FIFOScheduler):
         self._of(trial).on_trial_error(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Tune's hook."""
-        if not result["row"].get("at_task_end") or result["row"].get("finished"):
+        """Tune's hook; ``result`` is flattened."""
+        if not result.get("row/at_task_end") or result.get("row/finished"):
             return str(TrialScheduler.CONTINUE)
         return str(self._of(trial).on_trial_result(tune_controller, trial, result))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from ray import tune
+from ray.tune.utils import flatten_dict
 
 from raycl.sweep import adaptive, expand, trainable
 from raycl.sweep.expand import TrialPlan
@@ -70,7 +71,7 @@ def test_an_unfinished_proposal_comes_first() -> None:
 def test_only_a_finished_trial_has_a_value(row: dict[str, Any], state: str) -> None:
     found = searcher()
     found.suggest("trial")
-    result = {"score": 99.0, "row": row, "training_iteration": 1}
+    result = flatten_dict({"score": 99.0, "row": row, "training_iteration": 1})
     found.on_trial_result("trial", result)
     found.on_trial_complete("trial", result)
     assert found._ot_study.trials[0].state.name == state
