@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raycl.benchmarks._pieces import Source, assemble, fitted, own_readouts
 from raycl.benchmarks.base import Benchmark, BenchmarkConfig, Stream
 from raycl.datasets.base import Dataset, DatasetConfig, key
 from raycl.datasets.disk import data_root, resolve
 from raycl.datasets.folder import subfolders
+from raycl.errors import UserError
 
 
 class FolderSequence(Benchmark):
@@ -35,6 +37,17 @@ class FolderSequence(Benchmark):
         limit: int | None = Field(
             None, ge=1, description="at most this many training images per class"
         )
+
+        @model_validator(mode="before")
+        @classmethod
+        def _list(cls, value: Any) -> Any:
+            """Write the tasks down once, so that workers and later runs see the same stream."""
+            if not isinstance(value, dict) or value.get("tasks") or not value.get("path"):
+                return value
+            try:
+                return value | {"tasks": subfolders(resolve(str(value["path"]), data_root()))}
+            except UserError:  # `datasets` says what is missing, once data is asked for
+                return value
 
     config: Config
 
