@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -39,9 +40,15 @@ def search_adaptively(sweep: Sweep, stage: Stage, outcomes: Outcomes, tasks: int
     proposals = Proposals(outcomes.directory.parent / "proposals.jsonl")
     stage.hub.listeners.append(proposals)
     try:
-        for group in expand.groups(sweep):
-            if group.spaces:
-                _search_group(sweep, group, stage, outcomes, proposals, tasks)
+        searched = [group for group in expand.groups(sweep) if group.spaces]
+        started, budget = time.monotonic(), sweep.search.time_budget
+        for i, group in enumerate(searched):
+            if budget is not None:  # what is left of it, shared by the groups that are left
+                left = budget - (time.monotonic() - started)
+                share = max(1.0, left / (len(searched) - i))
+            else:
+                share = None
+            _search_group(sweep, group, stage, outcomes, proposals, tasks, share)
     finally:
         stage.hub.listeners.remove(proposals)
 
@@ -53,6 +60,7 @@ def _search_group(
     outcomes: Outcomes,
     proposals: Proposals,
     tasks: int,
+    time_budget_s: float | None,
 ) -> None:
     search = sweep.search
     (seed,) = sweep.search_seeds()
@@ -84,7 +92,7 @@ def _search_group(
             scheduler.name, search.mode, tasks, scheduler.grace_period, scheduler.reduction_factor
         ),
         max_concurrent=search.max_concurrent or _slots(base),
-        time_budget_s=search.time_budget,
+        time_budget_s=time_budget_s,
     )
 
 

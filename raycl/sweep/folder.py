@@ -81,11 +81,11 @@ class SweepFolder:
         if self.spec_file.is_file():
             identity = self.identity()
             if identity["hash"] != spec_hash:
-                changed = _differences(identity["resolved"], resolved)
+                changed = ", ".join(_differences(identity["resolved"], resolved))
                 raise UserError(
                     "name",
                     f"'{self.name}' is already in use by another specification in {self.root}"
-                    + (f" (differs in {', '.join(changed)})" if changed else ""),
+                    f" (differs in {changed or 'the code or the defaults of a method'})",
                     f"choose another name, or remove {self.path}",
                 )
             return str(identity["sweep_id"])

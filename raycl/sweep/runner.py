@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,7 +109,7 @@ class Execution:
         self.data_root = (data_root or datasets.data_root()).resolve()
         self.store = store.resolve(folder.root, tracking_uri or sweep.tracking.uri)
         self.console = Console(stderr=True)
-        self.outcomes = folder.outcomes
+        self.reopened = False
 
     def run(self, retry_errors: bool = False) -> int:
         """Everything, in order; what can be refused is refused before Ray starts."""
@@ -118,8 +119,10 @@ class Execution:
         if cluster.is_local(self.address):
             cluster.fits_here(requests)
         with self.folder.lock():
+            self.outcomes = self.folder.outcomes  # nobody else writes any more
             resolved = self.sweep.model_dump(mode="json")
             sweep_id = self.folder.claim(expand.spec_hash(self.sweep), resolved)
+            self.reopened = retry_errors and bool(self._without_winner())
             if retry_errors and (count := self.outcomes.forget_errors(self._open_kinds())):
                 self._say(f"{count} failed trials run again")
             text = yaml.safe_dump(resolved, sort_keys=False)
@@ -145,7 +148,7 @@ class Execution:
         try:
             if data is not None:
                 self._on_cluster(data, tracker)
-            status = "FAILED" if self._failed() else "FINISHED"
+            status = "FAILED" if self._failed() or self._without_winner() else "FINISHED"
         except cluster.Interrupted:
             pass
         finally:
@@ -157,6 +160,8 @@ class Execution:
         from raycl.sweep.stage import Stage
         from raycl.sweep.trainable import Settings
 
+        # between stages too, SIGTERM ends like SIGINT; Ray has set a handler of its own
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         sweep, folder = self.sweep, self.folder.path
         hub = Hub([Recorder(self.outcomes), Tracked(tracker)])
         settings = Settings(
@@ -203,6 +208,7 @@ class Execution:
             else:
                 search_adaptively(self.sweep, stage, self.outcomes, tasks)
         chosen = select.winners(self.outcomes.all(), search.metric, search.mode, search.seeds)
+        chosen |= self.folder.winners() or {}  # of a search that was opened again: they stay
         self.folder.record_winners(chosen)
         for (benchmark, method), values in chosen.items():
             shown = ", ".join(f"{path.rpartition('.')[2]}={v}" for path, v in values.items())
@@ -240,7 +246,13 @@ class Execution:
         return min(longest, self.sweep.stop.tasks or longest)
 
     def _missing_search(self) -> bool:
-        return self._winners() is None
+        return self.reopened or self._winners() is None
+
+    def _without_winner(self) -> list[select.Group]:
+        """Groups whose search is over and has finished no configuration."""
+        winners = self._winners()
+        searched = [(g.benchmark, g.method) for g in expand.groups(self.sweep) if g.spaces]
+        return [] if winners is None else [group for group in searched if group not in winners]
 
     def _final_plans(self) -> list[TrialPlan] | None:
         winners = self._winners()
@@ -251,7 +263,7 @@ class Execution:
         return plans is None or any(plan.key not in self.outcomes for plan in plans)
 
     def _open_kinds(self) -> set[str]:
-        """Failed search trials run again only while the search is open: its winners stay."""
+        """Failed search trials run again only while the search is open."""
         return {"trial", "winner"} | ({"search"} if self._missing_search() else set())
 
     def _failed(self) -> list[Outcome]:
@@ -271,12 +283,14 @@ class Execution:
             )
         if status == "KILLED":
             return self._interrupted()
+        for benchmark, method in self._without_winner():
+            self._say(f"not in the table: {method} on {benchmark}; its search finished nothing")
         if not unsent:
             self._report()
         if failed:
             self._say(f"{len(failed)} failed; run them again with: raycl resume {name}")
         self._say(f"runs: {self.folder.path}   compare them in a browser: raycl ui")
-        return 1 if failed else 0
+        return 0 if status == "FINISHED" else 1
 
     def _interrupted(self) -> int:
         self._say(f"interrupted; continue with: raycl resume {self.sweep.name}")

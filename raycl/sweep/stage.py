@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,17 +55,27 @@ class Stage:
     ) -> None:
         """Run finished plans, all packed onto the cluster together.
 
+        Args:
+            plans: What to run.
+            scheduler: Early stopping.
+            max_concurrent: Trials at a time.
+            time_budget_s: After this many seconds, stop what runs and start nothing more.
+
         Raises:
             Interrupted: A signal came.
         """
+        deadline = time.monotonic() + (math.inf if time_budget_s is None else time_budget_s)
         for start in range(0, len(plans), CHUNK):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
             chunk = [asdict(plan) for plan in plans[start : start + CHUNK]]
             self._fit(
                 {"plan": tune.grid_search(chunk)},
                 tune.TuneConfig(
                     scheduler=scheduler,
                     max_concurrent_trials=max_concurrent,
-                    time_budget_s=time_budget_s,
+                    time_budget_s=left if math.isfinite(left) else None,
                 ),
             )
 

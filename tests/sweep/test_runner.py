@@ -1,0 +1,66 @@
+"""What a continued sweep has to do; Ray is not started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raycl.errors import UserError
+from raycl.sweep import expand, runner, spec
+from raycl.sweep.folder import SweepFolder
+from raycl.sweep.outcomes import Outcome
+
+
+def execution(path: Path, **changes: Any) -> runner.Execution:
+    sweep = {
+        "name": "s",
+        "benchmark": {"name": "split", "dataset": "digits", "tasks": 5},
+        "methods": [{"name": "finetune", "train": {"lr": {"grid": [0.1, 0.2]}}}],
+        "network": {"name": "mlp", "hidden": [8]},
+    } | changes
+    (path / "s.yaml").write_text(yaml.safe_dump(sweep))
+    folder = SweepFolder(path, "s")
+    found = runner.Execution(spec.load(path / "s.yaml"), folder, None, None, None)
+    found.outcomes = folder.outcomes
+    return found
+
+
+def test_a_search_that_finished_nothing_is_opened_again_by_resume(tmp_path: Path) -> None:
+    found = execution(tmp_path)
+    for plan in expand.search_plans(found.sweep):
+        found.outcomes.add(Outcome.of(plan, "error", {}, "MemoryError"))
+    assert found._missing_search()
+    assert found._without_winner() == [], "the search is not over"
+    found.folder.record_winners({})
+    ((benchmark, method),) = found._without_winner()
+    assert method == "finetune"
+    assert not found._missing_search()
+    found.reopened = True
+    assert found._missing_search()
+    assert found.outcomes.forget_errors(found._open_kinds()) == 2
+    found.folder.record_winners({(benchmark, method): {"train.lr": 0.1}})
+    assert found._without_winner() == []
+    assert found._missing_final()
+
+
+def test_a_table_without_a_method_is_no_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = execution(tmp_path)
+    found.folder.record_winners({})
+    monkeypatch.setattr(found, "_report", lambda: None)
+    assert found._conclude("FAILED", 0) == 1
+    assert "its search finished nothing" in capsys.readouterr().err
+
+
+def test_changed_code_is_named(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path, "s")
+    folder.claim("one", {"a": 1})
+    assert folder.claim("one", {"a": 1})
+    with pytest.raises(UserError, match="the code or the defaults of a method"):
+        folder.claim("two", {"a": 1})
+    with pytest.raises(UserError, match=r"differs in a\)"):
+        folder.claim("two", {"a": 2})
