@@ -195,10 +195,12 @@ class MethodConformance:
                 assert not kept, f"{name} holds {kept} training images; declare memory"
 
     def test_memory_is_counted(self) -> None:
-        """Stored bytes are those of the state."""
+        """Stored bytes are those of the state, and of all data for an upper bound."""
         run = self.build()
         result = finish(run)
         held = sum(t.numel() * t.element_size() for t in tensors(run.method.state_dict()))
+        if run.method.memory == "all":
+            held += 64 * sum(len(data.train) for data in run.stream.data)
         assert result["cost"]["stored_bytes"] == held > 0
 
     def test_evaluation_changes_nothing(self) -> None:

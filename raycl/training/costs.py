@@ -43,17 +43,18 @@ class Costs:
         self.seconds += time.perf_counter() - self._started
         self.peak_memory_mb = max(self.peak_memory_mb, used / 1e6)
 
-    def measure(self, method: nn.Module, plain_size: int) -> dict[str, float]:
+    def measure(self, method: nn.Module, plain_size: int, data_bytes: int) -> dict[str, float]:
         """Totals at a task's end.
 
         Args:
             method: Its whole state is what has to be kept.
             plain_size: Scalars of the plain network, which every method needs.
+            data_bytes: Data it goes back to and that its state does not hold.
         """
         tensors = list(_tensors(method.state_dict()))
         floats = sum(t.numel() for t in tensors if t.is_floating_point())
         self.measured = {
-            "stored_bytes": float(sum(t.numel() * t.element_size() for t in tensors)),
+            "stored_bytes": float(data_bytes + sum(t.numel() * t.element_size() for t in tensors)),
             "extra_parameters": float(max(0, floats - plain_size)),
         }
         return self.totals()

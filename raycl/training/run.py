@@ -247,7 +247,7 @@ class Run:
         row["at_task_end"] = True
         sizes = [len(d.test) for d in self.stream.data[: self.task_index]]
         row |= self.matrices.row(index, sizes)
-        costs = self.costs.measure(self.method, self._plain_size)
+        costs = self.costs.measure(self.method, self._plain_size, self._kept_data())
         row |= {f"cost/{name}": value for name, value in costs.items()}
         row |= {f"method/{k}": float(v) for k, v in self.method.diagnostics().items()}
         current = self.matrices.current_validation(index)
@@ -279,6 +279,13 @@ class Run:
         seen = self.task_index + 1
         accuracy = self.evaluator.accuracy(self.method, task.validation, self.task_index, seen)
         return {"validation/accuracy_current": accuracy[self.readouts[0]]}
+
+    def _kept_data(self) -> int:
+        """Bytes of the training images that a method with ``memory = "all"`` goes back to."""
+        if self.method.memory != "all":
+            return 0
+        pixels = math.prod(self.stream.info.input_shape)
+        return pixels * sum(len(data.train) for data in self.stream.data[: self.task_index])
 
     @cached_property
     def _plain_size(self) -> int:
