@@ -51,7 +51,8 @@ class Costs:
             plain_size: Scalars of the plain network, which every method needs.
             data_bytes: Data it goes back to and that its state does not hold.
         """
-        tensors = list(_tensors(method.state_dict()))
+        found = _tensors(method.state_dict())  # under two names counts once
+        tensors = list({(t.data_ptr(), t.numel()): t for t in found}.values())
         floats = sum(t.numel() for t in tensors if t.is_floating_point())
         self.measured = {
             "stored_bytes": float(data_bytes + sum(t.numel() * t.element_size() for t in tensors)),
