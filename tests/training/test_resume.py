@@ -218,3 +218,17 @@ def test_fixed_state_that_changes_is_found() -> None:
     suite = type("Suite", (MethodConformance,), {"method": HERE + "Careless"})()
     with pytest.raises(AssertionError, match="fixed, but changed"):
         suite.test_fixed_state_is_fixed()
+
+
+class Alias(Finetune):
+    """Holds its parts under a second name."""
+
+    def __init__(self, config: Any, context: Any) -> None:
+        super().__init__(config, context)
+        self.whole = torch.nn.Sequential(self.backbone, self.head)
+
+
+def test_what_has_two_names_costs_once() -> None:
+    plain, alias = finish(build())["cost"], finish(build(HERE + "Alias"))["cost"]
+    assert alias["stored_bytes"] == plain["stored_bytes"]
+    assert alias["extra_parameters"] == 0
