@@ -18,7 +18,7 @@ quickstart: $(READY) ## the sweep sweeps/quickstart.yaml, and its table
 	$(BIN)/raycl run sweeps/quickstart.yaml
 
 test: $(READY) ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(READY) ## format, lint, types, and which package may import which
 	$(BIN)/ruff format --check .

@@ -50,16 +50,18 @@ def fits_here(plans: Sequence[Preview]) -> None:
 
 
 @contextlib.contextmanager
-def connect(address: str | None, plans: Sequence[Preview]) -> Iterator[None]:
+def connect(address: str | None, plans: Sequence[Preview], storage: str | None) -> Iterator[None]:
     """A Ray cluster for the time of a sweep.
 
     Args:
         address: Of a running cluster; default: ``RAY_ADDRESS``, else a new one on this machine. A
             cluster that merely happens to run here is never joined.
         plans: What will run, to refuse what cannot fit.
+        storage: Where checkpoints go; ``None``: below the runs folder.
 
     Raises:
-        UserError: The cluster does not answer, or a trial fits on none of its nodes.
+        UserError: The cluster does not answer, a trial fits on none of its nodes, or there are
+            several nodes and checkpoints would go to the disk of whichever a trial runs on.
     """
     os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
     where = _where(address)
@@ -75,12 +77,20 @@ def connect(address: str | None, plans: Sequence[Preview]) -> Iterator[None]:
             include_dashboard=False if where == "local" else None,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError("--address", f"no Ray cluster answers at '{where}': {error}") from error
+        what = "Ray does not start" if where == "local" else f"no Ray cluster answers at '{where}'"
+        raise UserError("--address", f"{what}: {error}") from error
     try:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         meanwhile.join()  # MLflow must not be imported by two threads at once
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        _check(plans, [node["Resources"] for node in nodes if node["Alive"]])
+        alive = [node["Resources"] for node in nodes if node["Alive"]]
+        _check(plans, alive)
+        if len(alive) > 1 and storage is None:
+            raise UserError(
+                "storage",
+                f"the cluster has {len(alive)} nodes, and checkpoints must be where all can read",
+                "give a shared folder or a URL, e.g. storage: s3://bucket/raycl",
+            )
         yield
     finally:
         ray.shutdown()

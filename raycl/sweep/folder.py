@@ -88,18 +88,25 @@ class SweepFolder:
                     f" (differs in {changed or 'the code or the defaults of a method'})",
                     f"choose another name, or remove {self.path}",
                 )
+            if identity["resolved"] != resolved:  # resources, storage, published, ...
+                self._write(identity | {"resolved": resolved})
             return str(identity["sweep_id"])
         sweep_id = uuid.uuid4().hex[:16]
-        write_atomically(self.resolved_file, yaml.safe_dump(resolved, sort_keys=False))
-        identity = {
-            "name": self.name,
-            "hash": spec_hash,
-            "sweep_id": sweep_id,
-            "version": raycl.__version__,
-            "resolved": resolved,
-        }
-        write_atomically(self.spec_file, json.dumps(identity, indent=1))
+        self._write(
+            {
+                "name": self.name,
+                "hash": spec_hash,
+                "sweep_id": sweep_id,
+                "version": raycl.__version__,
+                "resolved": resolved,
+            }
+        )
         return sweep_id
+
+    def _write(self, identity: dict[str, Any]) -> None:
+        text = yaml.safe_dump(identity["resolved"], sort_keys=False)
+        write_atomically(self.resolved_file, text)
+        write_atomically(self.spec_file, json.dumps(identity, indent=1))
 
     @property
     def _winners_file(self) -> Path:

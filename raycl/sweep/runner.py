@@ -130,7 +130,7 @@ class Execution:
             tracker = Tracker(record, self.folder.path, *self.store)
             try:
                 if self._missing_search() or self._missing_final():
-                    with cluster.connect(self.address, requests):
+                    with cluster.connect(self.address, requests, self.sweep.storage):
                         return self._conclude(*self._tracked(tracker, data))
                 self._say("every trial is over; nothing to run")
                 return self._conclude(*self._tracked(tracker, None))
@@ -163,7 +163,7 @@ class Execution:
         # between stages too, SIGTERM ends like SIGINT; Ray has set a handler of its own
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         sweep, folder = self.sweep, self.folder.path
-        hub = Hub([Recorder(self.outcomes), Tracked(tracker)])
+        hub = Hub([Tracked(tracker), Recorder(self.outcomes)])  # an outcome is always tracked
         settings = Settings(
             storage=f"{sweep.storage}/{sweep.name}" if sweep.storage else str(folder / "trials"),
             every_s=sweep.checkpoint.every_s,

@@ -128,6 +128,7 @@ def test_optuna_and_its_continuation(tmp_path: Path) -> None:
     assert "continues from" in progress
 
 
+@pytest.mark.slow
 def test_first_tasks_protocol(tmp_path: Path) -> None:
     sweep = write(
         tmp_path,

@@ -113,10 +113,11 @@ def test_driver_killed(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_saved_and_resumed(lab: Lab, number: signal.Signals) -> None:
+def test_interrupted_damaged_and_resumed(lab: Lab, number: signal.Signals) -> None:
+    """Ctrl-C; and a preemption that leaves a torn file behind."""
     sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.1}], seeds=2)
     driver = lab.start("run", str(sweep))
-    lab.wait_for(lambda: lab.checkpoints(), driver)
+    lab.wait_for(lambda: len(lab.checkpoints()) >= 3, driver)
     family = psutil.Process(driver.pid).children(recursive=True)
     os.kill(driver.pid, number)
     output, _ = driver.communicate(timeout=60)
@@ -127,24 +128,19 @@ def test_interrupted_saved_and_resumed(lab: Lab, number: signal.Signals) -> None
     assert {run.info.status for run in tracked(lab)} == {"KILLED"}
     assert {run.data.tags["raycl.end"] for run in tracked(lab)} == {"killed"}
 
+    trial = lab.checkpoints()[0].parent
+    if len(list(trial.glob("step-*.pt"))) < 2:
+        trial = lab.checkpoints()[-1].parent
+    previous, newest = sorted(trial.glob("step-*.pt"))
+    if number == signal.SIGTERM:
+        newest.write_bytes(newest.read_bytes()[:-100])
     output = lab.run("resume", "fault")
-    assert "continues from" in output
+    if number == signal.SIGTERM:
+        assert f"continues from {previous}; passed over as damaged: {newest}" in output
+    else:
+        assert f"continues from {newest}" in output
     assert results(lab) == undisturbed(sweep, lab.path)
     assert {run.info.status for run in tracked(lab)} == {"FINISHED"}
-
-
-def test_damaged_checkpoint(lab: Lab) -> None:
-    sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.1}], seeds=1)
-    driver = lab.start("run", str(sweep))
-    lab.wait_for(lambda: len(lab.checkpoints()) >= 2, driver)
-    os.kill(driver.pid, signal.SIGINT)
-    driver.communicate(timeout=60)
-    previous, newest = lab.checkpoints()
-    newest.write_bytes(newest.read_bytes()[:-100])
-    output = lab.run("run", str(sweep))
-    assert str(newest) in output
-    assert f"continues from {previous}" in output
-    assert results(lab) == undisturbed(sweep, lab.path)
 
 
 def test_one_failed_trial_stops_no_other(lab: Lab) -> None:

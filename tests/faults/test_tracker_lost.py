@@ -1,0 +1,79 @@
+"""The tracking server goes away in the middle of a sweep and comes back a day later."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.faults.conftest import Lab
+from tests.faults.test_faults import results, undisturbed
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@contextlib.contextmanager
+def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """``mlflow server`` on loopback; ended by its process group."""
+    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    what = ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    files = ["--artifacts-destination", str(folder / "store")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *where, *what, *files],
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(240):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                break
+            time.sleep(0.5)
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_values_wait_on_disk(lab: Lab) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.05}], seeds=4)
+    with server(lab.path, port) as process:
+        driver = lab.start("run", str(sweep), "--tracking-uri", uri)
+        lab.wait_for(lambda: lab.outcomes(), driver)
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 0, output
+    assert "raycl sync fault" in output
+    assert results(lab) == undisturbed(sweep, lab.path)
+
+    with server(lab.path, port):
+        lab.run("sync", "fault")
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("fault")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id])
+        assert len(runs) == 5
+        assert {run.info.status for run in runs} == {"FINISHED"}
+        for run in runs:
+            if run.data.tags["raycl.kind"] == "trial":
+                history = client.get_metric_history(run.info.run_id, "eval/class/average_accuracy")
+                assert sorted(point.step for point in history) == [1, 2, 3]
+        table = lab.run("report", "fault", "--tracking-uri", uri)
+        assert "not in the table" not in table
