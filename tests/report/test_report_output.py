@@ -24,13 +24,13 @@ from raycl.report.table import Table, make_table
 METHODS = ["finetune", "online_ewc", "naive_rehearsal", "joint"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def writer(store: Store) -> SweepWriter:
     published = {"source": "a paper", "average_accuracy": {"joint": 97.5}}
     return realistic(store, "look", METHODS, seeds=3, tasks=4, published=published)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def table(store: Store, writer: SweepWriter) -> Table:
     return make_table(load("look", store.uri))
 
@@ -118,7 +118,7 @@ def test_curve_after_each_task_is_the_mean_over_tasks_so_far() -> None:
     np.testing.assert_allclose(curve, [[80, 82, 226 / 3, 74.25]])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def drawn(table: Table) -> dict[str, bytes]:
     return figures.draw(table)
 

@@ -25,7 +25,7 @@ SPEC: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def golden(store: Store) -> TrackedSweep:
     """Two methods with unequal seeds, and one run of every kind that must not count."""
     writer = store.sweep("golden", SPEC)
