@@ -85,7 +85,7 @@ class Progress:
         seconds = time.monotonic() - since
         what = error if status == "error" else _headline(row)
         self.say(
-            f"{self.over:>4}/{self.total}  {status:<13} {plan.name:<40} {what}  {seconds:.1f} s"
+            f"{self.over:>4}/{self.total}  {status:<13} {plan.name:<28} {what}  {seconds:.1f} s"
         )
 
     def say(self, text: str) -> None:
