@@ -193,9 +193,11 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor, outputs: Tensor) -> Ten
     Args:
         logits: (B, num_outputs).
         labels: int64 (B,), output ids, all of them in ``outputs``.
-        outputs: int64 (K,), sorted output ids that take part.
+        outputs: int64 (K,), sorted distinct output ids that take part.
     """
-    return F.cross_entropy(logits[:, outputs], torch.searchsorted(outputs, labels))
+    if len(outputs) == logits.shape[1]:
+        return F.cross_entropy(logits, labels)
+    return F.cross_entropy(logits.index_select(1, outputs), torch.searchsorted(outputs, labels))
 
 
 class Classifier(Method):

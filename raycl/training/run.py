@@ -362,8 +362,9 @@ def train_one_epoch(
         size = len(batch) if isinstance(batch, Batch) else 0
         examples, steps = examples + size, steps + 1
         for name, value in {"loss": loss, **terms}.items():
-            value = value.detach() * (size or 1)
-            sums[name] = sums[name] + value if name in sums else value
+            if name not in sums:
+                sums[name] = torch.zeros_like(value, requires_grad=False)
+            sums[name].add_(value.detach(), alpha=size or 1)
     if not steps:
         raise TrainingError(f"phase {phase.name} has no batches: is drop_last leaving nothing?")
     return {name: float(total) / (examples or steps) for name, total in sums.items()}, examples
