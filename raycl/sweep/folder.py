@@ -17,6 +17,19 @@ import raycl
 from raycl.errors import UserError, nearest
 from raycl.sweep.outcomes import Outcomes, write_atomically
 
+NOT_RESULTS = (
+    "description",
+    "tracking",
+    "storage",
+    "resources",
+    "failures",
+    "checkpoint",
+    "report",
+    "published",
+    "smoke",
+)
+"""Keys of a sweep file that may change without making it another sweep."""
+
 
 def runs_root(given: Path | None) -> Path:
     """Where sweeps live: ``--runs``, else ``RAYCL_RUNS``, else ``./runs``; absolute."""
@@ -69,6 +82,28 @@ class SweepFolder:
         identity: dict[str, Any] = json.loads(self.spec_file.read_text())
         return identity
 
+    def check(self, spec_hash: str, resolved: dict[str, Any]) -> None:
+        """Make sure that the name is free, or belongs to this specification.
+
+        Raises:
+            UserError: It belongs to another one.
+        """
+        if not self.spec_file.is_file():
+            return
+        identity = self.identity()
+        if identity["hash"] != spec_hash:
+            old, new = (
+                {k: v for k, v in spec.items() if k not in NOT_RESULTS}
+                for spec in (identity["resolved"], resolved)
+            )
+            changed = ", ".join(_differences(old, new))
+            raise UserError(
+                "name",
+                f"'{self.name}' is already in use by another specification in {self.root}"
+                f" (differs in {changed or 'the code or the defaults of a method'})",
+                f"choose another name, or remove {self.path}",
+            )
+
     def claim(self, spec_hash: str, resolved: dict[str, Any]) -> str:
         """Take the name for a specification, or find that it has it already.
 
@@ -78,16 +113,9 @@ class SweepFolder:
         Raises:
             UserError: The name belongs to another specification.
         """
+        self.check(spec_hash, resolved)
         if self.spec_file.is_file():
             identity = self.identity()
-            if identity["hash"] != spec_hash:
-                changed = ", ".join(_differences(identity["resolved"], resolved))
-                raise UserError(
-                    "name",
-                    f"'{self.name}' is already in use by another specification in {self.root}"
-                    f" (differs in {changed or 'the code or the defaults of a method'})",
-                    f"choose another name, or remove {self.path}",
-                )
             if identity["resolved"] != resolved:  # resources, storage, published, ...
                 self._write(identity | {"resolved": resolved})
             return str(identity["sweep_id"])

@@ -120,29 +120,28 @@ class Execution:
             cluster.fits_here(requests)
         with self.folder.lock():
             self.outcomes = self.folder.outcomes  # nobody else writes any more
-            resolved = self.sweep.model_dump(mode="json")
-            sweep_id = self.folder.claim(expand.spec_hash(self.sweep), resolved)
+            self.folder.check(expand.spec_hash(self.sweep), self.sweep.model_dump(mode="json"))
             self.reopened = retry_errors and bool(self._without_winner())
             if retry_errors and (count := self.outcomes.forget_errors(self._open_kinds())):
                 self._say(f"{count} failed trials run again")
-            text = yaml.safe_dump(resolved, sort_keys=False)
-            record = sweep_record(self.sweep, sweep_id, text)
-            tracker = Tracker(record, self.folder.path, *self.store)
             try:
                 if self._missing_search() or self._missing_final():
                     with cluster.connect(self.address, requests, self.sweep.storage):
-                        return self._conclude(*self._tracked(tracker, data))
+                        return self._conclude(*self._tracked(data))
                 self._say("every trial is over; nothing to run")
-                return self._conclude(*self._tracked(tracker, None))
+                return self._conclude(*self._tracked(None))
             except KeyboardInterrupt:  # while Ray started, or a second time
                 return self._interrupted()
 
     # ------------------------------------------------------------------ stages
 
-    def _tracked(
-        self, tracker: Tracker, data: Mapping[str, Dataset] | None
-    ) -> tuple[SweepStatus, int]:
+    def _tracked(self, data: Mapping[str, Dataset] | None) -> tuple[SweepStatus, int]:
         """Run what is missing under the tracker; how it went, and how many values are unsent."""
+        resolved = self.sweep.model_dump(mode="json")
+        sweep_id = self.folder.claim(expand.spec_hash(self.sweep), resolved)
+        text = yaml.safe_dump(resolved, sort_keys=False)
+        record = sweep_record(self.sweep, sweep_id, text)
+        tracker = Tracker(record, self.folder.path, *self.store)
         status: SweepStatus = "KILLED"
         tracker.start()
         try:
@@ -211,7 +210,9 @@ class Execution:
         chosen |= self.folder.winners() or {}  # of a search that was opened again: they stay
         self.folder.record_winners(chosen)
         for (benchmark, method), values in chosen.items():
-            shown = ", ".join(f"{path.rpartition('.')[2]}={v}" for path, v in values.items())
+            shown = ", ".join(
+                f"{path.rpartition('.')[2]} {_short(v)}" for path, v in values.items()
+            )
             self._say(f"winner of {method} on {benchmark}: {shown}")
 
     def _final(self, stage: Stage, tasks: int) -> None:
@@ -307,3 +308,7 @@ class Execution:
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

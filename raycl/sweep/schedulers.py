@@ -42,7 +42,9 @@ class PerMethodScheduler(FIFOScheduler):
         """Tune's hook; ``result`` is flattened."""
         if not result.get("row/at_task_end") or result.get("row/finished"):
             return str(TrialScheduler.CONTINUE)
-        return str(self._of(trial).on_trial_result(tune_controller, trial, result))
+        decision = str(self._of(trial).on_trial_result(tune_controller, trial, result))
+        # median stopping pauses a trial to let others catch up: a restart for nothing
+        return str(TrialScheduler.CONTINUE) if decision == TrialScheduler.PAUSE else decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Tune's hook."""

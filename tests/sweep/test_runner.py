@@ -64,3 +64,13 @@ def test_changed_code_is_named(tmp_path: Path) -> None:
         folder.claim("two", {"a": 1})
     with pytest.raises(UserError, match=r"differs in a\)"):
         folder.claim("two", {"a": 2})
+
+
+def test_what_does_not_change_results_may_change(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path, "demo")
+    old = {"name": "demo", "seeds": [0], "resources": {"cpu": 1}}
+    sweep_id = folder.claim("one", old)
+    assert folder.claim("one", old | {"resources": {"cpu": 2}}) == sweep_id
+    assert folder.identity()["resolved"]["resources"] == {"cpu": 2}
+    with pytest.raises(UserError, match=r"\(differs in seeds\)"):
+        folder.check("two", old | {"seeds": [0, 1], "storage": "/shared"})

@@ -1,0 +1,76 @@
+"""Each method of each benchmark is judged by a scheduler of its own, at task ends only."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+
+from raycl.sweep.expand import TrialPlan
+from raycl.sweep.schedulers import PerMethodScheduler, make_scheduler
+
+
+class Judge:
+    """Says the same to everybody and remembers whom it was asked about."""
+
+    def __init__(self, decision: str) -> None:
+        self.decision = decision
+        self.asked: list[str] = []
+
+    def on_trial_add(self, controller: Any, trial: Any) -> None:
+        """Of no interest."""
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        self.asked.append(trial.config["plan"]["name"])
+        return self.decision
+
+
+def trial(method: str, name: str) -> Any:
+    plan = TrialPlan("k" + name, "c", name, method, "b", 0, "search", {}, {"cpu": 1.0})
+    return SimpleNamespace(config={"plan": asdict(plan)}, trial_id=name)
+
+
+AT_END = {"row/at_task_end": True, "row/finished": False, "tasks_done": 1, "score": 1.0}
+
+
+@pytest.mark.parametrize(
+    "decision,expected",
+    [
+        (TrialScheduler.STOP, TrialScheduler.STOP),
+        (TrialScheduler.CONTINUE, TrialScheduler.CONTINUE),
+        (TrialScheduler.PAUSE, TrialScheduler.CONTINUE),
+    ],
+)
+def test_one_judge_per_method(decision: str, expected: str) -> None:
+    judges: list[Judge] = []
+
+    def make() -> Any:
+        judges.append(Judge(decision))
+        return judges[-1]
+
+    scheduler = PerMethodScheduler(make)
+    for one in (a := trial("ewc", "a")), (b := trial("joint", "b")):
+        scheduler.on_trial_add(None, one)
+    assert scheduler.on_trial_result(None, a, AT_END) == expected
+    assert scheduler.on_trial_result(None, b, AT_END) == expected
+    for result in (AT_END | {"row/at_task_end": False}, AT_END | {"row/finished": True}):
+        assert scheduler.on_trial_result(None, a, result) == TrialScheduler.CONTINUE
+    assert [judge.asked for judge in judges if judge.asked] == [["a"], ["b"]]
+
+
+def test_asha_stops_the_worse_half_of_its_own_method_only() -> None:
+    scheduler = make_scheduler("asha", "max", 8, 1, 2)
+    good = [trial("joint", f"good{i}") for i in range(4)]
+    poor = [trial("finetune", f"poor{i}") for i in range(4)]
+    for one in good + poor:
+        scheduler.on_trial_add(None, one)
+    said = {}
+    for level, group in ((90.0, good), (20.0, poor)):
+        for i, one in enumerate(group):
+            result = AT_END | {"score": level - i, "training_iteration": 1}
+            said[one.trial_id] = scheduler.on_trial_result(None, one, result)
+    assert said["poor0"] == TrialScheduler.CONTINUE, "the best of a poor method goes on"
+    assert said["good3"] == TrialScheduler.STOP, "the worst of a good method does not"
