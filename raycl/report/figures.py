@@ -212,7 +212,7 @@ def _forgetting(axis: Axes, table: Table, benchmark: str, readout: str, first: b
             ends += [row["low"], row["high"]]
             axis.plot(ends[1:], [i, i], color="#333333", linewidth=1.4, solid_capstyle="butt")
         axis.annotate(
-            f"{row['mean']:.1f}",
+            f"{row['mean']:z.1f}",  # z: no minus sign before a zero
             (max(0.0, *ends), i),
             xytext=(4, 0),
             textcoords="offset points",
