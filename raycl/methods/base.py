@@ -177,6 +177,15 @@ class Method(nn.Module, ABC):
         """Numbers of its own at a task's end (capacity used, ...), logged as ``method/*``."""
         return {}
 
+    def histograms(self) -> dict[str, list[int]]:
+        """Distributions of its own at a task's end; drawn over tasks as an artifact.
+
+        Returns:
+            Name to counts per bin, with the same bins after every task. Names like
+            ``bits/layers.1.weight``: what comes before the ``/`` is counted and shares a picture.
+        """
+        return {}
+
     def saved_state(self) -> dict[str, Any]:
         """The state without what is ``fixed``: what a checkpoint holds."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith(self.fixed)}
