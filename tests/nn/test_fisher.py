@@ -106,3 +106,81 @@ def test_leaves_everything_as_it_was() -> None:
 def test_no_images_is_an_error() -> None:
     with pytest.raises(ValueError, match="no images"):
         fisher_diagonal(Logistic(), ["linear.bias"], [], torch.tensor([0, 1]), torch.Generator())
+
+
+class Odd(nn.Module):
+    """Whatever a layer may go through: tokens, groups, strides, in place, twice, tied, unused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, stride=2, padding=1)
+        self.grouped = nn.Conv2d(
+            4, 6, (2, 3), groups=2, dilation=(1, 1), padding=(0, 1), bias=False
+        )
+        self.circular = nn.Conv2d(6, 6, 3, padding=1, padding_mode="circular")
+        self.wide = nn.Conv2d(6, 6, 3, padding=2, dilation=2)
+        self.same = nn.Conv2d(6, 6, 3, padding="same")
+        self.valid = nn.Conv2d(6, 6, 1, padding="valid")
+        self.norm = nn.LayerNorm(6)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.tokens = nn.Linear(6, 5)
+        self.each = nn.Linear(5, 5)  # sees all tokens of all examples as one batch
+        self.twice = nn.Linear(5, 5)
+        self.first, self.second = nn.Linear(5, 5, bias=False), nn.Linear(5, 5)
+        self.second.weight = self.first.weight
+        self.scale = nn.Parameter(torch.ones(5))
+        self.unused = nn.Linear(5, 5)
+        self.head = nn.Linear(5, 4)
+        self.dead = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x), inplace=True)
+        x = self.circular(self.grouped(x)).add_(1)
+        x = self.valid(self.same(self.wide(x)))
+        tokens = self.norm(x.flatten(2).mT)
+        tokens = tokens + self.attention(tokens, tokens, tokens)[0]
+        tokens = self.tokens(tokens).tanh_()
+        shape = tokens.shape
+        tokens = self.each(tokens.reshape(-1, 5)).view(shape)
+        features = self.twice(self.twice(tokens.mean(1)).tanh()) * self.scale
+        features = self.second(self.first(features).tanh())
+        self.dead(features)
+        return self.head(features)
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 2**24])
+def test_every_kind_of_layer_equals_one_gradient_at_a_time(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fisher, "CHUNK_ELEMENTS", chunk)
+    torch.manual_seed(0)
+    network, x = Odd().double().eval(), torch.randn(5, 2, 7, 7, dtype=torch.float64)
+    outputs, labels = torch.tensor([0, 2, 3]), torch.tensor([0, 1, 2, 1, 0])
+    names = names_of(network)
+    expected = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
+    for image, label in zip(x, labels, strict=True):
+        loss = F.cross_entropy(network(image[None])[:, outputs], label[None])
+        parameters = list(network.parameters())
+        for name, gradient in zip(
+            names, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
+        ):
+            if gradient is not None:
+                expected[name] += gradient.square()
+    got = squared_gradients(network, names, x, labels, outputs)
+    parts = torch.split(got, [p.numel() for p in network.parameters()])
+    for name, part in zip(names, parts, strict=True):
+        torch.testing.assert_close(part, expected[name].flatten(), rtol=1e-9, atol=1e-20, msg=name)
+    assert all(not expected[f"{n}.weight"].any() for n in ("unused", "dead"))
+    assert sum(e.any() for e in expected.values()) >= len(names) - 6
+
+
+def test_closed_forms_do_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No gradient of a single example is formed for linear layers and convolutions."""
+    monkeypatch.setattr(fisher, "_per_example", None)
+    network = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(48, 5)
+    )
+    got = squared_gradients(
+        network, names_of(network), torch.randn(4, 1, 6, 6), torch.arange(4), torch.arange(5)
+    )
+    assert got.shape == (30 + 48 * 5 + 5,)
