@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +24,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from raycl.benchmarks.base import StreamInfo, Task, TaskInfo
-from raycl.datasets.examples import Augment, Batch, Examples
+from raycl.datasets.examples import Augment, Batch
 from raycl.errors import UserError
 from raycl.networks.base import Backbone
 from raycl.nn.optim import TrainConfig, make_optimizer, make_schedule
 
 Memory = Literal["exemplars", "generator", "all"]
 Losses = Tensor | Mapping[str, Tensor]
+Outputs = Annotated[
+    Literal["seen", "task", "all"],
+    Field(description="outputs in the cross-entropy: all seen classes, the task's own, or all"),
+]
 
 
 class MethodConfig(BaseModel):
@@ -196,6 +200,11 @@ class Method(nn.Module, ABC):
         self.load_state_dict({**fixed, **state}, strict=True)
 
 
+def total(losses: Losses) -> Tensor:
+    """What is minimised: a loss, or the sum of its terms."""
+    return losses if isinstance(losses, Tensor) else torch.stack(list(losses.values())).sum()
+
+
 def masked_cross_entropy(logits: Tensor, labels: Tensor, outputs: Tensor) -> Tensor:
     """Mean cross-entropy over a subset of the outputs.
 
@@ -215,10 +224,7 @@ class Classifier(Method):
     class Config(MethodConfig):
         """Options every such method has."""
 
-        outputs: Literal["seen", "task", "all"] = Field(
-            "seen",
-            description="outputs in the cross-entropy: all seen classes, the task's own, or all",
-        )
+        outputs: Outputs = "seen"
 
     zero_shot = True
     uses_task_id = False
@@ -243,7 +249,10 @@ class Classifier(Method):
         return torch.tensor(sorted(chosen), device=self.context.device)
 
     def objective(self, task: Task) -> Callable[[Batch], Losses]:
-        """The loss of the training phase; what most methods change."""
+        """The loss of the training phase, and of ``select: validation_loss``.
+
+        What most methods change. It may be called in eval mode and without gradients.
+        """
         active = self.active(task.info)
 
         def loss(batch: Batch) -> Tensor:
@@ -266,6 +275,9 @@ class Classifier(Method):
     def phases(self, task: Task) -> list[Phase]:
         """One phase, ``train``.
 
+        A plateau schedule that lowers the rate keeps the momentum; the code of arXiv 2105.04444
+        makes a new optimiser then (which is the same without momentum, as published).
+
         Raises:
             UserError: An epoch is to be selected, but there is no validation set.
         """
@@ -276,6 +288,7 @@ class Classifier(Method):
                 f"{train.select} needs a validation set",
                 "set benchmark.validation above 0",
             )
+        objective = self.objective(task)
         return [
             Phase(
                 name="train",
@@ -283,9 +296,9 @@ class Classifier(Method):
                 optimizer=lambda: make_optimizer(self.trainable(), train),
                 schedule=lambda optimizer: make_schedule(optimizer, train),
                 batches=lambda: self.train_batches(task),
-                loss=self.objective(task),
+                loss=objective,
                 clip_norm=train.clip_norm,
-                score=None if train.select == "last" else lambda: self.score(task),
+                score=None if train.select == "last" else lambda: self.score(task, objective),
                 stop=(lambda _, lr: lr < train.schedule.min_lr)
                 if train.schedule.name == "plateau"
                 else None,
@@ -297,20 +310,25 @@ class Classifier(Method):
         return list(self.parameters())
 
     @torch.inference_mode()
-    def score(self, task: Task) -> float:
-        """Minus the loss, or the accuracy, on the validation set of the current task."""
-        examples = task.validation
-        if examples is None:
+    def score(self, task: Task, objective: Callable[[Batch], Losses]) -> float:
+        """Minus the method's own loss, or the accuracy, on the current task's validation set.
+
+        Args:
+            task: The current task.
+            objective: What the phase minimises; penalties and the like count.
+
+        Returns:
+            The mean over the examples; higher is better.
+        """
+        if task.validation is None:
             raise ValueError("no validation set to score on")
         active = self.active(task.info)
-        loss, right = torch.zeros((), device=self.context.device), 0 * self.head.bias.sum()
-        for batch in _evaluation_batches(examples):
-            z = self.logits(batch.images, task.info.index)
-            loss += masked_cross_entropy(z, batch.labels, active) * len(batch)
-            right += (active[z[:, active].argmax(1)] == batch.labels).sum()
-        chosen = -loss if self.context.train.select == "validation_loss" else right
-        return float(chosen) / len(examples)
-
-
-def _evaluation_batches(examples: Examples) -> Iterable[Batch]:
-    return examples.batches(1024)
+        by_loss = self.context.train.select == "validation_loss"
+        sums = torch.zeros((), device=self.context.device)
+        for batch in task.validation.batches(1024):
+            if by_loss:
+                sums -= total(objective(batch)) * len(batch)
+            else:
+                z = self.logits(batch.images, task.info.index).index_select(1, active)
+                sums += (active[z.argmax(1)] == batch.labels).sum()
+        return float(sums) / len(task.validation)
