@@ -47,6 +47,15 @@ def metric_name(name: str) -> str:
     return posixpath.join(*parts)[:KEY_LIMIT] if parts else "_"
 
 
+def file_name(name: str) -> str:
+    """A name of a file: other characters than ASCII letters, digits, ``-``, ``.`` become ``_``.
+
+    >>> file_name("bits per weight")
+    'bits_per_weight'
+    """
+    return re.sub(r"[^\w.\-]", "_", name, flags=re.ASCII).lstrip(".")[:KEY_LIMIT] or "_"
+
+
 @lru_cache(maxsize=4096)
 def _place(name: str) -> tuple[str | None, str]:
     return axis(name), metric_name(name)
@@ -154,5 +163,6 @@ tags.`raycl.method` = 'finetune' and tags.`raycl.seed` = '0'
 ```
 
 Each finished run has its accuracy matrix under *Artifacts*, drawn in `plots/` and exact in
-`results/matrix.json`. The table with intervals: `raycl report {sweep.name}`.
+`results/matrix.json`; so are the distributions of its method, if it has any. The table with
+intervals: `raycl report {sweep.name}`.
 """

@@ -309,10 +309,8 @@ class Writer:
 
     def _results(self, client: MlflowClient, run_id: str, result: dict[str, Any]) -> None:
         _try(client.log_dict, run_id, result, "results/matrix.json")
-        for readout, matrix in result["matrices"].items():
-            picture = plots.accuracy_matrix(matrix, readout)
-            path = f"plots/accuracy_matrix_{readout}.png"
-            _try(client.log_image, run_id, picture, artifact_file=path)
+        for name, picture in plots.pictures(result):
+            _try(client.log_image, run_id, picture, artifact_file=f"plots/{name}.png")
         # As `log_table` would write it, but that appends to the table of an earlier attempt.
         _try(client.log_text, run_id, json.dumps(plots.final_table(result)), TABLE)
 

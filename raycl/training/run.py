@@ -68,6 +68,7 @@ class Run:
         self.evaluator = Evaluator(info, self.readouts, self.device)
         self.costs = Costs(self.device)
         self.matrices = Matrices(self.readouts, self.num_tasks)
+        self.histograms: dict[str, list[list[int]]] = {}
         self.task_index = self.phase_index = self.progress = 0
         self._begun = False
         self._task: Task | None = None
@@ -119,13 +120,17 @@ class Run:
         return dict(row)
 
     def result(self) -> dict[str, Any]:
-        """Everything the run says, as plain JSON: matrices, metrics, cost, seeds."""
+        """Everything the run says, as plain JSON: matrices, metrics, cost, seeds.
+
+        With ``histograms``, if the method has any: name to counts per bin after each task.
+        """
         sizes = [len(d.test) for d in self.stream.data[: self.num_tasks]]
-        return self.matrices.as_dict(sizes) | {
+        found = self.matrices.as_dict(sizes) | {
             "cost": self.costs.totals(),
             "tasks": [t.name for t in self.stream.info.tasks[: self.num_tasks]],
             "seeds": self.seeds.as_dict(),
         }
+        return found | ({"histograms": self.histograms} if self.histograms else {})
 
     # ------------------------------------------------------------------ state
 
@@ -137,6 +142,7 @@ class Run:
             "method": self.method.saved_state(),
             "phase": None if self._phase is None else self._phase.state_dict(),
             "matrices": self.matrices.state_dict(),
+            "histograms": self.histograms,
             "costs": self.costs.state_dict(),
             "last": self._last,
             "random": self.random.state_dict(),
@@ -162,6 +168,7 @@ class Run:
                 self._phase = PhaseState(self._phases[self.phase_index], self.method)
                 self._phase.load_state_dict(state["phase"])
         self.matrices.load_state_dict(state["matrices"])
+        self.histograms = {name: list(rows) for name, rows in state["histograms"].items()}
         self.costs.load_state_dict(state["costs"])
         self._last = dict(state["last"])
         self.random.load_state_dict(state["random"])
@@ -250,9 +257,17 @@ class Run:
         costs = self.costs.measure(self.method, self._plain_size, self._kept_data())
         row |= {f"cost/{name}": value for name, value in costs.items()}
         row |= {f"method/{k}": float(v) for k, v in self.method.diagnostics().items()}
+        self._add_histograms()
         current = self.matrices.current_validation(index)
         if current is not None:
             row["validation/accuracy_current"] = current
+
+    def _add_histograms(self) -> None:
+        for name, counts in self.method.histograms().items():
+            self.histograms.setdefault(name, []).append([int(count) for count in counts])
+        for name, rows in self.histograms.items():
+            if len(rows) != self.task_index or len({0, *map(len, rows)}) != 2:
+                raise ValueError(f"histogram {name} must have the same bins after every task")
 
     def _evaluate(self, row_index: int, column: int) -> None:
         data = self.stream.data[column]

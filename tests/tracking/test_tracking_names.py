@@ -83,6 +83,14 @@ def test_a_legal_name_stays() -> None:
     assert names.metric_name("eval/class/average_accuracy") == "eval/class/average_accuracy"
 
 
+@pytest.mark.parametrize(
+    "name, clean",
+    [("bits", "bits"), ("..", "_"), ("", "_"), ("a/b c", "a_b_c"), ("Größe", "Gr__e")],
+)
+def test_names_of_files_are_plain(name: str, clean: str) -> None:
+    assert names.file_name(name) == clean
+
+
 def test_params_are_flat_text_of_what_is_set() -> None:
     config = {
         "method": {"name": "ewc", "lam": 1e-05, "online": True},

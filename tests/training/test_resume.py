@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raycl.benchmarks.base import Task
+from raycl.benchmarks.base import Task, TaskInfo
 from raycl.methods.base import Classifier, Phase
 from raycl.methods.finetune import Finetune
 from raycl.nn.optim import make_optimizer
@@ -180,6 +180,53 @@ def test_a_schedule_by_steps() -> None:
     row = reload(run).advance()
     assert row["train/lr"] == pytest.approx(0.05 * (steps + 1) / 100)
     assert run.advance()["train/lr"] == row["train/lr"]
+
+
+class Counting(Finetune):
+    """Knows how its weights are distributed over three bins."""
+
+    def histograms(self) -> dict[str, list[int]]:
+        edges = torch.tensor([-0.1, 0.1])
+        return {
+            f"size/{name}": torch.bincount(
+                torch.bucketize(p, edges).flatten(), minlength=3
+            ).tolist()
+            for name, p in self.named_parameters()
+        }
+
+
+class Growing(Finetune):
+    """Has a histogram more in the second task."""
+
+    def add_task(self, task: TaskInfo) -> None:
+        self.latest = task.index
+
+    def histograms(self) -> dict[str, list[int]]:
+        return {name: [1] for name in ("a", "b")[: 1 + self.latest]}
+
+
+def test_histograms_are_kept_for_each_task() -> None:
+    reference = build(HERE + "Counting")
+    found = finish(reference)["histograms"]
+    weights = dict(reference.method.named_parameters())
+    assert set(found) == {f"size/{name}" for name in weights}
+    for name, rows in found.items():
+        parameter = weights[name.removeprefix("size/")]
+        assert [sum(row) for row in rows] == [parameter.numel()] * 2
+        assert rows[1][0] == int((parameter <= -0.1).sum())
+        assert all(type(count) is int for row in rows for count in row)
+    assert found["size/head.weight"][0] != found["size/head.weight"][1]
+    for stop in (1, 2, 3):
+        run = build(HERE + "Counting")
+        for _ in range(stop):
+            run.advance()
+        assert finish(reload(run))["histograms"] == found, f"resumed after {stop}"
+    assert "histograms" not in finish(build())
+
+
+def test_histograms_have_the_same_bins_after_every_task() -> None:
+    with pytest.raises(ValueError, match="histogram b must have the same bins"):
+        finish(build(HERE + "Growing"))
 
 
 class Adapted(Finetune):
