@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from io import StringIO
 from itertools import groupby
+from operator import itemgetter
 
 import pandas as pd
 from rich.console import Console
@@ -15,11 +16,18 @@ from rich.table import Table as RichTable
 from raycl.report.table import COSTS, Row, Table
 
 FORMATS = ("table", "markdown", "json", "csv")
-HEADLINES = {
+HEADLINES = ("average_accuracy", "average_incremental_accuracy", "forgetting", "backward_transfer")
+METRIC_TITLES = {
     "average_accuracy": "average accuracy ↑",
+    "average_accuracy_by_item": "avg. accuracy by item ↑",
     "average_incremental_accuracy": "avg. incremental accuracy ↑",
     "forgetting": "forgetting ↓",
+    "forgetting_nonnegative": "forgetting, at least 0 ↓",
     "backward_transfer": "backward transfer ↑",
+    "backward_transfer_all": "backward transfer, all T ↑",
+    "forward_transfer": "forward transfer ↑",
+    "learning_accuracy": "learning accuracy ↑",
+    "one_step_forgetting": "one-step forgetting ↓",
 }
 READOUT_TITLES = {
     "class": "class-incremental (task unknown)",
@@ -74,7 +82,7 @@ def _pipes(cells: Sequence[Cells]) -> str:
 
 
 def print_table(table: Table, console: Console) -> None:
-    """The headline metrics with rich, one table per benchmark and readout, then costs and notes."""
+    """Headline and published metrics with rich, per benchmark and readout, then costs and notes."""
     for (benchmark, readout), rows in _blocks(table.rows):
         title = f"{benchmark} · {READOUT_TITLES[readout]} · percent"
         console.print(_rich(title, [_cells(row, table.baseline) for row in rows], "metric"))
@@ -112,9 +120,11 @@ def _rich(title: str, cells: Sequence[Cells], section: str) -> RichTable:
     return table
 
 
-def _blocks(rows: Iterable[Row]) -> Iterable[tuple[tuple[str, str], list[Row]]]:
-    """Rows of the headline metrics by benchmark and readout."""
-    wanted = (row for row in rows if row["metric"] in HEADLINES)
+def _blocks(rows: Sequence[Row]) -> Iterable[tuple[tuple[str, str], list[Row]]]:
+    """Rows of the headline metrics, and of those with a published number, by benchmark, readout."""
+    metric = itemgetter("benchmark", "readout", "metric")
+    published = {metric(row) for row in rows if row["published"] is not None}
+    wanted = (row for row in rows if row["metric"] in HEADLINES or metric(row) in published)
     for key, group in groupby(wanted, key=lambda row: (row["benchmark"], row["readout"])):
         yield key, list(group)
 
@@ -128,7 +138,7 @@ def _cells(row: Row, baseline: str | None) -> Cells:
         pair = _interval(row["difference_low"], row["difference_high"])
         difference = " ".join(filter(None, [_number(row["difference"], "+.2f"), pair]))
     return {
-        "metric": HEADLINES[row["metric"]],
+        "metric": METRIC_TITLES[row["metric"]],
         "method": row["method"],
         "mean ± std": _number(row["mean"]) + spread,
         "95 % interval": interval,

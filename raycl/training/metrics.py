@@ -87,10 +87,18 @@ def backward_transfer(R: ArrayLike) -> float:
     """mean_{i<T} (R[T, i] - R[i, i]).
 
     Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, arXiv
-    1706.08840. The divisor is T - 1; some codes divide by T.
+    1706.08840. The divisor is T - 1; ``backward_transfer_all`` divides by T.
     """
-    r = _matrix(R, tasks=2)
-    return float((_known(r[-1]) - _known(np.diag(r)))[:-1].mean())
+    return float(_gains(R)[:-1].mean())
+
+
+def backward_transfer_all(R: ArrayLike) -> float:
+    """mean_{i<=T} (R[T, i] - R[i, i]): ``backward_transfer`` times (T - 1) / T.
+
+    The last term is 0 and counts. The form of the code of Shi et al., "Continual Learning via
+    Bit-Level Information Preserving", CVPR 2021, arXiv 2105.04444.
+    """
+    return float(_gains(R).mean())
 
 
 def forward_transfer(R: ArrayLike, baseline: ArrayLike) -> float:
@@ -135,6 +143,9 @@ METRICS: dict[str, Metric] = {
     "backward_transfer": Metric(
         "mean_{i<T} (R[T,i] - R[i,i])", True, backward_transfer, min_tasks=2
     ),
+    "backward_transfer_all": Metric(
+        "mean_{i<=T} (R[T,i] - R[i,i])", True, backward_transfer_all, min_tasks=2
+    ),
     "forward_transfer": Metric(
         "mean_{i>=2} (R[i-1,i] - b_i)", True, forward_transfer, also="baseline", min_tasks=2
     ),
@@ -174,6 +185,12 @@ def _matrix(values: ArrayLike, tasks: int = 1) -> Matrix:
     if r.ndim != 2 or r.shape[0] != r.shape[1] or len(r) < tasks:
         raise ValueError(f"R must be square with at least {tasks} tasks, not of shape {r.shape}")
     return r
+
+
+def _gains(values: ArrayLike) -> Matrix:
+    """R[T, i] - R[i, i] of each task."""
+    r = _matrix(values, tasks=2)
+    return _known(r[-1]) - _known(np.diag(r))
 
 
 def _lower(values: ArrayLike, tasks: int = 1) -> Matrix:

@@ -20,8 +20,10 @@ from raycl.report.formats import print_table, render
 from raycl.report.load import load
 from raycl.report.main import report, write_report
 from raycl.report.table import Table, make_table
+from raycl.training.metrics import METRICS
 
 METHODS = ["finetune", "online_ewc", "naive_rehearsal", "joint"]
+TWO = ["finetune", "joint"]
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +96,31 @@ HEADLINES = {
     "forgetting",
     "backward_transfer",
 }
+
+
+def test_a_metric_with_a_published_number_is_shown(store: Store) -> None:
+    """In the readout that has the number, for all methods; others stay in json and csv."""
+    published = {"source": "a paper", "class/backward_transfer_all": {"joint": -1.25}}
+    realistic(store, "beside", TWO, seeds=2, tasks=3, published=published)
+    table = make_table(load("beside", store.uri))
+    rows = [r for r in table.rows if r["metric"] == "backward_transfer_all"]
+    assert len(rows) == 2 * len(TWO)
+    text = render(table, "table")
+    title = formats.METRIC_TITLES["backward_transfer_all"]
+    assert text.count(title) == 1
+    lines = text.split(title)[1].splitlines()[1:3]
+    assert [line.split()[0] for line in lines] == TWO
+    assert [line.split()[-1] for line in lines][1] == "−1.25"
+    assert "learning accuracy" not in text
+    shown = [r for r in _pipes(render(table, "markdown")) if r.get("metric") == title]
+    assert [r["published"] for r in shown] == ["", "−1.25"]
+
+
+def test_every_metric_has_a_title() -> None:
+    assert set(formats.METRIC_TITLES) == set(METRICS)
+    for name, title in formats.METRIC_TITLES.items():
+        assert title[-1] == ("↑" if METRICS[name].higher_is_better else "↓")
+    assert set(formats.HEADLINES) == HEADLINES
 
 
 def test_csv_parses_back(table: Table) -> None:

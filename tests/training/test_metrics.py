@@ -7,6 +7,7 @@ from raycl.training.metrics import (
     average_accuracy_by_item,
     average_incremental_accuracy,
     backward_transfer,
+    backward_transfer_all,
     compute,
     forgetting,
     forgetting_nonnegative,
@@ -40,10 +41,10 @@ def test_golden_values():
 
 
 def test_golden_values_of_a_second_source():
-    # arXiv 2105.04444's code would give -0.08333: it divides by T instead of T - 1
     r = np.array([[0.9, NAN, NAN], [0.8, 0.95, NAN], [0.7, 0.9, 0.6]])
     assert average_accuracy(r) == pytest.approx(0.73333, abs=1e-5)
     assert backward_transfer(r) == pytest.approx(-0.125)
+    assert backward_transfer_all(r) == pytest.approx(-0.08333, abs=1e-5)
 
 
 def test_by_item_weighs_items():
@@ -74,6 +75,7 @@ def test_identities(scores):
         assert average_accuracy(r) == pytest.approx(
             learning_accuracy(r) + backward_transfer(r) * (t - 1) / t
         )
+        assert average_accuracy(r) == pytest.approx(learning_accuracy(r) + backward_transfer_all(r))
         assert forgetting_nonnegative(r) >= max(0.0, forgetting(r))
         assert forgetting(r) >= -backward_transfer(r) - 1e-9
         # adding a constant moves averages and leaves differences alone
@@ -123,6 +125,7 @@ def test_compute_gives_everything_that_is_defined():
         ("forgetting", (2, 1)),
         ("forgetting_nonnegative", (1, 0)),
         ("backward_transfer", (1, 1)),
+        ("backward_transfer_all", (3, 1)),
         ("learning_accuracy", (2, 2)),
         ("one_step_forgetting", (2, 0)),
     ],
