@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raycl.benchmarks.base import Stream, StreamInfo, TaskData, TaskInfo
+from raycl.benchmarks.base import Stream, StreamInfo, TaskData, TaskInfo, Validation
 from raycl.datasets.base import Arrays, Dataset, Files
 from raycl.datasets.examples import Examples, ImageSet, Transform
 from raycl.datasets.files import FileSet
@@ -91,12 +91,13 @@ def on_device(images: NDArray[np.uint8], device: torch.device) -> Tensor:
 
 
 def assemble(
-    pieces: Sequence[Piece], readouts: tuple[str, ...], validation: float, seed: int
+    pieces: Sequence[Piece], readouts: tuple[str, ...], validation: Validation, seed: int
 ) -> Stream:
     """The stream of these tasks.
 
     The validation set of a task are the first ``int(validation * n)`` entries of
-    ``RandomState(seed).permutation(n)`` over its own n training images in the data set's order.
+    ``RandomState(seed).permutation(n)`` over its own n training images in the data set's order;
+    with ``train`` it is the training set.
 
     Raises:
         UserError: Images of different shapes; too few images for a validation set; a task without
@@ -125,14 +126,14 @@ def assemble(
     return Stream(info, tuple(_cut(piece, validation, seed) for piece in pieces))
 
 
-def _cut(piece: Piece, validation: float, seed: int) -> TaskData:
+def _cut(piece: Piece, validation: Validation, seed: int) -> TaskData:
     data = piece.source.data
     output_of = np.full(len(data.classes), -1, np.int64)
     output_of[list(piece.classes)] = piece.outputs
     held: Examples | None = None
     outputs = output_of[data.train.labels]
     rows = np.flatnonzero(outputs >= 0)
-    if validation:
+    if validation and validation != "train":
         count = int(validation * len(rows))
         if count == 0:
             raise UserError(
@@ -144,6 +145,8 @@ def _cut(piece: Piece, validation: float, seed: int) -> TaskData:
         held_rows, rows = rows[order[:count]], rows[order[count:]]
         held = piece.source.examples(data.train, held_rows, outputs[held_rows], piece)
     train = piece.source.examples(data.train, rows, outputs[rows], piece)
+    if validation == "train":
+        held = train
     outputs = output_of[data.test.labels]
     rows = np.flatnonzero(outputs >= 0)
     if not len(rows):

@@ -5,14 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from raycl.datasets.base import Dataset
 from raycl.datasets.base import DatasetConfig as DatasetConfig
 from raycl.datasets.examples import Examples
+
+Validation = Annotated[float, Field(ge=0, lt=1)] | Literal["train"]
+"""Share of a task's training data, or ``train``: all of it, and nothing is held out."""
 
 
 class DataAccessError(RuntimeError):
@@ -137,15 +140,28 @@ class Task:
 
 
 class BenchmarkConfig(BaseModel):
-    """Options every benchmark has."""
+    """Options every benchmark has.
+
+    ``validation: train`` makes the training set of a task its validation set too, which is what
+    BLIP, arXiv 2105.04444, does on MNIST. Then whatever is chosen on validation data (an epoch, a
+    learning rate, an option) is chosen on data that was trained on.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     label: str | None = Field(None, description="name in tables; default: made from the options")
-    validation: float = Field(
-        0.1, ge=0, lt=1, description="share of each task's training data held out"
+    validation: Validation = Field(
+        0.1,
+        description="share of each task's training data held out; train: the training data itself",
     )
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        if isinstance(value, int | float) or value == "train":
+            return value
+        raise ValueError(f"must be a share below 1 or the word train, not {value!r}")
 
 
 class Benchmark(ABC):

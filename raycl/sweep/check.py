@@ -59,7 +59,7 @@ class _Checked:
         self.sweep, self.error = sweep, sweep.source.error
         self.found: list[_Searched] = []
         self.benchmark_labels: list[str] = []
-        self.validation: list[float] = []
+        self.validation: list[float | str] = []
 
     # ------------------------------------------------------------------ benchmarks
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from stream_making import make
 
 from raycl.benchmarks.base import Stream
@@ -65,6 +66,33 @@ def test_train_and_validation_divide_the_tasks_images() -> None:
     assert sorted(rows.tolist()) == list(range(200))
     none = stream(data, validation=0)
     assert all(task.validation is None and len(task.train) == 40 for task in none.data)
+
+
+def test_validation_may_be_the_training_set_itself() -> None:
+    data = make()
+    made, none = stream(data, validation="train"), stream(data, validation=0)
+    for task, alone in zip(made.data, none.data, strict=True):
+        assert (len(task.train), len(task.validation), len(task.test)) == (40, 40, 6)
+        assert (
+            task.validation.rows.tolist() == task.train.rows.tolist() == alone.train.rows.tolist()
+        )
+        assert task.validation.labels.tolist() == task.train.labels.tolist()
+    assert made.info == none.info
+
+
+@pytest.mark.parametrize(
+    "given, text",
+    [
+        ("trian", "a share below 1 or the word train, not 'trian'"),
+        ("0.1", "not '0.1'"),
+        (None, "a share below 1 or the word train"),
+        (1, "less than 1"),
+        (-0.1, "greater than or equal to 0"),
+    ],
+)
+def test_other_words_and_shares_are_refused(given: object, text: str) -> None:
+    with pytest.raises(ValidationError, match=text):
+        stream(validation=given)
 
 
 def test_validation_indices_of_the_papers() -> None:
