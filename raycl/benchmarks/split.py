@@ -18,6 +18,7 @@ from raycl.benchmarks._pieces import (
     groups,
     own_outputs,
     own_readouts,
+    task_order,
 )
 from raycl.benchmarks.base import Benchmark, BenchmarkConfig, Stream
 from raycl.datasets.base import Dataset, DatasetConfig, key
@@ -27,6 +28,7 @@ class Split(Benchmark):
     """Each task owns some classes; output ids are numbered in the order in which classes appear.
 
     If the classes cannot be divided evenly, the first (classes mod tasks) tasks have one more.
+    ``class_order: numpy`` is the order of BLIP on miniImageNet, arXiv 2105.04444.
     """
 
     class Config(BenchmarkConfig):
@@ -34,9 +36,10 @@ class Split(Benchmark):
 
         dataset: DatasetConfig = DatasetConfig(name="digits")
         tasks: int = Field(5, ge=1, description="number of tasks, at most one per class")
-        class_order: Literal["seed", "none"] | tuple[int, ...] = Field(
+        class_order: Literal["seed", "numpy", "none"] | tuple[int, ...] = Field(
             "seed",
-            description="seed: random.Random(seed).shuffle; none: the data set's; or a list",
+            description="seed: random.Random(seed).shuffle; "
+            "numpy: numpy.random.RandomState(seed).permutation; none: the data set's; or a list",
         )
 
     config: Config
@@ -69,6 +72,8 @@ def class_order(order: str | tuple[int, ...], count: int, seed: int) -> list[int
     """Class ids in the order in which they are learnt."""
     if isinstance(order, tuple):
         return check_permutation(order, count, "benchmark.class_order")
+    if order == "numpy":
+        return task_order(count, seed)
     classes = list(range(count))
     if order == "seed":
         random.Random(seed).shuffle(classes)

@@ -36,6 +36,27 @@ def test_class_orders_of_the_papers(count: int, seed: int, first: list[int]) -> 
     assert class_order("seed", count, seed)[: len(first)] == first
 
 
+MINI_IMAGENET = """
+26 86 2 55 75, 93 16 73 54 95, 53 92 78 13 7, 30 22 24 33 8, 43 62 3 71 45,
+48 6 99 82 76, 60 80 90 68 51, 27 18 56 63 74, 1 61 42 41 4, 15 17 40 38 5,
+91 59 0 34 28, 50 11 35 23 52, 10 31 66 57 79, 85 32 84 14 89, 19 29 49 97 98,
+69 20 94 72 77, 25 37 81 46 39, 65 58 12 88 70, 87 36 21 83 9, 96 67 64 47 44
+"""
+"""Classes of the twenty tasks of seed 0, as tabled for arXiv 2105.04444."""
+
+
+def test_class_order_of_mini_imagenet() -> None:
+    data = make(classes=100, each=50, shape=(1, 2, 2))
+    made = stream(data, tasks=20, class_order="numpy", validation=0.02)
+    tabled = [[int(c) for c in task.split()] for task in MINI_IMAGENET.split(",")]
+    names = made.info.class_names
+    found = [[int(names[c].removeprefix("toy")) for c in task.classes] for task in made.info.tasks]
+    assert found == tabled
+    assert {(len(task.train), len(task.validation)) for task in made.data} == {(245, 5)}
+    other = np.random.RandomState(3).permutation(100).tolist()
+    assert class_order("numpy", 100, 3) == other
+
+
 def test_each_task_owns_a_range_of_outputs_in_class_order() -> None:
     data = make()
     made = stream(data, seed=3)
