@@ -10,6 +10,7 @@ import copy
 import math
 import re
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -206,11 +207,10 @@ def read(path: Path) -> Source:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        siblings = [str(p) for p in path.parent.glob("*.yaml")]
-        hint = nearest(file, siblings) if siblings else ""
-        raise UserError(file, f"no such file (looked in {Path.cwd()})", hint) from error
+        what = f"no such file (looked in {Path.cwd()})"
+        raise UserError(file, what, _meant(path)) from error
     except IsADirectoryError as error:
-        inside = sorted(str(p) for p in path.glob("*.yaml"))
+        inside = [str(p) for depth in ("*", "*/*") for p in sorted(path.glob(f"{depth}.yaml"))]
         raise UserError(file, "is a folder, not a sweep file", _some("it holds", inside)) from error
     except UnicodeDecodeError as error:
         raise UserError(file, f"is not UTF-8 text (byte {error.start})") from error
@@ -228,6 +228,22 @@ def read_text(text: str, file: str) -> Source:
     if not isinstance(data, dict):
         raise UserError(file, "must be a mapping (name: ..., benchmark: ..., methods: ...)")
     return Source(file, text, data, parser.origins)
+
+
+def _meant(path: Path) -> str:
+    """A hint: of the files beside ``path`` and in ./sweeps, the one whose name is most like it."""
+    found = [*path.parent.glob("*.yaml"), *Path("sweeps").rglob("*.yaml")]
+    known = sorted({p.resolve(): p for p in found}.values())
+
+    def alike(other: Path) -> tuple[float, float]:
+        pairs = ((path.stem, other.stem), (str(path), str(other)))
+        first, second = (SequenceMatcher(None, *pair).ratio() for pair in pairs)
+        return first, second
+
+    best = max(known, key=alike, default=None)
+    if best is None or alike(best)[0] < 0.6:
+        return _some("there are", [str(p) for p in known])
+    return f"did you mean '{best}'?"
 
 
 def _some(verb: str, names: list[str], count: int = 5) -> str:

@@ -294,6 +294,34 @@ def test_paths_that_are_no_files(here, capsys):
 
 
 @pytest.mark.parametrize(
+    "path, hint",
+    [
+        ("sweeps/blip/mnist55.yaml", "did you mean 'sweeps/blip/mnist5.yaml'?"),
+        ("sweeps/mnist5.yaml", "did you mean 'sweeps/blip/mnist5.yaml'?"),
+        ("mnist5", "did you mean 'sweeps/blip/mnist5.yaml'?"),
+        ("mnist", "did you mean 'sweeps/mnist.yaml'?"),
+        ("sweeps/mnist", "did you mean 'sweeps/mnist.yaml'?"),
+        ("elsewhere/quick.yaml", "there are sweeps/blip/mnist5.yaml, sweeps/mnist.yaml"),
+        ("sweeps", "it holds sweeps/mnist.yaml, sweeps/blip/mnist5.yaml"),
+        ("sweeps/blip", "it holds sweeps/blip/mnist5.yaml"),
+    ],
+)
+def test_sweeps_in_folders_are_suggested(here, capsys, path, hint):
+    (here / "sweeps/blip").mkdir(parents=True)
+    for name in ("mnist", "blip/mnist5"):
+        (here / f"sweeps/{name}.yaml").write_text(GOOD)
+    code, _, err = run_cli(capsys, "run", path, "--dry-run")
+    assert code == 2
+    assert err.endswith(f"; {hint}\n")
+
+
+def test_without_any_sweep_nothing_is_suggested(here, capsys):
+    code, _, err = run_cli(capsys, "run", "mnist", "--dry-run")
+    assert code == 2
+    assert err.endswith(f"no such file (looked in {here})\n")
+
+
+@pytest.mark.parametrize(
     "code, expected",
     [
         ("import no_such_module", "fails on import: ModuleNotFoundError"),
