@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from perf_helpers import fastest, random_data
 from torch import nn
 
-from raycl import datasets
-from raycl.datasets.base import Arrays, Dataset, DatasetConfig
 from raycl.training.run import Run, train_one_epoch
 
 pytestmark = pytest.mark.perf
@@ -29,37 +24,18 @@ SHAPES = {
 }
 
 
-def fastest(
-    epoch: Callable[[], None], other: Callable[[], None], rounds: int = 7
-) -> tuple[float, float]:
-    """Seconds of the fastest epoch of each, taken in turns so that both see the same machine."""
-    best = [float("inf"), float("inf")]
-    for _ in range(rounds):
-        for i, function in enumerate((epoch, other)):
-            started = time.perf_counter()
-            function()
-            best[i] = min(best[i], time.perf_counter() - started)
-    return best[0], best[1]
-
-
 @pytest.mark.parametrize("name", SHAPES)
 def test_loop(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     shape, n, network, batch_size = SHAPES[name]
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, size=(n, *shape), dtype=np.uint8)
-    labels = generator.integers(0, 10, size=n)
-    channels = shape[0]
-    arrays = Arrays(images, labels)
-    dataset = Dataset(
-        "random", arrays, arrays, tuple("0123456789"), (0.5,) * channels, (0.3,) * channels
-    )
+    data, arrays = random_data(shape, n)
+    images, labels = arrays.images, arrays.labels
     config = {
         "benchmark": {"name": "split", "dataset": "digits", "tasks": 1, "validation": 0.0},
         "method": {"name": "finetune"},
         "network": network,
         "train": {"epochs": 1, "batch_size": batch_size, "lr": 0.001, "momentum": 0.9},
     }
-    run = Run(config, {datasets.key(DatasetConfig(name="digits")): dataset})
+    run = Run(config, data)
     method = run.method
     phase = method.phases(run._enter_task())[0]
     optimizer = phase.optimizer()
