@@ -6,6 +6,8 @@ from raycl import registry
 from raycl.testing import MethodConformance
 
 OPTIONS: dict[str, dict[str, object]] = {
+    "ewc": {"lam": 5.0},  # 5000 needs train.clip_norm
+    "imm_mode": {"merge": "mode"},
     "naive_rehearsal": {"memory_size": 12},
     "online_ewc": {"fisher_samples": 20},
 }

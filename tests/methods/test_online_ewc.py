@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raycl.methods import online_ewc
+from raycl.methods import _anchored
 
 
 def flat(run):
@@ -32,7 +32,7 @@ def test_accumulation_by_hand(build, monkeypatch, gamma, expected):
     run = build("online_ewc", gamma=gamma)
     for value in (0.2, 0.1, 0.4):
         monkeypatch.setattr(
-            online_ewc,
+            _anchored,
             "fisher_diagonal",
             lambda *_, value=value: torch.full_like(run.method.fisher, value),
         )
@@ -88,7 +88,7 @@ def test_fisher_is_of_the_outputs_that_were_trained(build, monkeypatch):
         seen.append((outputs.tolist(), sum(len(b) for b in batches), network.training))
         return torch.zeros(())
 
-    monkeypatch.setattr(online_ewc, "fisher_diagonal", spy)
+    monkeypatch.setattr(_anchored, "fisher_diagonal", spy)
     for outputs in ("seen", "task"):
         run = build("online_ewc", outputs=outputs, fisher_samples=20)
         while not run.done:
@@ -108,3 +108,19 @@ def test_the_head_is_protected_only_where_tasks_share_outputs(build):
     assert shared.anchor.numel() == shared.fisher.numel() == plain
     separate = build("online_ewc", benchmark={"name": "permuted", "outputs": "separate"}).method
     assert sum(p.numel() for p in separate.backbone.parameters()) == separate.anchor.numel()
+
+
+@pytest.mark.parametrize("estimate", ["batch_mean", "per_example"])
+def test_is_the_mean_of_ewc_times_the_number_of_tasks(build, estimate):
+    stream = {"name": "permuted", "tasks": 3}  # the head is shared, so both cover all parameters
+    runs = [
+        build(method, benchmark=stream, outputs="task", lam=0, fisher=estimate)
+        for method in ("ewc", "online_ewc")
+    ]
+    for done in (1, 2, 3):
+        for run in runs:
+            run.advance()
+        mean, total = (run.method.fisher for run in runs)
+        assert mean.gt(0).any()
+        torch.testing.assert_close(total, mean * done)
+        assert torch.equal(runs[0].method.anchor, runs[1].method.anchor)

@@ -1,0 +1,140 @@
+"""What EWC and its relatives share: an anchor, a penalty on leaving it, estimates of the Fisher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raycl.benchmarks.base import Task
+from raycl.datasets.examples import Batch
+from raycl.methods.base import Classifier, Context, Losses, masked_cross_entropy
+from raycl.nn.fisher import fisher_diagonal
+from raycl.nn.norms import freeze_batch_norm
+
+PUBLISHED_BATCH = 20
+"""The factor in ``Anchored.batch_mean_fisher``."""
+
+
+class Anchored(Classifier):
+    """Training of every task but the first is pulled to the last solution, theta*.
+
+    L = CE(z[outputs], y) + lam / 2 * sum_i w_i (theta_i - theta*_i)^2
+
+    The sum is over ``protected``; the weights w are ``importance``.
+    """
+
+    class Config(Classifier.Config):
+        """Options every such method has."""
+
+        lam: float = Field(1.0, ge=0, description="strength of the penalty")
+        fisher: Literal["batch_mean", "per_example"] = Field(
+            "batch_mean",
+            description="estimate of the Fisher: squared gradients of batches with their true "
+            "labels, times 20; or of single images with labels drawn from the model",
+        )
+        fisher_samples: int = Field(
+            1000, ge=1, description="per_example: images of the task, at most all of them"
+        )
+
+    anchor: Tensor
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__(config, context)
+        self.register_buffer("anchor", torch.zeros_like(self.position()))
+
+    @property
+    def network(self) -> nn.Sequential:
+        """Images to logits."""
+        return nn.Sequential(self.backbone, self.head)
+
+    @property
+    def importance(self) -> Tensor | None:
+        """w, in the order of ``anchor``; ``None`` if all are 1."""
+        return None
+
+    def protected(self) -> dict[str, nn.Parameter]:
+        """What the penalty is on, by name in ``network``, in the order of the buffers."""
+        return dict(self.network.named_parameters())
+
+    def position(self) -> Tensor:
+        """A copy of the protected parameters, in the order of the buffers."""
+        return torch.cat([p.detach().flatten() for p in self.protected().values()])
+
+    def objective(self, task: Task) -> Callable[[Batch], Losses]:
+        """See ``Classifier.objective``; the first task has no penalty."""
+        if task.info.index == 0:
+            return super().objective(task)
+        active = self.active(task.info)
+        parameters = list(self.protected().values())
+
+        def loss(batch: Batch) -> Losses:
+            z = self.logits(batch.images, task.info.index)
+            return {
+                "cross_entropy": masked_cross_entropy(z, batch.labels, active),
+                "penalty": self.penalty(parameters),
+            }
+
+        return loss
+
+    def penalty(self, parameters: list[nn.Parameter]) -> Tensor:
+        """The second term of the loss, a scalar."""
+        squares = (torch.cat([p.flatten() for p in parameters]) - self.anchor).square()
+        if self.importance is not None:
+            squares = self.importance * squares
+        strength: float = self.config.lam / 2
+        return strength * squares.sum()
+
+    def end_task(self, task: Task) -> None:
+        """Move the anchor here."""
+        self.anchor.copy_(self.position())
+
+    def estimate_fisher(self, task: Task) -> Tensor:
+        """Fisher diagonal of the protected parameters, as ``fisher`` says, in the buffers' order.
+
+        The softmax is over the outputs of the cross-entropy. What is random comes from the method's
+        own generator, so that later tasks see their data in the order any other method does.
+        """
+        if self.config.fisher == "batch_mean":
+            return self.batch_mean_fisher(task)
+        return self.per_example_fisher(task)
+
+    def batch_mean_fisher(self, task: Task) -> Tensor:
+        """20 / n_batches * sum over batches of (d CE / d theta)^2, CE the mean over the batch.
+
+        One pass over shuffled training batches with their true labels, in train mode: with dropout.
+        Batch normalisation alone stays in eval mode, so that the pass does not change the model.
+        """
+        active, train = self.active(task.info), self.context.train
+        parameters = list(self.protected().values())
+        sums = [torch.zeros_like(p) for p in parameters]
+        batches = task.train.batches(
+            train.batch_size,
+            generator=self.context.method_generator,
+            augment=self.context.augment,
+            drop_last=train.drop_last,
+        )
+        self.train()
+        freeze_batch_norm(self)
+        count = 0
+        for batch in batches:
+            z = self.logits(batch.images, task.info.index)
+            loss = masked_cross_entropy(z, batch.labels, active)
+            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+            for sum_, g in zip(sums, gradients, strict=True):
+                sum_.addcmul_(g, g)
+            count += 1
+        self.eval()
+        return torch.cat([sum_.flatten() for sum_ in sums]).mul_(PUBLISHED_BATCH / count)
+
+    def per_example_fisher(self, task: Task) -> Tensor:
+        """See ``raycl.nn.fisher.fisher_diagonal``: ``fisher_samples`` images, in eval mode."""
+        generator = self.context.method_generator
+        chosen = torch.randperm(len(task.train), generator=generator)[: self.config.fisher_samples]
+        device, train = self.context.device, task.train
+        batches = (train.prepare(train.raw(i)) for i in torch.split(chosen.to(device), 256))
+        names = list(self.protected())
+        return fisher_diagonal(self.network, names, batches, self.active(task.info), generator)

@@ -1,0 +1,80 @@
+"""Elastic weight consolidation: one quadratic anchor, the Fisher diagonal averaged over tasks."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor
+
+from raycl.benchmarks.base import Task
+from raycl.methods._anchored import Anchored
+from raycl.methods.base import Context, Outputs
+
+
+class EWC(Anchored):
+    """Training is pulled to the last solution, parameter by parameter, as the mean Fisher weighs.
+
+    Paper:
+        Kirkpatrick et al., "Overcoming Catastrophic Forgetting in Neural Networks", PNAS 2017,
+        arXiv 1612.00796; as the baseline ``ewc`` of the code of Shi et al., "Continual Learning via
+        Bit-Level Information Preserving", CVPR 2021, arXiv 2105.04444.
+
+    Loss of task t > 0, and what happens at the end of any task:
+        L = CE(z[outputs], y) + lam / 2 * sum_i Fbar_i (theta_i - theta*_i)^2
+        F = 20 / n_b * sum_b (d CE_b / d theta)^2
+        Fbar <- (F + t Fbar) / (t + 1);   theta* <- theta
+
+        CE_b is the mean over training batch b, with its true labels and dropout on; n_b is the
+        number of batches. If gradients g of single examples are independent with mean zero, the
+        square of their mean over m has expectation E[g^2] / m, so E[F] is 20 / m times the
+        empirical Fisher diagonal of one example. 20 is a batch size, written into the published
+        code whatever the batch size in use (32 as published: F is 0.625 times the Fisher). Where
+        the mean of g is not zero, its square counts 20 times.
+
+    Symbols:
+        lambda: ``lam``. Fbar: the buffer ``fisher``. theta*: the buffer ``anchor``. theta: all
+        parameters, heads included; those of tasks to come have F = 0 with ``outputs: task``.
+
+    Departures from the paper:
+        * It keeps a penalty, with an anchor and a Fisher of its own, for every old task. Here, as
+          in the published code, there is one anchor and the mean of the Fishers.
+        * ``fisher: batch_mean`` is the published code's estimate above, and the default. The Fisher
+          of the paper is an expectation over single examples: ``fisher: per_example``, which draws
+          labels from the model, in eval mode.
+    Departures from that code:
+        * It clips the gradient to a norm of 100, and ``lam: 5000`` relies on it: set ``clip_norm:
+          100`` in the ``train`` block. Plain SGD without it diverges as soon as
+          lr * lam * max_i Fbar_i exceeds about 2.
+        * Batch normalisation is in eval mode in the pass for F, which would otherwise move the
+          running statistics after the epoch was selected. Those are neither protected nor frozen.
+        * The pass for F is shuffled by a generator of its own.
+        * Heads are rows of one linear layer, see ``finetune``.
+    """
+
+    class Config(Anchored.Config):
+        """Options of EWC."""
+
+        outputs: Outputs = "task"
+        lam: float = Field(
+            5000.0, ge=0, description="strength of the penalty; 5000 goes with train.clip_norm: 100"
+        )
+
+    fisher: Tensor
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self.register_buffer("fisher", self.anchor.clone())
+
+    @property
+    def importance(self) -> Tensor:
+        """Fbar."""
+        return self.fisher
+
+    def end_task(self, task: Task) -> None:
+        """Take this task's Fisher into the mean and move the anchor."""
+        done = task.info.index
+        self.fisher.mul_(done).add_(self.estimate_fisher(task)).div_(done + 1)
+        super().end_task(task)
+
+    def diagnostics(self) -> dict[str, float]:
+        """Scale of Fbar: lr * lam * fisher_max below 2 is stable without a bound on the norm."""
+        return {"fisher_mean": float(self.fisher.mean()), "fisher_max": float(self.fisher.max())}
