@@ -37,6 +37,12 @@ class FolderSequence(Benchmark):
         limit: int | None = Field(
             None, ge=1, description="at most this many training images per class"
         )
+        hold_out: int | None = Field(
+            None,
+            ge=1,
+            description="sub-folders without a test folder: images per class kept for testing, "
+            "drawn by numpy's RandomState(1234); default: every fifth",
+        )
 
         @model_validator(mode="before")
         @classmethod
@@ -71,6 +77,7 @@ class FolderSequence(Benchmark):
                 path=f"{config.path.rstrip('/')}{inner}{task}",
                 size=config.size,
                 limit=config.limit,
+                hold_out=config.hold_out,
             )
             for task in tasks
         ]

@@ -26,6 +26,12 @@ class DatasetConfig(BaseModel):
     limit: int | None = Field(
         None, ge=1, description="at most this many training images per class (the first ones)"
     )
+    hold_out: int | None = Field(
+        None,
+        ge=1,
+        description="folder without a test folder: images per class kept for testing, drawn by "
+        "numpy's RandomState(1234); default: every fifth",
+    )
     mean: tuple[float, ...] | None = Field(None, description="per channel, in units of 0..1")
     std: tuple[float, ...] | None = Field(None, description="per channel, in units of 0..1")
 

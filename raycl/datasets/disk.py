@@ -123,7 +123,9 @@ def _read(
     if config.name in STANDARD:
         return named.load(config.name, root)
     path = resolve(config.path or "", root)
-    return folder.load(path, config.size) if config.name == "folder" else idx.load(path)
+    if config.name == "folder":
+        return folder.load(path, config.size, config.hold_out)
+    return idx.load(path)
 
 
 def _check(data: Dataset) -> None:
@@ -148,6 +150,8 @@ def _check_name(config: DatasetConfig) -> None:
         raise UserError(f"{WHERE}.path", f"{config.name} needs a path")
     if config.name not in BY_PATH and config.path:
         raise UserError(f"{WHERE}.path", f"{config.name} takes no path; it lies in the data root")
+    if config.hold_out is not None and config.name != "folder":
+        raise UserError(f"{WHERE}.hold_out", f"is for folder; {config.name} has test images")
 
 
 def resolve(path: str, root: Path) -> Path:

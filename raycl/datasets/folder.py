@@ -1,9 +1,9 @@
 """Image folders: ``root/class/*.png`` or ``root/train|test/class/*.png``, loose or inside a zip.
 
-``val`` is taken as the test split where there is no ``test``. Without either, the split is
-``hold_out``: of each class every fifth image in the order of the file names is a test image.
-Classes are numbered in the order of their names. A lone folder around the tree (usual in zips) is
-skipped.
+``val`` is taken as the test split where there is no ``test``. Without either, of each class every
+fifth image in the order of the file names is a test image, or as many as ``hold_out`` says are
+drawn. Classes are numbered in the order of their names. A lone folder around the tree (usual in
+zips) is skipped.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from raycl.datasets import transform
 from raycl.datasets.base import Arrays, Files
 from raycl.datasets.files import WHERE, decode_all, open_image, open_zip, split_archive
-from raycl.datasets.transform import hold_out
 from raycl.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -25,31 +25,40 @@ SMALL = 64
 """Pixels: up to this side images are held in memory."""
 SAMPLE = 1000
 """Images of a set of files that its statistics are computed from."""
+DRAW = 1234
+"""Seed of ``hold_out``."""
 
 Tree = dict[str, list[str]]
-"""Class name to file names, both sorted."""
+"""Class name to file names, both sorted; after ``hold_out`` the names are in the order drawn."""
 
 
 def load(
-    path: Path, size: int | None
+    path: Path, size: int | None, hold_out: int | None = None
 ) -> tuple[Arrays, Arrays, tuple[str, ...]] | tuple[Files, Files, tuple[str, ...]]:
     """Training images, test images and class names.
 
     Args:
         path: A folder, a zip, or a folder inside a zip: ``archive.zip!inner/dir``.
         size: Side to resize to; may be left out where all images have one size.
+        hold_out: Test images drawn from each class, where there is no test folder.
 
     Returns:
         ``Arrays`` for images of at most 64 x 64 pixels (after resizing), else ``Files``.
 
     Raises:
-        UserError: No such path, not a zip, not such a tree, a damaged image, mixed sizes.
+        UserError: No such path, not a zip, not such a tree, a damaged image, mixed sizes, nothing
+            to draw test images from.
     """
     train, test = _splits(path)
+    if hold_out is not None:
+        if test is not None:
+            what = f"'{path}' has test images of its own"
+            raise UserError("benchmark.dataset.hold_out", what, "leave out hold_out")
+        train, test = _drawn(train, hold_out, path)
     classes = tuple(train)
     names, labels = _flat(train, classes)
     if test is None:
-        held = hold_out(labels)
+        held = transform.hold_out(labels)
         rare = [c for i, c in enumerate(classes) if not held[labels == i].any()]
         if rare:
             raise UserError(
@@ -124,6 +133,28 @@ def _splits(path: Path) -> tuple[Tree, Tree | None]:
         odd = sorted(set(train) ^ set(test))[0]
         there, missing = ("train", split) if odd in train else (split, "train")
         raise UserError(WHERE, f"class '{odd}' of '{path}' is in {there} but not in {missing}")
+    return train, test
+
+
+def _drawn(tree: Tree, count: int, path: Path) -> tuple[Tree, Tree]:
+    """Class by class the names are shuffled by one generator; the last ``count`` are for testing.
+
+    The rule for miniImageNet of BLIP, arXiv 2105.04444, there in the order in which the file
+    system lists classes and images, here in that of their names.
+    """
+    rng = np.random.RandomState(DRAW)
+    train: Tree = {}
+    test: Tree = {}
+    for name, images in tree.items():
+        if len(images) <= count:
+            raise UserError(
+                "benchmark.dataset.hold_out",
+                f"class '{name}' of '{path}' has {len(images)} image(s)",
+                f"to keep {count} for testing each class needs at least {count + 1}",
+            )
+        drawn = list(images)
+        rng.shuffle(drawn)
+        train[name], test[name] = drawn[:-count], drawn[-count:]
     return train, test
 
 

@@ -236,6 +236,8 @@ def test_folder_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert names == ["1/3 (one: 2 classes)", "2/3 (three: 2 classes)", "3/3 (two: 2 classes)"]
     assert [task.classes for task in made.info.tasks] == [(0, 1), (2, 3), (4, 5)]
     assert [len(task.test) for task in made.data] == [4, 4, 4]
+    _, made = sequence(path="seq", hold_out=3)
+    assert [len(task.test) for task in made.data] == [6, 6, 6]
     _, made = sequence(path="seq", tasks=["two", "one"])
     assert [task.name for task in made.info.tasks] == [
         "1/2 (two: 2 classes)",

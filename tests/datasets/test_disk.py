@@ -85,6 +85,8 @@ def test_given_statistics_are_used() -> None:
         ({"name": "mnits"}, "benchmark.dataset.name", "did you mean 'mnist'?"),
         ({"name": "folder"}, "benchmark.dataset.path", "folder needs a path"),
         ({"name": "mnist", "path": "x"}, "benchmark.dataset.path", "mnist takes no path"),
+        ({"name": "digits", "hold_out": 2}, "benchmark.dataset.hold_out", "is for folder; digits"),
+        ({"name": "idx", "path": "x", "hold_out": 2}, "benchmark.dataset.hold_out", "is for fold"),
         ({"name": "digits", "mean": (0.1,) * 3}, "benchmark.dataset.mean", r"3 value\(s\) for 1"),
         ({"name": "digits", "std": (0.0,)}, "benchmark.dataset.std", "must be positive"),
     ],
@@ -148,6 +150,7 @@ def test_keys_tell_different_data_apart() -> None:
         DatasetConfig(name="mnist", mean=(0.5,)),
         DatasetConfig(name="folder", path="a"),
         DatasetConfig(name="folder", path="b"),
+        DatasetConfig(name="folder", path="a", hold_out=1),
     ]
     keys = [datasets.key(config) for config in configs]
     assert len(set(keys)) == len(keys)

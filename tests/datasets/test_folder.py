@@ -67,6 +67,61 @@ def test_without_test_folder_every_fifth_image_is_held_out(tmp_path: Path) -> No
     assert load(tmp_path).train.images.tobytes() == data.train.images.tobytes()
 
 
+def drawn(root: Path, path: str = ".", hold_out: int = 100) -> tuple[list[str], list[str]]:
+    """Names of training and test images; their content is not read."""
+    given = {"size": 80, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    data = load(root, path, hold_out=hold_out, **given)
+    sides = []
+    for part in (data.train, data.test):
+        assert isinstance(part, Files)
+        names = ["/".join(re.split("[/!]", name)[-2:]) for name in part.paths]
+        assert [data.classes[k] for k in part.labels] == [name.split("/")[0] for name in names]
+        sides.append(names)
+    return sides[0], sides[1]
+
+
+def test_hold_out_draws_as_blip_does_on_mini_imagenet(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        for i in reversed(range(600)):
+            path = tmp_path / name / f"{i:03}.jpg"
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+    rng = np.random.RandomState(1234)
+    orders = {name: rng.permutation(600) for name in "ab"}
+    train, test = drawn(tmp_path)
+    assert train == [f"{name}/{i:03}.jpg" for name in "ab" for i in orders[name][:500]]
+    assert test == [f"{name}/{i:03}.jpg" for name in "ab" for i in orders[name][500:]]
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path)
+    assert drawn(tmp_path, "zipped.zip") == (train, test)
+    again = drawn(tmp_path, hold_out=599)
+    assert again[0] == [f"{name}/{orders[name][0]:03}.jpg" for name in "ab"]
+
+
+def test_hold_out_of_small_images(tmp_path: Path) -> None:
+    write_tree(tmp_path, each=8)
+    data = load(tmp_path, hold_out=3, limit=2)
+    assert data.train.labels.tolist() == [0, 0, 1, 1]
+    assert data.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    order = np.random.RandomState(1234).permutation(8)
+    for image, i in zip(data.test.images, order[5:], strict=False):
+        np.testing.assert_array_equal(image, pixels(tmp_path / f"cat/{i:02}.png"))
+    np.testing.assert_array_equal(data.train.images[0], pixels(tmp_path / f"cat/{order[0]:02}.png"))
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_hold_out_has_nothing_to_draw_from(tmp_path: Path, split: str) -> None:
+    write_tree(tmp_path / "pets")
+    write_tree(tmp_path / "own" / "train")
+    write_tree(tmp_path / "own" / split)
+    for path, text in (
+        ("pets", r"class 'cat' of '.*/pets' has 5 image\(s\); to keep 5 .* at least 6$"),
+        ("own", "'.*/own' has test images of its own; leave out hold_out"),
+    ):
+        with pytest.raises(UserError, match=text) as caught:
+            load(tmp_path, path, hold_out=5)
+        assert caught.value.where == "benchmark.dataset.hold_out"
+
+
 def test_a_zip_gives_what_the_folder_gives(tmp_path: Path) -> None:
     write_tree(tmp_path / "pets" / "train")
     write_tree(tmp_path / "pets" / "test")
