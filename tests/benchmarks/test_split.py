@@ -46,8 +46,8 @@ MINI_IMAGENET = """
 
 
 def test_class_order_of_mini_imagenet() -> None:
-    data = make(classes=100, each=50, shape=(1, 2, 2))
-    made = stream(data, tasks=20, class_order="numpy", validation=0.02)
+    data = make(classes=100, each=1, shape=(1, 2, 2))
+    made = stream(data, tasks=20, class_order="numpy", validation=0)
     tabled = [[int(c) for c in task.split()] for task in MINI_IMAGENET.split(",")]
     names = made.info.class_names
     found = [[int(names[c].removeprefix("toy")) for c in task.classes] for task in made.info.tasks]
