@@ -84,11 +84,13 @@ def test_smoke_dry_run(cli):
     assert out.splitlines()[-1] == "4 trials of quickstart-smoke: 0 search, 4 final"
 
 
-@pytest.mark.parametrize("path", sorted(SWEEPS.rglob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted(SWEEPS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(SWEEPS))
+)
 def test_every_sweep_file_is_valid_with_a_header(path):
     sweep = spec.load(path)
     spec.load(path, smoke=True)
-    assert sweep.name == path.stem
+    assert sweep.name == "-".join(path.relative_to(SWEEPS).with_suffix("").parts)
     assert sweep.description
     header = path.read_text().split("name:")[0]
     assert f"raycl run sweeps/{path.relative_to(SWEEPS)}" in header
