@@ -135,10 +135,16 @@ def _type(part: Mapping[str, Any]) -> str:
         if "enum" in branch or "const" in branch:
             found += [str(v) for v in branch.get("enum", [branch.get("const")])]
         elif branch.get("type") == "array":
-            found.append(f"list of {_type(branch.get('items', {}))}")
+            kinds = dict.fromkeys(_type(item) for item in _items(branch))
+            found.append(f"list of {' | '.join(kinds) or 'any'}")
         else:
             found.append(str(branch.get("type", "any")))
     return " | ".join(found)
+
+
+def _items(branch: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Schemas of a list's elements: one for all, or one for each."""
+    return [branch["items"]] if "items" in branch else list(branch.get("prefixItems", ()))
 
 
 def _bounds(part: Mapping[str, Any]) -> str:
@@ -150,7 +156,7 @@ def _bounds(part: Mapping[str, Any]) -> str:
         "minItems": "items ≥",
         "maxItems": "items ≤",
     }
-    parts = [p for branch in _branches(part) for p in (branch, branch.get("items", {}))]
+    parts = [p for branch in _branches(part) for p in (branch, *_items(branch))]
     found = [f"{word} {p[key]:g}" for p in parts for key, word in words.items() if key in p]
     return ", ".join(dict.fromkeys(found))
 

@@ -108,6 +108,14 @@ def test_show_sweep_prints_a_sweep_file(cli, tmp_path):
     assert spec.load(tmp_path / "again.yaml").resolved() == yaml.safe_load(out)
 
 
+def test_show_network_names_the_kind_of_each_element(cli):
+    code, out, _ = cli("show", "network", "alexnet")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("hidden")]
+    assert "list of integer" in line
+    assert "items ≥ 2, items ≤ 2, ≥ 1" in line
+
+
 def test_show_method_lists_options_with_bounds(cli):
     code, out, _ = cli("show", "method", "online_ewc")
     assert code == 0

@@ -80,7 +80,7 @@ def _search(sweep: TrackedSweep) -> Iterable[str]:
     metric = search.get("metric", "validation/average_accuracy")
     yield (
         f"{' '.join(parts)}; protocol {search.get('protocol', 'end_of_stream')}; "
-        f"chosen by {metric}, on validation data only, and run again on the seeds counted here"
+        f"chosen by {metric}, without test data, and run again on the seeds counted here"
     )
 
 

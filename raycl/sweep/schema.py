@@ -87,6 +87,8 @@ def _or_space(part: Schema) -> Schema:
     inner: Schema = {k: v for k, v in part.items() if k not in about}
     if isinstance(inner.get("items"), dict):
         inner["items"] = _or_space(inner["items"])
+    if "prefixItems" in inner:
+        inner["prefixItems"] = [_or_space(item) for item in inner["prefixItems"]]
     return {"anyOf": [spaced(inner), SPACE], **about}
 
 

@@ -165,7 +165,7 @@ def test_search_is_one_line_and_no_row(store: Store) -> None:
         "search: 4 trials (3 finished, 1 stopped early) of 3 tasks in 5.0 min of training "
         "(not counting 1 that ended before their first task did); protocol first_tasks"
     )
-    assert "validation data only" in line
+    assert "without test data" in line
     assert not any("not in the table" in note or "fewer than" in note for note in table.notes)
 
 
