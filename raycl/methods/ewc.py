@@ -42,8 +42,10 @@ class EWC(Anchored):
           labels from the model, in eval mode.
     Departures from that code:
         * It clips the gradient to a norm of 100, and ``lam: 5000`` relies on it: set ``clip_norm:
-          100`` in the ``train`` block. Plain SGD without it diverges as soon as
-          lr * lam * max_i Fbar_i exceeds about 2.
+          100`` in the ``train`` block. Without it, plain SGD diverges as soon as
+          lr * lam * max_i Fbar_i exceeds about 2; with it, it stays finite, but tosses about. Fbar
+          falls with the training loss: on scikit-learn's digits, in tasks of two, its maximum is
+          0.15 after 2 epochs (too much for 5000 at a rate of 0.05) and 0.005 after 20 (fine).
         * Batch normalisation is in eval mode in the pass for F, which would otherwise move the
           running statistics after the epoch was selected. Those are neither protected nor frozen.
         * The pass for F is shuffled by a generator of its own.

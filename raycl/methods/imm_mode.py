@@ -24,13 +24,14 @@ class IMMMode(Anchored):
     Loss of task t > 1:
         L = CE(z[outputs], y) + lam / 2 * sum_i (theta_i - theta*_i)^2
 
-    What happens at the end of task t > 1 with ``merge: mode``, i.e. the mode of a product of
-    Gaussians around both solutions:
+    What happens at the end of a task with ``merge: mode``, i.e. the mode of a product of Gaussians
+    around both solutions:
         theta_i <- (F_i theta_i + Fsum_i theta*_i) / (F_i + Fsum_i);   Fsum <- Fsum + F
 
-        A parameter with F_i = Fsum_i = 0 keeps its value. F is the Fisher diagonal of the task,
-        taken before the merge; see ``ewc`` for the two estimates of it. In any case theta* is what
-        the task ends with.
+        Fsum is 0 at first, so that the first task is not changed; a parameter with
+        F_i = Fsum_i = 0 keeps its value. F is the Fisher diagonal of the task, taken before the
+        merge; see ``ewc`` for the two estimates of it. In any case theta* is what the task ends
+        with.
 
     Symbols:
         lambda: ``lam``. theta*: the buffer ``anchor``. Fsum: the buffer ``fisher``, only with
@@ -71,8 +72,7 @@ class IMMMode(Anchored):
         """Merge, if asked to, and move the anchor."""
         if self.config.merge == "mode":
             new = self.estimate_fisher(task)
-            if task.info.index:
-                self.merge(new)
+            self.merge(new)
             self.fisher.add_(new)
         super().end_task(task)
 

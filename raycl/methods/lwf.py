@@ -70,7 +70,7 @@ class LwF(Classifier):
     def add_task(self, task: TaskInfo) -> None:
         """Make room for the teacher when the second task comes."""
         if task.index == 1:
-            self.teacher = copy.deepcopy(self.network).requires_grad_(False).eval()
+            self.teacher = copy.deepcopy(self.network)
 
     def begin_task(self, task: Task) -> None:
         """The network as it is becomes the teacher."""

@@ -79,6 +79,7 @@ def test_loss_of_a_task(build):
     terms["distillation"].backward()
     assert run.method.head.weight.grad[:8].any()
     assert not run.method.head.weight.grad[8:].any()
+    assert all(p.grad is None for p in run.method.teacher.parameters())
 
 
 def test_tasks_that_share_outputs_have_one_term(build):
