@@ -18,7 +18,7 @@ class EWC(Anchored):
         arXiv 1612.00796; as the baseline ``ewc`` of the code of Shi et al., "Continual Learning via
         Bit-Level Information Preserving", CVPR 2021, arXiv 2105.04444.
 
-    Loss of task t > 0, and what happens at the end of any task:
+    Loss of task t > 0 (counted from 0), and what happens at the end of any task:
         L = CE(z[outputs], y) + lam / 2 * sum_i Fbar_i (theta_i - theta*_i)^2
         F = 20 / n_b * sum_b (d CE_b / d theta)^2
         Fbar <- (F + t Fbar) / (t + 1);   theta* <- theta
