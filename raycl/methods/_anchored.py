@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from raycl.benchmarks.base import Task
 from raycl.datasets.examples import Batch
 from raycl.methods.base import Classifier, Context, Losses, masked_cross_entropy
-from raycl.nn.fisher import fisher_diagonal
 from raycl.nn.norms import freeze_batch_norm
 
 PUBLISHED_BATCH = 20
@@ -45,11 +44,6 @@ class Anchored(Classifier):
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
         self.register_buffer("anchor", torch.zeros_like(self.position()))
-
-    @property
-    def network(self) -> nn.Sequential:
-        """Images to logits."""
-        return nn.Sequential(self.backbone, self.head)
 
     @property
     def importance(self) -> Tensor | None:
@@ -100,7 +94,7 @@ class Anchored(Classifier):
         """
         if self.config.fisher == "batch_mean":
             return self.batch_mean_fisher(task)
-        return self.per_example_fisher(task)
+        return self.sampled_fisher(task, list(self.protected()), self.config.fisher_samples)
 
     def batch_mean_fisher(self, task: Task) -> Tensor:
         """20 / n_batches * sum over batches of (d CE / d theta)^2, CE the mean over the batch.
@@ -129,12 +123,3 @@ class Anchored(Classifier):
             count += 1
         self.eval()
         return torch.cat([sum_.flatten() for sum_ in sums]).mul_(PUBLISHED_BATCH / count)
-
-    def per_example_fisher(self, task: Task) -> Tensor:
-        """See ``raycl.nn.fisher.fisher_diagonal``: ``fisher_samples`` images, in eval mode."""
-        generator = self.context.method_generator
-        chosen = torch.randperm(len(task.train), generator=generator)[: self.config.fisher_samples]
-        device, train = self.context.device, task.train
-        batches = (train.prepare(train.raw(i)) for i in torch.split(chosen.to(device), 256))
-        names = list(self.protected())
-        return fisher_diagonal(self.network, names, batches, self.active(task.info), generator)

@@ -14,7 +14,7 @@ phase, go into ``get_extra_state``, whose tensors come back on the CPU. ``requir
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,11 +24,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from raycl.benchmarks.base import StreamInfo, Task, TaskInfo
-from raycl.datasets.examples import Augment, Batch
+from raycl.datasets.examples import Augment, Batch, Examples
 from raycl.errors import UserError
 from raycl.networks.base import Backbone
+from raycl.nn.fisher import fisher_diagonal
 from raycl.nn.optim import TrainConfig, make_optimizer, make_schedule
 
+FISHER_BATCH = 128
+"""Images at a time; more only take more memory."""
 Memory = Literal["exemplars", "generator", "all"]
 Losses = Tensor | Mapping[str, Tensor]
 Outputs = Annotated[
@@ -234,6 +237,11 @@ class Classifier(Method):
         self.backbone = context.build_network()
         self.head = nn.Linear(self.backbone.num_features, context.stream.num_outputs)
 
+    @property
+    def network(self) -> nn.Sequential:
+        """Images to logits; its parameters are named ``0.*`` (backbone) and ``1.*`` (head)."""
+        return nn.Sequential(self.backbone, self.head)
+
     def logits(self, images: Tensor, task_id: int | None) -> Tensor:
         """See ``Method.logits``; the task id is not used."""
         return self.head(self.backbone(images))  # type: ignore[no-any-return]
@@ -318,17 +326,44 @@ class Classifier(Method):
             objective: What the phase minimises; penalties and the like count.
 
         Returns:
-            The mean over the examples; higher is better.
+            Minus the mean loss over the examples, or percent right: higher is better.
         """
-        if task.validation is None:
+        examples = task.validation
+        if examples is None:
             raise ValueError("no validation set to score on")
-        active = self.active(task.info)
-        by_loss = self.context.train.select == "validation_loss"
-        sums = torch.zeros((), device=self.context.device)
-        for batch in task.validation.batches(1024):
-            if by_loss:
-                sums -= total(objective(batch)) * len(batch)
-            else:
-                z = self.logits(batch.images, task.info.index).index_select(1, active)
-                sums += (active[z.argmax(1)] == batch.labels).sum()
-        return float(sums) / len(task.validation)
+        if self.context.train.select == "validation_accuracy":
+            return self.accuracy(examples, task.info)
+        loss = torch.zeros((), device=self.context.device)
+        for batch in examples.batches(1024):
+            loss += total(objective(batch)) * len(batch)
+        return -float(loss) / len(examples)
+
+    @torch.inference_mode()
+    def accuracy(self, examples: Examples, task: TaskInfo) -> float:
+        """Percent of a task's images that are right among its ``active`` outputs, in eval mode."""
+        outputs = self.active(task)
+        right = torch.zeros((), dtype=torch.int64, device=self.context.device)
+        for batch in examples.batches(1024):
+            z = self.logits(batch.images, task.index).index_select(1, outputs)
+            right += (outputs[z.argmax(1)] == batch.labels).sum()
+        return 100 * int(right) / len(examples)
+
+    def sampled_fisher(self, task: Task, names: Sequence[str], samples: int) -> Tensor:
+        """Diagonal of the Fisher information on images of a task, in eval mode.
+
+        The softmax is over the outputs of the cross-entropy; labels are drawn from the model. See
+        ``raycl.nn.fisher.fisher_diagonal``.
+
+        Args:
+            task: The current task.
+            names: Parameters of ``network``.
+            samples: Training images to use, drawn without replacement; at most all of them.
+
+        Returns:
+            (P,), the parameters flattened and concatenated.
+        """
+        generator, train = self.context.method_generator, task.train
+        chosen = torch.randperm(len(train), generator=generator)[:samples]
+        chosen = chosen.to(self.context.device)
+        batches = (train.prepare(train.raw(i)) for i in torch.split(chosen, FISHER_BATCH))
+        return fisher_diagonal(self.network, names, batches, self.active(task.info), generator)

@@ -6,15 +6,12 @@ import math
 from dataclasses import replace
 from typing import Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from raycl.benchmarks.base import Task, TaskInfo
-from raycl.datasets.examples import Examples
 from raycl.errors import UserError
-from raycl.methods.base import Classifier, Context, Phase
-from raycl.nn.fisher import fisher_diagonal
+from raycl.methods.base import Classifier, Context, Outputs, Phase
 from raycl.nn.norms import freeze_batch_norm
 from raycl.nn.quantised import LIMIT, Drift, FrozenBits, Quantised, ZeroBits
 
@@ -75,10 +72,7 @@ class BLIP(Classifier):
     class Config(Classifier.Config):
         """Options of BLIP."""
 
-        outputs: Literal["seen", "task", "all"] = Field(
-            "task",
-            description="outputs in the cross-entropy: the task's own, all seen classes, or all",
-        )
+        outputs: Outputs = "task"
         f_prior: float = Field(
             1e-15, gt=1e-30, description="prior of the Fisher diagonal, per unit of fan-in"
         )
@@ -151,33 +145,14 @@ class BLIP(Classifier):
     def end_task(self, task: Task) -> None:
         """Fisher information, bits, rounding."""
         examples = task.validation or task.train
-        active = self.active(task.info)
-        before = self.accuracy(examples, active)
-        generator, train = self.context.method_generator, task.train
-        chosen = torch.randperm(len(train), generator=generator)[: self.config.fisher_samples]
-        chosen = chosen.to(self.context.device)
-        batches = (train.prepare(train.raw(i)) for i in torch.split(chosen, 100))
-        fisher = fisher_diagonal(
-            nn.Sequential(self.backbone, self.head),
-            [f"0.{name}" for name in self.frozen.names],
-            batches,
-            active,
-            generator,
-        )
+        before = self.accuracy(examples, task.info)
+        names = [f"0.{name}" for name in self.frozen.names]
+        fisher = self.sampled_fisher(task, names, self.config.fisher_samples)
         self.frozen.consolidate(fisher / self.config.fisher_batch_size**2, task.info.index)
         self._rounding = {
             "accuracy_before_rounding": before,
-            "accuracy_after_rounding": self.accuracy(examples, active),
+            "accuracy_after_rounding": self.accuracy(examples, task.info),
         }
-
-    @torch.inference_mode()
-    def accuracy(self, examples: Examples, active: Tensor) -> float:
-        """Percent right, of the outputs ``active``, in eval mode."""
-        right = torch.zeros((), dtype=torch.int64, device=self.context.device)
-        for batch in examples.batches(1024):
-            z = self.logits(batch.images, None).index_select(1, active)
-            right += (active[z.argmax(1)] == batch.labels).sum()
-        return 100 * int(right) / len(examples)
 
     def diagnostics(self) -> dict[str, float]:
         """Bits in use; accuracy in percent on the task's validation (or training) images."""

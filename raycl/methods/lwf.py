@@ -62,11 +62,6 @@ class LwF(Classifier):
         super().__init__(config, context)
         self.teacher = None
 
-    @property
-    def network(self) -> nn.Sequential:
-        """Images to logits."""
-        return nn.Sequential(self.backbone, self.head)
-
     def add_task(self, task: TaskInfo) -> None:
         """Make room for the teacher when the second task comes."""
         if task.index == 1:

@@ -20,7 +20,7 @@ from raycl.benchmarks.base import Benchmark, Task
 from raycl.datasets.base import Dataset
 from raycl.datasets.examples import Batch
 from raycl.errors import UserError
-from raycl.methods.base import Context, Method, Phase
+from raycl.methods.base import Context, Method, Phase, total
 from raycl.networks.base import Backbone
 from raycl.training.config import TrialConfig
 from raycl.training.costs import Costs
@@ -364,7 +364,7 @@ def train_one_epoch(
     for batch in phase.batches():
         losses = phase.loss(batch)
         terms = {} if isinstance(losses, Tensor) else losses
-        loss = losses if isinstance(losses, Tensor) else torch.stack(list(losses.values())).sum()
+        loss = total(losses)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if phase.clip_norm is not None:
@@ -382,4 +382,4 @@ def train_one_epoch(
             sums[name].add_(value.detach(), alpha=size or 1)
     if not steps:
         raise TrainingError(f"phase {phase.name} has no batches: is drop_last leaving nothing?")
-    return {name: float(total) / (examples or steps) for name, total in sums.items()}, examples
+    return {name: float(value) / (examples or steps) for name, value in sums.items()}, examples

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from raycl.errors import UserError
-from raycl.methods import blip
+from raycl.methods import base, blip
 from raycl.nn.fisher import squared_gradients
 from raycl.nn.quantised import quantise
 from raycl.testing import finish
@@ -96,7 +96,7 @@ def test_the_boundary_in_its_order(build, monkeypatch):
     run = build("blip", fisher_batch_size=10, f_prior=1e-7, fisher_samples=25)
     state = run.method.frozen
     seen = {}
-    fisher_diagonal, consolidate = blip.fisher_diagonal, type(state).consolidate
+    fisher_diagonal, consolidate = base.fisher_diagonal, type(state).consolidate
 
     def fisher(network, names, batches, outputs, generator):
         batches = list(batches)
@@ -117,7 +117,7 @@ def test_the_boundary_in_its_order(build, monkeypatch):
         )
         consolidate(self, fisher, tasks)
 
-    monkeypatch.setattr(blip, "fisher_diagonal", fisher)
+    monkeypatch.setattr(base, "fisher_diagonal", fisher)
     monkeypatch.setattr(type(state), "consolidate", spy)
     for task, outputs in ((0, [0, 1]), (1, [2, 3])):
         until_task(run, task + 1)

@@ -45,7 +45,7 @@ def test_validation_accuracy_is_among_the_outputs(build):
     (batch,) = task.validation.batches(10_000)
     right = run.method.logits(batch.images, None)[:, [2, 3]].argmax(1) == batch.labels - 2
     assert 0 < right.float().mean() < 1
-    assert phase.score() == pytest.approx(float(right.float().mean()))
+    assert phase.score() == pytest.approx(100 * float(right.float().mean()))
     assert run.method.logits(batch.images, None).argmax(1).lt(2).any()  # over all it is another
 
 

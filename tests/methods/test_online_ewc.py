@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raycl.methods import _anchored
+from raycl.methods import base
 
 
 def flat(run):
@@ -32,7 +32,7 @@ def test_accumulation_by_hand(build, monkeypatch, gamma, expected):
     run = build("online_ewc", gamma=gamma)
     for value in (0.2, 0.1, 0.4):
         monkeypatch.setattr(
-            _anchored,
+            base,
             "fisher_diagonal",
             lambda *_, value=value: torch.full_like(run.method.fisher, value),
         )
@@ -88,7 +88,7 @@ def test_fisher_is_of_the_outputs_that_were_trained(build, monkeypatch):
         seen.append((outputs.tolist(), sum(len(b) for b in batches), network.training))
         return torch.zeros(())
 
-    monkeypatch.setattr(_anchored, "fisher_diagonal", spy)
+    monkeypatch.setattr(base, "fisher_diagonal", spy)
     for outputs in ("seen", "task"):
         run = build("online_ewc", outputs=outputs, fisher_samples=20)
         while not run.done:
