@@ -54,9 +54,9 @@ class BLIP(Classifier):
         * No quantisation in the forward pass of training.
     Departures from the code:
         * It squares per-example gradients of the mean over a batch of N, so that its F is 1/N^2
-          of the Fisher information, and the published ``f_prior`` is relative to that. Here the
-          Fisher information is exact and then divided by ``fisher_batch_size``^2; with 1, and
-          ``f_prior`` times N^2, it is the same method.
+          of the Fisher information, and the published ``f_prior`` is relative to that. Here F is
+          divided by ``fisher_batch_size``^2 for the same reason; with 1, and ``f_prior`` times N^2,
+          it is the same method. Squares come in closed form, not from a copy for each example.
         * It fails if a task has fewer than ``fisher_samples`` images; here all of them are used.
           It draws them for miniImageNet batch by batch from a shuffled loader: the same.
         * A loss that is no number ends the task with the best epoch, as there; in the first epoch,

@@ -71,6 +71,24 @@ def test_quickstart(tmp_path: Path) -> None:
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
+def test_smoke_of_blip_and_its_baselines(tmp_path: Path) -> None:
+    """All methods of a published table, on bundled data; the bits of BLIP are drawn."""
+    table, _ = raycl(tmp_path, "run", str(ROOT / "sweeps" / "blip" / "mnist5.yaml"), "--smoke")
+    assert "task-incremental" in table
+    labels = ["sgd", "sgd_frozen", "lwf", "imm_l2", "imm_mode", "ewc", "online_ewc", "blip"]
+    found = {o["method"]: o for o in outcomes(tmp_path, "blip-mnist5-smoke")}
+    assert sorted(found) == sorted(labels)
+    assert {o["status"] for o in found.values()} == {"finished"}
+    metrics = {m: o["row"]["result"]["metrics"]["task"] for m, o in found.items()}
+    assert metrics["sgd_frozen"]["backward_transfer"] == 0
+    assert min(m["average_accuracy"] for m in metrics.values()) > 80
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("blip-mnist5-smoke")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`raycl.method` = 'blip'")
+    assert 0 < run.data.metrics["method/capacity"] < 1
+    assert "plots/bits.png" in {a.path for a in client.list_artifacts(run.info.run_id, "plots")}
+
+
 def test_random_search_with_asha(tmp_path: Path) -> None:
     sweep = write(
         tmp_path,

@@ -44,6 +44,10 @@ def test_logistic_regression_by_hand() -> None:
     )
     expected = torch.tensor([0.25 + 0.181099, 4 * 0.25 + 0.25 * 0.181099, 0.25 + 0.181099])
     torch.testing.assert_close(squares, expected, rtol=1e-5, atol=0)
+    # as BLIP's code scales it: the mean over two examples, of a loss that is a mean over two
+    scaled = squares / 2 / 2**2
+    expected = torch.tensor([0.0538874, 0.1306593, 0.0538874])
+    torch.testing.assert_close(scaled, expected, rtol=1e-5, atol=0)
 
 
 def test_sampled_labels_give_the_fisher_information() -> None:
