@@ -6,8 +6,9 @@ import math
 from dataclasses import replace
 from typing import Literal
 
+import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from raycl.benchmarks.base import Task, TaskInfo
 from raycl.errors import UserError
@@ -16,6 +17,7 @@ from raycl.nn.norms import freeze_batch_norm
 from raycl.nn.quantised import LIMIT, Drift, FrozenBits, Quantised, ZeroBits
 
 BIAS_BOUND = 1.0
+_KINDS = {"weight", "bias"}
 
 
 class BLIP(Classifier):
@@ -42,15 +44,18 @@ class BLIP(Classifier):
         ``frozen.bits``, ``frozen.previous``, ``frozen.fisher``. Quantised are the weights and
         biases of all linear layers and convolutions of the backbone, never the head.
 
-    Two scenarios of the code:
-        The defaults are those of its MNIST, CIFAR and mixture experiments. miniImageNet has
-        ``bound: 20``, ``init: network``, ``fisher_samples: 1000``, ``fisher_batch_size: 10``.
+    Scenarios of the code:
+        The defaults are those of its MNIST experiments; CIFAR and the mixture have another
+        ``f_prior``, 5e-16 and 5e-17. miniImageNet has ``bound: 20``, ``init: network``,
+        ``fisher_samples: 1000``, ``fisher_batch_size: 10`` and ``f_prior`` 5e-16 (AlexNet) or 1e-16
+        (ResNet-18).
 
     Departures from the paper, all taken from its code, which produced the numbers:
         * The paper fixes the leading bits of one number and keeps the lower ones; the code rounds
           to the frozen bits alone and lets the weight move by a whole step to either side, so a
           frozen bit can change by a carry (``drift: full_step``). ``drift: cell`` freezes bits.
-        * Weights that gain no bit are reset to 0 (``zero_bits: reset``), dead units mostly.
+        * Weights that have no bit at a task's end are reset to 0 (``zero_bits: reset``); dead units
+          mostly.
         * No quantisation in the forward pass of training.
     Departures from the code:
         * It squares per-example gradients of the mean over a batch of N, so that its F is 1/N^2
@@ -59,14 +64,16 @@ class BLIP(Classifier):
           it is the same method. Squares come in closed form, not from a copy for each example.
         * It fails if a task has fewer than ``fisher_samples`` images; here all of them are used.
           It draws them for miniImageNet batch by batch from a shuffled loader: the same.
-        * A loss that is no number ends the task with the best epoch, as there; in the first epoch,
-          where the code goes on with untrained weights, it is an error.
+        * A loss that is no number ends the task with the best epoch, as there, if ``train.select``
+          keeps one; otherwise, and in the first epoch, where the code goes on with untrained
+          weights, it is an error.
         * The clip is exact: the code's p + clip(w - p) may change the last bit of any weight.
-        * Separate heads are rows of one linear layer. A head that tasks share (domain-incremental
-          streams) is not protected.
+        * Separate heads are rows of one linear layer; with weight decay, which the code has not,
+          old ones would shrink. Rows that later tasks train, too, are not protected: a head that
+          tasks share (domain-incremental streams), or ``outputs`` other than ``task``.
         * Parameters of other layers (an affine batch normalisation), which its networks do not
           have, are learnt in the first task only, like running statistics.
-        * 13 bytes per weight instead of 24.
+        * 13 bytes per weight instead of 24, the weight included; 8 more while a task is learnt.
     """
 
     class Config(Classifier.Config):
@@ -78,8 +85,10 @@ class BLIP(Classifier):
         )
         max_bits: int = Field(20, ge=1, le=LIMIT, description="bits of a weight")
         bound: float = Field(6.0, gt=0, description="weights lie within this / sqrt(fan-in)")
-        init: Literal["normal", "network"] = Field(
-            "normal", description="weights at first: normal, std 1/sqrt(fan-in), or the network's"
+        init: Literal["normal", "network", "keep"] = Field(
+            "normal",
+            description="normal: weights with std 1/sqrt(fan-in), biases 0; network: its weights, "
+            "biases 0; keep: all as they are, for pre-trained networks",
         )
         fisher_samples: int = Field(
             8000, ge=1, description="images of the task for its Fisher, at most all of them"
@@ -94,6 +103,8 @@ class BLIP(Classifier):
             "reset", description="weights without bits at a task's end: set to 0, or kept"
         )
 
+    rounding: Tensor
+
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
         found = self.backbone.named_modules()
@@ -102,19 +113,24 @@ class BLIP(Classifier):
             raise UserError("network", "blip quantises linear layers and convolutions; none here")
         parameters: dict[str, Quantised] = {}
         for name, layer in layers.items():
+            own = dict(layer.named_parameters(recurse=False))
+            taken = {id(q.parameter) for q in parameters.values()}
+            if "weight" not in own or own.keys() - _KINDS or taken & {id(p) for p in own.values()}:
+                what = f"blip needs layers with weights of their own, which {name} has not"
+                raise UserError("network", what)
             fan_in = layer.weight[0].numel()
             if config.init == "normal":
-                nn.init.normal_(layer.weight, std=1 / math.sqrt(fan_in))
+                nn.init.normal_(own["weight"], std=1 / math.sqrt(fan_in))
             bounds = {"weight": config.bound / math.sqrt(fan_in), "bias": BIAS_BOUND}
-            for kind, parameter in layer.named_parameters(recurse=False):
-                if kind == "bias":
+            for kind, parameter in own.items():
+                if kind == "bias" and config.init != "keep":
                     nn.init.zeros_(parameter)
                 parameter.data.clamp_(-bounds[kind], bounds[kind])
                 prior = config.f_prior * fan_in
                 parameters[f"{name}.{kind}"] = Quantised(parameter, bounds[kind], prior)
         self.frozen = FrozenBits(parameters, config.max_bits, config.drift, config.zero_bits)
         self._later = False
-        self._rounding: dict[str, float] = {}
+        self.register_buffer("rounding", torch.zeros(2, dtype=torch.float64))
 
     def add_task(self, task: TaskInfo) -> None:
         """From the second task on, only weights with bits and the head learn."""
@@ -149,20 +165,18 @@ class BLIP(Classifier):
         names = [f"0.{name}" for name in self.frozen.names]
         fisher = self.sampled_fisher(task, names, self.config.fisher_samples)
         self.frozen.consolidate(fisher / self.config.fisher_batch_size**2, task.info.index)
-        self._rounding = {
-            "accuracy_before_rounding": before,
-            "accuracy_after_rounding": self.accuracy(examples, task.info),
-        }
+        after = self.accuracy(examples, task.info)
+        self.rounding.copy_(torch.tensor([before, after], dtype=torch.float64))
 
     def diagnostics(self) -> dict[str, float]:
         """Bits in use; accuracy in percent on the task's validation (or training) images."""
-        bits = self.frozen.bits
+        bits, (before, after) = self.frozen.bits, self.rounding.tolist()
         return {
             "capacity": self.frozen.capacity(),
-            "bits_mean": float(bits.float().mean()),
             "share_of_zero_bits": float((bits == 0).float().mean()),
             "share_of_all_bits": float((bits == self.config.max_bits).float().mean()),
-            **self._rounding,
+            "accuracy_before_rounding": before,
+            "accuracy_after_rounding": after,
         }
 
     def histograms(self) -> dict[str, list[int]]:

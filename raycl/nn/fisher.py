@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -62,10 +63,15 @@ def fisher_diagonal(
 
     Returns:
         (P,), as ``squared_gradients``.
+
+    Raises:
+        ValueError: No images, or logits that are not finite.
     """
 
     def sample(logits: Tensor) -> Tensor:
         p = F.softmax(logits, dim=1).cpu()
+        if not p.isfinite().all():
+            raise ValueError("logits are not finite: the network has diverged")
         return torch.multinomial(p, 1, generator=generator).squeeze(1).to(logits.device)
 
     total, count = torch.zeros(()), 0
@@ -87,7 +93,7 @@ def _squared_gradients(
 ) -> Tensor:
     """``squared_gradients`` with labels that depend on the logits (B, K)."""
     with torch.enable_grad(), _recorded(network) as calls:
-        z = network(images.detach().requires_grad_())[:, outputs]
+        z = network(images)[:, outputs]
         labels = draw(z.detach())
         loss = F.cross_entropy(z, labels, reduction="sum")
     parts = _closed_forms(network, names, calls, loss, len(images))
@@ -103,6 +109,8 @@ def _recorded(network: nn.Module) -> Iterator[Calls]:
     calls: Calls = {}
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not output.requires_grad:  # nothing before it is trained, nor is the layer
+            output.requires_grad_()
         calls.setdefault(layer, []).append((inputs[0].detach(), output))
         return output.clone()  # so that an activation in place leaves the noted one as it is
 
@@ -129,7 +137,7 @@ def _closed_forms(
         (layer, attribute), *more = owners[id(parameters[name])]
         if not more and len(calls.get(layer, ())) == 1:
             seen, _ = calls[layer][0]
-            if len(seen) == count and _has_closed_form(layer, seen):
+            if _has_closed_form(layer, seen, count):
                 found[name] = (layer, attribute)
     layers = list(dict.fromkeys(layer for layer, _ in found.values()))
     if not layers:
@@ -150,10 +158,13 @@ def _closed_forms(
     return sums
 
 
-def _has_closed_form(layer: nn.Module, seen: Tensor) -> bool:
+def _has_closed_form(layer: nn.Module, seen: Tensor, count: int) -> bool:
+    """Whether the input of a layer has one entry per example, in its first dimension."""
+    if len(seen) != count:
+        return False
     if isinstance(layer, nn.Conv2d):
         return seen.ndim == 4 and layer.padding_mode == "zeros" and layer.padding != "same"
-    return seen.ndim in (2, 3)
+    return seen.ndim == 2 or (seen.ndim == 3 and seen.shape[1] != count)  # else which is it?
 
 
 def _of_weight(layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
@@ -182,6 +193,7 @@ def _per_example(
     network: nn.Module, names: Sequence[str], images: Tensor, labels: Tensor, outputs: Tensor
 ) -> dict[str, Tensor]:
     """The sums of any parameters, from gradients of single examples."""
+    network = copy.deepcopy(network)  # functional_call does not put back a module with two names
     fixed = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     fixed = {name: value.detach() for name, value in fixed.items()}
     theta = {name: fixed.pop(name) for name in names}

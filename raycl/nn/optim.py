@@ -60,6 +60,8 @@ class TrainConfig(BaseModel):
             raise ValueError("nesterov needs momentum > 0")
         if self.schedule.name == "plateau" and self.select == "last":
             raise ValueError("the plateau schedule follows a score: set select")
+        if self.schedule.name == "plateau" and self.lr < self.schedule.min_lr:
+            raise ValueError("lr is below schedule.min_lr, where the plateau schedule ends a phase")
         return self
 
 

@@ -49,7 +49,7 @@ def quantise(w: Tensor, bits: Tensor, bound: float) -> Tensor:
     return torch.where(bits == 0, 0.0, bound * torch.round(cells * (w / bound)) / cells)
 
 
-def new_bits(new: Tensor, old: Tensor, tasks: int, most: int) -> Tensor:
+def new_bits(new: Tensor, old: Tensor, tasks: int) -> Tensor:
     """How many more bits a task freezes: max(0, ceil(IG)), without a logarithm.
 
     IG = 1/2 log2((F + (t + 1) Fbar) / ((t + 2) Fbar)), the information gain, is above n - 1 if and
@@ -60,18 +60,19 @@ def new_bits(new: Tensor, old: Tensor, tasks: int, most: int) -> Tensor:
         new: F, the Fisher information of the task, any shape.
         old: Fbar, its running mean before the task, prior included; above 0.
         tasks: t, tasks learnt before this one.
-        most: Counts above this are returned as this.
 
     Returns:
-        int64, the shape of ``new``.
+        int64, the shape of ``new``; at most ``LIMIT``.
     """
-    thresholds = [(tasks + 2) * 4.0**n - (tasks + 1) for n in range(most)]
+    thresholds = [(tasks + 2) * 4.0**n - (tasks + 1) for n in range(LIMIT)]
     table = torch.tensor(thresholds, dtype=torch.float64, device=new.device)
     return torch.searchsorted(table, new.double() / old.double())
 
 
 class FrozenBits(nn.Module):
-    """What BLIP keeps per scalar between tasks: 9 bytes beside the weight itself, for ever.
+    """What BLIP keeps per scalar: 9 bytes beside the weight itself, however many tasks there are.
+
+    While a task is learnt its ``limits`` take another 8.
 
     Args:
         parameters: What is quantised, by name. They stay where they are: this module holds no
@@ -80,8 +81,8 @@ class FrozenBits(nn.Module):
         drift: How far a scalar with b >= 1 bits may go from its rounded value while a task is
             learnt. ``full_step``: B 2^-b, the published behaviour, under which rounding can carry
             into frozen bits and a weight can drift by a step in every task; ``half_step``: half of
-            it; ``cell``: less than half, so that rounding to b bits gives the same value again: the
-            bits are frozen indeed.
+            it; ``cell``: less than half, and what a task's end rounds it to stays as near, so that
+            rounding to b bits gives the same value for ever: the bits are frozen indeed.
         zero_bits: What a boundary does to scalars without bits: ``reset`` them to 0, as published,
             or ``keep`` them as they are.
 
@@ -154,9 +155,13 @@ class FrozenBits(nn.Module):
         if not fisher.isfinite().all():
             raise ValueError("the Fisher information is not finite: the network has diverged")
         for q, previous, bits, old, new in self._zip(self.previous, self.bits, self.fisher, fisher):
-            grown = new_bits(new, old, tasks, self.max_bits)
-            bits.copy_(grown.add_(bits).clamp_(max=self.max_bits))
+            had = bits.clone()
+            bits.copy_(new_bits(new, old, tasks).add_(bits).clamp_(max=self.max_bits))
             rounded = quantise(q.parameter, bits, q.bound)
+            if self.drift == "cell":
+                room = q.bound * (0.5 / _powers(had, old) - 1 / _powers(bits, old)).clamp_(min=0)
+                inside = previous + (rounded - previous).clamp(-room, room)
+                rounded = torch.where(had == 0, rounded, quantise(inside, bits, q.bound))
             if self.zero_bits == "keep":
                 rounded = torch.where(bits == 0, q.parameter, rounded)
             q.parameter.copy_(rounded)

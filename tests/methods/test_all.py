@@ -9,6 +9,7 @@ from raycl.errors import UserError
 from raycl.testing import finish, tensors
 
 METHODS: dict[str, tuple[str, dict[str, object]]] = {
+    "blip": ("blip", {}),
     "ewc": ("ewc", {"lam": 50}),
     "ewc, single images": ("ewc", {"lam": 5, "fisher": "per_example"}),
     "finetune": ("finetune", {}),

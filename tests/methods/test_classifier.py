@@ -8,6 +8,7 @@ import torch
 from raycl.benchmarks.base import Task, TaskData
 from raycl.datasets.examples import concat
 from raycl.methods.base import Classifier, masked_cross_entropy
+from raycl.nn.optim import TrainConfig
 from raycl.testing import tensors
 
 
@@ -69,3 +70,11 @@ def test_an_epoch_that_never_improves(build, monkeypatch, lr, stages):
         again.advance()
     pairs = zip(tensors(again.method.state_dict()), tensors(once.method.state_dict()), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs), "the first epoch's weights are kept"
+
+
+def test_a_rate_below_the_least_is_refused():
+    """The plateau schedule would end every task after one epoch."""
+    schedule = {"name": "plateau", "min_lr": 1e-4}
+    with pytest.raises(ValueError, match=r"lr is below schedule\.min_lr"):
+        TrainConfig(lr=5e-5, select="validation_loss", schedule=schedule)
+    TrainConfig(lr=1e-4, select="validation_loss", schedule=schedule)

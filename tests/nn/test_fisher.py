@@ -188,3 +188,62 @@ def test_closed_forms_do_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
         network, names_of(network), torch.randn(4, 1, 6, 6), torch.arange(4), torch.arange(5)
     )
     assert got.shape == (30 + 48 * 5 + 5,)
+
+
+class SequenceFirst(nn.Module):
+    """A layer over (T, B, F), which only a look at the model can tell from (B, T, F)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sequence = x.flatten(1).mT[:, :, None] * x.flatten(1)[:, :3]  # (4, B, 3)
+        return self.head(self.linear(sequence).tanh().mean(0))
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_sequence_first(count: int) -> None:
+    torch.manual_seed(0)
+    network, x = SequenceFirst().double(), torch.randn(count, 1, 2, 2, dtype=torch.float64)
+    labels, names, outputs = (
+        torch.zeros(count, dtype=torch.int64),
+        ["linear.weight"],
+        torch.arange(2),
+    )
+    expected = sum(
+        squared_gradients(network, names, image[None], labels[:1], outputs) for image in x
+    )
+    torch.testing.assert_close(squared_gradients(network, names, x, labels, outputs), expected)
+
+
+def test_networks_that_take_bytes() -> None:
+    class Bytes(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.float() / 255)
+
+    network = Bytes(nn.Flatten(), nn.Linear(16, 3))
+    images = torch.randint(256, (5, 1, 4, 4), dtype=torch.uint8)
+    plain = nn.Sequential(nn.Flatten(), network[1]).requires_grad_(False)
+    args = (torch.tensor([0, 1, 2, 1, 0]), torch.arange(3))
+    got = squared_gradients(network, ["1.weight"], images, *args)
+    torch.testing.assert_close(got, squared_gradients(plain, ["1.weight"], images / 255, *args))
+    assert got.any()
+
+
+def test_a_module_with_two_names_keeps_its_parameters() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Tanh())
+    network.append(network[1])
+    weight = network[1].weight
+    args = (torch.randn(3, 1, 2, 2), torch.tensor([0, 1, 2]), torch.arange(4))
+    assert squared_gradients(network, ["1.weight"], *args).any()
+    assert network[1].weight is network[3].weight is weight
+
+
+def test_a_network_that_diverged_is_an_error() -> None:
+    network = Logistic()
+    network.linear.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="diverged"):
+        fisher_diagonal(
+            network, ["linear.bias"], [torch.ones(2, 2)], torch.tensor([0, 1]), torch.Generator()
+        )

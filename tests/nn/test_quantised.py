@@ -75,7 +75,7 @@ def test_bits_by_hand() -> None:
     [(0, 0), (0.5, 0), (1, 0), (7, 1), (7.01, 2), (31, 2), (31.1, 3), (127, 3), (128, 4)],
 )  # fmt: skip
 def test_ratio_to_bits_in_the_first_task(ratio: float, grown: int) -> None:
-    assert new_bits(torch.tensor([ratio]), torch.ones(1), 0, 20).item() == grown
+    assert new_bits(torch.tensor([ratio]), torch.ones(1), 0).item() == grown
 
 
 @pytest.mark.parametrize("tasks", [0, 1, 4, 19])
@@ -85,7 +85,7 @@ def test_integer_rule_equals_the_logarithm(tasks: int) -> None:
     gain = 0.5 * torch.log2((ratio + tasks + 1) / (tasks + 2))
     away = (gain - gain.round()).abs() > 1e-9
     expected = gain.ceil().clamp(0, 20).long()
-    got = new_bits(ratio, torch.ones_like(ratio), tasks, 20)
+    got = new_bits(ratio, torch.ones_like(ratio), tasks)
     assert torch.equal(got[away], expected[away])
     assert away.float().mean() > 0.99
     assert set(got.tolist()) >= set(range(18))
@@ -197,6 +197,47 @@ def test_all_bits_frozen_move_by_one_quantum() -> None:
     end = state.of[0].parameter.item()
     assert end == pytest.approx(0.0500002578, abs=4e-9)
     assert end - start == pytest.approx(bound * 2**-20, rel=0.03)
+
+
+def test_frozen_bits_stay_while_more_are_frozen() -> None:
+    """In a cell, rounding to the bits of any earlier task gives what it gave then."""
+    generator = torch.Generator().manual_seed(0)
+    w = torch.empty(2000).uniform_(-1.4, 1.4, generator=generator)
+    state = frozen(w.tolist(), prior=1e-6, drift="cell")
+    history: list[tuple[Tensor, Tensor]] = []
+    for t in range(8):
+        push(state, torch.randn(2000, generator=generator).sign() * 5)
+        fisher = state.fisher * 10 ** torch.empty(2000).uniform_(-1, 2, generator=generator)
+        state.consolidate(fisher, t)
+        now = state.previous.clone()
+        assert torch.equal(now, quantise(now, state.bits, 1.5))
+        for bits, then in history:
+            some = bits > 0
+            assert torch.equal(quantise(now, bits, 1.5)[some], then[some])
+        history.append((state.bits.clone(), now))
+    assert state.bits.min() > 0
+    assert (history[-1][1] != history[2][1]).float().mean() > 0.3, "lower bits go on learning"
+    loose = frozen([0.70])
+    set_bits(loose, 2)
+    push(loose, 5.0)
+    loose.consolidate(torch.zeros(1), 1)
+    assert quantise(loose.previous, torch.tensor([2]), 1.5).item() != 0.75  # a full step carries
+
+
+@pytest.mark.parametrize("drift", ["full_step", "half_step", "cell"])
+@pytest.mark.parametrize("zero_bits", ["reset", "keep"])
+def test_without_bits_a_scalar_is_free(drift: str, zero_bits: str) -> None:
+    state = frozen([1.2], drift=drift, zero_bits=zero_bits)
+    for t in range(3):
+        state.consolidate(torch.zeros(1), t)
+        assert push(state, -9.0).item() == pytest.approx(-1.5, abs=2e-6)
+        assert push(state, 9.0).item() == pytest.approx(1.5, abs=2e-6)
+
+
+def test_fewer_bits_have_a_nearer_edge() -> None:
+    state = frozen([0.0], max_bits=3)
+    assert push(state, 5.0).item() == pytest.approx(1.5 * 7 / 8)
+    assert push(state, -5.0).item() == pytest.approx(-1.5 * 7 / 8)
 
 
 def test_zero_bits_are_reset_or_kept() -> None:
