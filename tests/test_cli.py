@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raycl import doctor
+from raycl import doctor, registry
 from raycl.cli import main
-from raycl.sweep import spec
+from raycl.methods.base import Method
+from raycl.sweep import expand, spec
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 
@@ -95,6 +96,18 @@ def test_every_sweep_file_is_valid_with_a_header(path):
     header = path.read_text().split("name:")[0]
     assert f"raycl run sweeps/{path.relative_to(SWEEPS)}" in header
     assert "What one should see" in header
+
+
+@pytest.mark.parametrize("path", sorted((SWEEPS / "blip").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_method_of_blip_competes_inside_the_task(path):
+    sweep = spec.load(path)
+    assert sweep.readouts == ("task",)
+    plans = expand.final_plans(sweep, {})
+    assert {plan.method for plan in plans} >= {"sgd", "sgd_frozen", "blip"}
+    for plan in plans:
+        block = plan.config["method"]
+        cls = registry.find("raycl.methods", Method, block["name"])
+        assert cls.Config.model_validate(block).outputs == "task", plan.method
 
 
 def test_quickstart_can_be_run_here(tmp_path):

@@ -159,7 +159,7 @@ class BenchmarkConfig(BaseModel):
     @field_validator("validation", mode="before")
     @classmethod
     def _word(cls, value: Any) -> Any:
-        if isinstance(value, int | float) or value == "train":
+        if value == "train" or (isinstance(value, int | float) and not isinstance(value, bool)):
             return value
         raise ValueError(f"must be a share below 1 or the word train, not {value!r}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ class Anchored(Classifier):
     class Config(Classifier.Config):
         """Options every such method has."""
 
-        lam: float = Field(1.0, ge=0, description="strength of the penalty")
+        lam: float = Field(ge=0, description="strength of the penalty")
         fisher: Literal["batch_mean", "per_example"] = Field(
             "batch_mean",
             description="estimate of the Fisher: squared gradients of batches with their true "
@@ -76,11 +77,15 @@ class Anchored(Classifier):
 
     def penalty(self, parameters: list[nn.Parameter]) -> Tensor:
         """The second term of the loss, a scalar."""
-        squares = (torch.cat([p.flatten() for p in parameters]) - self.anchor).square()
-        if self.importance is not None:
-            squares = self.importance * squares
+        sizes = [p.numel() for p in parameters]
+        w = self.importance
+        weights = [None] * len(sizes) if w is None else torch.split(w, sizes)
+        terms = []  # one by one: joining the parameters in every step costs more than the rest
+        for p, anchor, w in zip(parameters, torch.split(self.anchor, sizes), weights, strict=True):
+            squares = (p - anchor.view_as(p)).square()
+            terms.append((squares if w is None else w.view_as(p) * squares).sum())
         strength: float = self.config.lam / 2
-        return strength * squares.sum()
+        return strength * torch.stack(terms).sum()
 
     def end_task(self, task: Task) -> None:
         """Move the anchor here."""
@@ -89,8 +94,8 @@ class Anchored(Classifier):
     def estimate_fisher(self, task: Task) -> Tensor:
         """Fisher diagonal of the protected parameters, as ``fisher`` says, in the buffers' order.
 
-        The softmax is over the outputs of the cross-entropy. What is random comes from the method's
-        own generator, so that later tasks see their data in the order any other method does.
+        The softmax is over the outputs of the cross-entropy. Images are drawn with the method's own
+        generator, so that later tasks see their data in the order any other method does.
         """
         if self.config.fisher == "batch_mean":
             return self.batch_mean_fisher(task)
@@ -123,3 +128,43 @@ class Anchored(Classifier):
             count += 1
         self.eval()
         return torch.cat([sum_.flatten() for sum_ in sums]).mul_(PUBLISHED_BATCH / count)
+
+
+class FisherAnchored(Anchored):
+    """``Anchored`` whose weights are a Fisher diagonal, gathered over tasks.
+
+    Attributes:
+        fisher: float32 (P,), what ``gather`` has made of the tasks so far; 0 at the start.
+    """
+
+    fisher: Tensor
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__(config, context)
+        self.register_buffer("fisher", torch.zeros_like(self.anchor))
+
+    @property
+    def importance(self) -> Tensor:
+        """See ``Anchored.importance``."""
+        return self.fisher
+
+    @abstractmethod
+    def gather(self, new: Tensor, tasks: int) -> None:
+        """Take a task's Fisher into ``fisher``.
+
+        Args:
+            new: (P,), of this task.
+            tasks: Tasks before this one.
+        """
+
+    def end_task(self, task: Task) -> None:
+        """Gather this task's Fisher and move the anchor."""
+        self.gather(self.estimate_fisher(task), task.info.index)
+        super().end_task(task)
+
+    def diagnostics(self) -> dict[str, float]:
+        """Scale of the Fisher.
+
+        Where lr * lam * fisher_max is below 2, plain SGD is stable without a bound on the norm.
+        """
+        return {"fisher_mean": float(self.fisher.mean()), "fisher_max": float(self.fisher.max())}

@@ -294,7 +294,7 @@ class Classifier(Method):
             raise UserError(
                 "train.select",
                 f"{train.select} needs a validation set",
-                "set benchmark.validation above 0",
+                "set benchmark.validation above 0, or to the word train",
             )
         objective = self.objective(task)
         return [

@@ -7,12 +7,10 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from raycl.benchmarks.base import Task
-from raycl.methods._anchored import Anchored
-from raycl.methods.base import Context
+from raycl.methods._anchored import FisherAnchored
 
 
-class OnlineEWC(Anchored):
+class OnlineEWC(FisherAnchored):
     """Training is pulled to the last solution, parameter by parameter, as the Fisher weighs them.
 
     Paper:
@@ -57,27 +55,16 @@ class OnlineEWC(Anchored):
           examples, which makes its Fisher 62 times smaller: ``lam`` = 81 here.
     """
 
-    class Config(Anchored.Config):
+    class Config(FisherAnchored.Config):
         """Options of online EWC."""
 
         lam: float = Field(
             30.0, ge=0, description="strength; plain SGD diverges above about 2 / (lr * max_i F*_i)"
         )
         fisher: Literal["batch_mean", "per_example"] = Field(
-            "per_example", description=Anchored.Config.model_fields["fisher"].description
+            "per_example", description=FisherAnchored.Config.model_fields["fisher"].description
         )
         gamma: float = Field(1.0, ge=0, le=1, description="what each task leaves of the old Fisher")
-
-    fisher: Tensor
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.register_buffer("fisher", self.anchor.clone())
-
-    @property
-    def importance(self) -> Tensor:
-        """F*."""
-        return self.fisher
 
     def protected(self) -> dict[str, nn.Parameter]:
         """See ``Anchored.protected``; the head only where tasks share outputs."""
@@ -85,11 +72,6 @@ class OnlineEWC(Anchored):
         prefixes = ("0.", "1.") if len(outputs) > len(set(outputs)) else ("0.",)
         return {name: p for name, p in super().protected().items() if name.startswith(prefixes)}
 
-    def end_task(self, task: Task) -> None:
-        """Add this task's Fisher and move the anchor."""
-        self.fisher.mul_(self.config.gamma).add_(self.estimate_fisher(task))
-        super().end_task(task)
-
-    def diagnostics(self) -> dict[str, float]:
-        """Scale of F*: lr * lam * fisher_max well below 2 is what plain SGD needs to be stable."""
-        return {"fisher_mean": float(self.fisher.mean()), "fisher_max": float(self.fisher.max())}
+    def gather(self, new: Tensor, tasks: int) -> None:
+        """See ``FisherAnchored.gather``: a sum over tasks that decays by gamma."""
+        self.fisher.mul_(self.config.gamma).add_(new)

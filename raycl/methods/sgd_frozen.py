@@ -22,8 +22,8 @@ class SGDFrozen(Classifier):
     Symbols:
         h_t, the head of task t: the rows of one linear layer that belong to task t, with
         ``outputs: task``. With it, without weight decay, and if tasks share no outputs, nothing is
-        ever forgotten: R[t, u] is R[u, u] to the last bit. Otherwise later tasks change rows that
-        earlier ones have learnt.
+        ever forgotten under the task readout: R[t, u] is R[u, u] to the last bit. Otherwise later
+        tasks change rows that earlier ones have learnt.
 
     Departures from that code:
         * The statistics of batch normalisation stay as the first task left them. Its network has

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -141,3 +143,20 @@ def test_the_published_strength_works_with_the_published_bound(build):
     assert matrices[1][1] > 80
     distances = [(fisher * (flat(r) - anchor).square()).sum() for r in (run, plain)]
     assert distances[0] < 0.5 * distances[1]
+
+
+def test_the_batch_estimate_sees_batches_as_training_does(build, monkeypatch):
+    run = build("ewc", train={"drop_last": True, "augment": "flip"})
+    task, sizes, augmented = run.stream.open(0, None), [], []
+    augment = run.method.context.augment
+
+    def spy(images):
+        augmented.append(len(images))
+        return augment(images)
+
+    context = dataclasses.replace(run.method.context, augment=spy)
+    monkeypatch.setattr(run.method, "context", context)
+    run.method.backbone.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    run.method.eval().batch_mean_fisher(task)
+    assert len(task.train) % 8
+    assert sizes == augmented == [8] * (len(task.train) // 8)
