@@ -45,6 +45,7 @@ def finetune(train_on_digits):
 @pytest.mark.parametrize(
     "method, clip_norm, options",
     [
+        ("blip", None, {}),
         ("ewc", 100, {}),
         ("ewc", 100, {"fisher": "per_example", "lam": 500}),
         ("imm_mode", 1000, {"merge": "mode", "lam": 0.1}),
@@ -56,3 +57,10 @@ def test_forgets_less_than_fine_tuning(train_on_digits, finetune, method, clip_n
     average, transfer = train_on_digits(method, clip_norm, **options)
     assert transfer > finetune[1] / 2
     assert average > finetune[0]
+
+
+def test_blip_forgets_nothing_and_goes_on_learning(train_on_digits, finetune):
+    average, transfer = train_on_digits("blip")
+    frozen, _ = train_on_digits("sgd_frozen")
+    assert abs(transfer) < 0.6, "an image or two of some 70 per task"
+    assert average > frozen + 1
