@@ -24,10 +24,10 @@ from raycl.report.table import Group, Table
 
 Array = NDArray[np.float64]
 
-# Okabe & Ito's palette, which colour-blind readers can tell apart, grey for its yellow and black
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A7A7A")
+# Okabe & Ito's palette, which colour-blind readers can tell apart, grey for its yellow
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A7A7A", "#000000")
 LINES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -158,9 +158,12 @@ def _legend(figure: Figure, methods: Sequence[str]) -> None:
     inches = [0.6 + 0.08 * len(name) for name in names]
     width = figure.get_figwidth()
     columns = len(names) if sum(inches) < width else max(1, int(width / max(inches)))
-    figure.legend(
-        [handles[name] for name in names], names, loc="outside lower center", ncols=columns
-    )
+    found = [handles[name] for name in names]
+    if len(names) <= 2 * columns:
+        figure.legend(found, names, loc="outside lower center", ncols=columns)
+    else:  # a tall legend would take its room from the panels
+        figure.set_figwidth(width + max(inches))
+        figure.legend(found, names, loc="outside right center")
 
 
 # ---------------------------------------------------------------------- panels
