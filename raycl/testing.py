@@ -206,7 +206,7 @@ class MethodConformance:
         assert result["cost"]["stored_bytes"] == held > 0
 
     def test_evaluation_changes_nothing(self) -> None:
-        """Evaluating in mid-stream leaves state and random numbers as they were."""
+        """Evaluating, or asking for numbers, leaves state and random numbers as they were."""
         run = self.build()
         while run.task_index == 0:
             run.advance()
@@ -214,6 +214,8 @@ class MethodConformance:
         for i in range(2 if run.method.zero_shot else 1):
             run.method.eval()
             run.evaluator.accuracy(run.method, run.stream.data[i].test, i, 1)
+        run.method.diagnostics()
+        run.method.histograms()
         _assert_same(_load(before), _load(_save(run)))
 
     def test_uneven_batches(self) -> None:
