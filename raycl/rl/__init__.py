@@ -1,0 +1,1 @@
+"""Reinforcement learning: methods that learn Atari games one after another, on RLlib."""

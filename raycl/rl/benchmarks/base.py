@@ -1,0 +1,114 @@
+"""A sequence of games: what is played, for how long, and how scores are read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Evaluation(BaseModel):
+    """How a policy is scored: greedily, in full games, on seeds it never trains on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    episodes: int = Field(10, ge=1, description="games played; a score is their mean")
+    every: int | None = Field(
+        None, ge=1, description="also after every so many updates; default: at a game's end only"
+    )
+    zero_shot: bool = Field(
+        False, description="also score games that are still to come, and the untrained network"
+    )
+    validation_episodes: int = Field(
+        0, ge=0, description="further games, on seeds of their own, for a search to look at"
+    )
+    max_frames: int = Field(
+        108_000, ge=400, description="emulator frames after which a game is cut (108,000: half an hour)"
+    )
+
+
+class GamesConfig(BaseModel):
+    """Options every sequence of games has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    label: str | None = Field(None, description="name in tables; default: made from the options")
+    frames: int = Field(
+        40_000_000, ge=1, description="emulator frames to train on each game; 4 are one agent step"
+    )
+    evaluation: Evaluation = Evaluation()
+
+
+class GameSequence(ABC):
+    """Games in order, and how to make them. One file each; the file's stem is its name.
+
+    Args (of the constructor of every subclass):
+        config: Its ``Config``.
+    """
+
+    Config: type[GamesConfig] = GamesConfig
+    config: Any
+
+    def __init__(self, config: GamesConfig) -> None:
+        self.config = config
+
+    @property
+    def label(self) -> str:
+        """Name in tables and tags."""
+        return str(self.config.label or self.default_label())
+
+    @abstractmethod
+    def default_label(self) -> str:
+        """The label when none is given."""
+
+    @property
+    @abstractmethod
+    def games(self) -> tuple[str, ...]:
+        """Names of the games in order."""
+
+    @property
+    @abstractmethod
+    def num_actions(self) -> tuple[int, ...]:
+        """Actions of each game: the width of its policy head."""
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, int, int]:
+        """Of an observation: uint8 (C, H, W)."""
+
+    @property
+    @abstractmethod
+    def frames_per_step(self) -> int:
+        """Emulator frames of one agent step."""
+
+    @property
+    @abstractmethod
+    def references(self) -> tuple[tuple[float, float], ...]:
+        """Of each game, the raw scores that are 0 % and 100 % when normalised."""
+
+    @abstractmethod
+    def make(
+        self, num_envs: int, *, training: bool, num_threads: int = 1, render: bool = False
+    ) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
+        """An ``envs.vector.SequentialAtari``, or what behaves like one.
+
+        Args:
+            num_envs: Games played side by side.
+            training: Rewards are clipped and a lost life ends an episode.
+            num_threads: Threads of the emulator.
+            render: Frames can be had for pictures.
+        """
+
+
+def normalise(
+    scores: Sequence[float | None], references: Sequence[tuple[float, float]]
+) -> list[float | None]:
+    """Raw scores to percent: 100 (R - low) / (high - low), game by game."""
+    return [
+        None if score is None else 100 * (score - low) / (high - low)
+        for score, (low, high) in zip(scores, references, strict=True)
+    ]

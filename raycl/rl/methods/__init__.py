@@ -1,0 +1,1 @@
+"""Methods on sequences of games, one file each."""
