@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import gymnasium
 from pydantic import BaseModel, ConfigDict, Field
+
+from raycl import registry
+
+if TYPE_CHECKING:
+    import gymnasium
 
 
 class Evaluation(BaseModel):
@@ -26,7 +30,9 @@ class Evaluation(BaseModel):
         0, ge=0, description="further games, on seeds of their own, for a search to look at"
     )
     max_frames: int = Field(
-        108_000, ge=400, description="emulator frames after which a game is cut (108,000: half an hour)"
+        108_000,
+        ge=400,
+        description="emulator frames after which a game is cut (108,000: half an hour)",
     )
 
 
@@ -112,3 +118,9 @@ def normalise(
         None if score is None else 100 * (score - low) / (high - low)
         for score, (low, high) in zip(scores, references, strict=True)
     ]
+
+
+def build_games(block: Mapping[str, Any], where: str = "benchmark") -> GameSequence:
+    """The sequence of games of a configuration block."""
+    cls = registry.find("raycl.rl.benchmarks", GameSequence, block["name"], where=where)  # type: ignore[type-abstract]
+    return cls(cls.Config.model_validate(block))

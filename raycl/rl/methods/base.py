@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from raycl import registry
 from raycl.rl.policy import Policy
 
 
@@ -79,3 +81,9 @@ class SequenceMethod(nn.Module):
     def histograms(self) -> dict[str, list[int]]:
         """Distributions at a game's end: name to counts per bin, the same bins after every game."""
         return {}
+
+
+def build_method(block: Mapping[str, Any], policy: Policy, where: str = "method") -> SequenceMethod:
+    """The method of a configuration block, for a policy that is freshly initialised."""
+    cls = registry.find("raycl.rl.methods", SequenceMethod, block["name"], where=where)
+    return cls(cls.Config.model_validate(block), policy)

@@ -1,0 +1,132 @@
+"""What plays: one trunk for all games, and for each game a head that acts and one that values.
+
+Plain torch: the same module samples on RLlib's env runners, learns, is scored, and is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from raycl import registry
+from raycl.networks.atari_cnn import orthogonal
+from raycl.networks.base import Backbone
+from raycl.rl.benchmarks.base import build_games
+from raycl.rl.config import SequenceConfig
+
+ACTOR_GAIN = 0.01
+CRITIC_GAIN = 1.0
+
+
+class Policy(nn.Module):
+    """Trunk and heads, with the heads of all games there from the start.
+
+    Heads are linear layers with orthogonal weights, gain 0.01 (actors) and 1 (critics), and biases
+    0: the first policy is close to uniform. It is in eval mode for ever: the ratio of PPO compares
+    one function at two times, so nothing in it may be random, or differ between playing and
+    learning.
+
+    Args:
+        trunk: Float images (B, C, H, W) in 0..1 to features (B, F).
+        num_actions: Of each game: how wide its actor is.
+    """
+
+    def __init__(self, trunk: Backbone, num_actions: Sequence[int]) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.actors = nn.ModuleList(nn.Linear(trunk.num_features, n) for n in num_actions)
+        self.critics = nn.ModuleList(nn.Linear(trunk.num_features, 1) for _ in num_actions)
+        for heads, gain in ((self.actors, ACTOR_GAIN), (self.critics, CRITIC_GAIN)):
+            for head in heads:
+                assert isinstance(head, nn.Linear)
+                orthogonal(head, gain)
+        self.eval()
+
+    @property
+    def num_actions(self) -> tuple[int, ...]:
+        """Actions of each game."""
+        return tuple(len(head.bias) for head in self.actors)  # type: ignore[arg-type]
+
+    def train(self, mode: bool = True) -> Policy:
+        """Stays in eval mode, whatever is asked for; see the class."""
+        if self.training:
+            super().train(False)
+        return self
+
+    def features(self, obs: Tensor) -> Tensor:
+        """The trunk.
+
+        Args:
+            obs: uint8 (B, C, H, W), as the emulator gives them.
+
+        Returns:
+            float32 (B, F).
+        """
+        features: Tensor = self.trunk(obs.float().div_(255))
+        return features
+
+    def heads(self, features: Tensor, game: int) -> tuple[Tensor, Tensor]:
+        """What one game's heads say.
+
+        Args:
+            features: (B, F).
+            game: Index in the sequence.
+
+        Returns:
+            Logits (B, A) and values (B,).
+        """
+        return self.actors[game](features), self.critics[game](features).squeeze(1)
+
+    @torch.no_grad()
+    def act(
+        self, obs: Tensor, game: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sample actions, for training.
+
+        Args:
+            obs: uint8 (B, C, H, W).
+            game: Index in the sequence.
+            generator: On the device of ``obs``; ``None``: torch's own.
+
+        Returns:
+            Actions int64, their log-probabilities, and values, each (B,).
+
+        Raises:
+            RuntimeError: The network has diverged: its probabilities are no numbers.
+        """
+        logits, values = self.heads(self.features(obs), game)
+        log_probs = torch.log_softmax(logits, 1)
+        actions = torch.multinomial(log_probs.exp(), 1, generator=generator)
+        return actions.squeeze(1), log_probs.gather(1, actions).squeeze(1), values
+
+    @torch.no_grad()
+    def greedy(self, obs: Tensor, game: int) -> Tensor:
+        """The most probable actions, for scores and pictures.
+
+        Args:
+            obs: uint8 (B, C, H, W).
+            game: Index in the sequence.
+
+        Returns:
+            int64 (B,); the first of equally probable ones.
+        """
+        actor: nn.Module = self.actors[game]
+        logits: Tensor = actor(self.features(obs))
+        return logits.argmax(1)
+
+
+def build_policy(config: SequenceConfig) -> Policy:
+    """The untrained policy of a trial, weights drawn from torch's global generator.
+
+    Args:
+        config: ``benchmark``, ``network`` and ``tasks`` are used; one pair of heads for each game.
+
+    Raises:
+        UserError: An unknown name, or a network that does not take the images.
+    """
+    games = build_games(config.benchmark)
+    cls = registry.find("raycl.networks", Backbone, config.network["name"], where="network")  # type: ignore[type-abstract]
+    trunk = cls(cls.Config.model_validate(config.network), games.input_shape)
+    return Policy(trunk, games.num_actions[: config.tasks])
