@@ -1,0 +1,86 @@
+"""What a preset does for ``envs.vector.SequentialAtari``: one game, played in N emulators."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class Finished(NamedTuple):
+    """A game played to its end.
+
+    Args:
+        env: Index of the emulator.
+        score: Raw score.
+        steps: Agent steps.
+    """
+
+    env: int
+    score: float
+    steps: int
+
+
+class Step(NamedTuple):
+    """What N emulators return for one action each.
+
+    Args:
+        observations: (N, 4, 84, 84) uint8; of the next game where one is over.
+        rewards: (N,) raw.
+        terminated: (N,) bool.
+        truncated: (N,) bool.
+        final: (N, 4, 84, 84) uint8, valid where a game is over; None if none is.
+        over: (N,) bool, true where a game is over; None if none is.
+    """
+
+    observations: Pixels
+    rewards: npt.NDArray[Any]
+    terminated: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+    final: Pixels | None
+    over: npt.NDArray[np.bool_] | None
+
+
+class Preset(Protocol):
+    """One game in N emulators.
+
+    Args (of the constructor):
+        game: Its name.
+        num_envs: N.
+        training: A lost life ends an episode.
+        full_action_space: All 18 actions instead of the minimal set.
+        max_frames: After so many emulator frames a game is cut; None: the preset's own limit.
+        num_threads: Threads of the emulators.
+        render: ``frames`` will be called.
+        finished: Grows by one for each game played to its end.
+    """
+
+    num_actions: int
+
+    def __init__(
+        self,
+        game: str,
+        num_envs: int,
+        *,
+        training: bool,
+        full_action_space: bool,
+        max_frames: int | None,
+        num_threads: int,
+        render: bool,
+        finished: list[Finished],
+    ) -> None: ...
+
+    def reset(self, seeds: npt.NDArray[np.int64] | None) -> Pixels:
+        """Start N games. ``seeds``: one each, or None to go on with the emulators' streams."""
+
+    def step(self, actions: npt.NDArray[np.int64]) -> Step:
+        """One agent step. ``actions``: (N,), each within ``num_actions``."""
+
+    def frames(self) -> tuple[Pixels, ...]:
+        """What the screens show: N arrays (H, W, 3)."""
+
+    def close(self) -> None:
+        """Let the emulators and their threads go."""
