@@ -29,14 +29,14 @@ class Metric:
         formula: For people.
         higher_is_better: The direction.
         function: Of R, and of what ``also`` names.
-        also: What it needs beside R.
+        also: What it needs beside R; the last two are curves of games, see ``raycl.rl.metrics``.
         min_tasks: Smallest T it is defined for.
     """
 
     formula: str
     higher_is_better: bool
     function: Callable[..., float]
-    also: Literal["", "sizes", "baseline"] = ""
+    also: Literal["", "sizes", "baseline", "evaluation", "training"] = ""
     min_tasks: int = 1
 
 
