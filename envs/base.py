@@ -32,8 +32,8 @@ class Step(NamedTuple):
         rewards: (N,) raw.
         terminated: (N,) bool.
         truncated: (N,) bool.
-        final: (N, 4, 84, 84) uint8, valid where a game is over; None if none is.
-        over: (N,) bool, true where a game is over; None if none is.
+        final: (N, 4, 84, 84) uint8, the last of an episode, valid where ``observations`` are of
+            the next one; None if they are nowhere.
     """
 
     observations: Pixels
@@ -41,7 +41,6 @@ class Step(NamedTuple):
     terminated: npt.NDArray[np.bool_]
     truncated: npt.NDArray[np.bool_]
     final: Pixels | None
-    over: npt.NDArray[np.bool_] | None
 
 
 class Preset(Protocol):
@@ -57,8 +56,6 @@ class Preset(Protocol):
         render: ``frames`` will be called.
         finished: Grows by one for each game played to its end.
     """
-
-    num_actions: int
 
     def __init__(
         self,
@@ -77,7 +74,7 @@ class Preset(Protocol):
         """Start N games. ``seeds``: one each, or None to go on with the emulators' streams."""
 
     def step(self, actions: npt.NDArray[np.int64]) -> Step:
-        """One agent step. ``actions``: (N,), each within ``num_actions``."""
+        """One agent step. ``actions``: (N,), each an action of the game."""
 
     def frames(self) -> tuple[Pixels, ...]:
         """What the screens show: N arrays (H, W, 3)."""

@@ -58,7 +58,6 @@ class FastGames:
             # It plays the same games with the same seeds and actions, in colour and full size.
             height, width = games.screen(game)
             self._twin = make(grayscale=False, stack_num=1, img_height=height, img_width=width)
-        self.num_actions = 18 if full_action_space else games.num_actions(game)
         self._finished, self._num_envs = finished, num_envs
         self._screens: Pixels | None = None
 
@@ -85,7 +84,7 @@ class FastGames:
         self._score += rewards
         self._steps += 1
         frame = info["episode_frame_number"]
-        final = over = None
+        final = None
         if "final_obs" in info:  # somewhere an episode has ended
             # A lost life is "terminated" too, and "lives" is already that of the next game: what
             # tells that a new game has begun is that its frames are counted anew.
@@ -93,10 +92,8 @@ class FastGames:
             if over.any():
                 final = info["final_obs"]
                 self._note(over)
-            else:
-                over = None
         self._frame = frame
-        return Step(observations, rewards, terminated, truncated, final, over)
+        return Step(observations, rewards, terminated, truncated, final)
 
     def _note(self, over: npt.NDArray[np.bool_]) -> None:
         for env in map(int, np.flatnonzero(over)):

@@ -15,9 +15,10 @@ from gymnasium.vector.utils import batch_space
 
 from envs import games as all_games
 from envs.base import Finished, Pixels, Preset
+from envs.faithful import FaithfulGames
 from envs.fast import FastGames
 
-PRESETS: dict[str, type[Preset]] = {"fast": FastGames}
+PRESETS: dict[str, type[Preset]] = {"fast": FastGames, "faithful": FaithfulGames}
 FRAMES_PER_STEP = 4
 NUM_ACTIONS = 18
 SEEDS = 1 << 16
@@ -40,7 +41,7 @@ class SequentialAtari(VectorEnv[Pixels, Actions, npt.NDArray[Any]]):
     Args:
         games: A sequence's name, one game, or games in order; see ``envs.games.sequence``.
         num_envs: N.
-        preset: ``"fast"``, see ``envs.fast``.
+        preset: ``"fast"`` or ``"faithful"``; see ``envs.fast`` and ``envs.faithful``.
         training: Clip rewards, and end an episode at a lost life.
         full_action_space: All 18 actions in every game instead of its minimal set.
         max_frames: After so many emulator frames a game is cut; None: the preset's own limit.
@@ -97,6 +98,7 @@ class SequentialAtari(VectorEnv[Pixels, Actions, npt.NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.single_action_space = Discrete(NUM_ACTIONS)
         self.action_space = batch_space(self.single_action_space, num_envs)
+        self.final: Pixels | None = None
         self._finished: list[Finished] = []
         self._playing: Preset | None = None
         self.set_task(0)
@@ -203,7 +205,7 @@ class SequentialAtari(VectorEnv[Pixels, Actions, npt.NDArray[Any]]):
         if not self._started:
             raise ResetNeeded("call reset() before step()")
         step = playing.step(self._checked(actions))
-        self._last = step
+        self.final = step.final
         rewards = np.sign(step.rewards) if self.training else step.rewards
         infos: dict[str, Any] = {}
         if step.final is not None and step.truncated.any():
