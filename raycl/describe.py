@@ -16,12 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from raycl.datasets import Entry
-from raycl.errors import UserError
-from raycl.registry import names
+from raycl.errors import UserError, nearest
 from raycl.sweep import expand, spec
-from raycl.sweep.blocks import named
 from raycl.sweep.explain import Problem
 from raycl.sweep.folder import SweepFolder
+from raycl.sweep.kinds import KINDS, registered
 from raycl.sweep.schema import inlined
 
 PLAIN_WIDTH = 160
@@ -47,14 +46,16 @@ def print_preview(sweep: spec.Sweep) -> None:
     """Every trial that would run, its resources, and the count."""
     lines = expand.preview(sweep)
     several = len(sweep.benchmark) > 1
+    asked = ["cpu", "gpu"]
+    if any(line.resources["env_runners"] for line in lines):
+        asked.append("env_runners")
     columns = [
         "stage",
         "trial",
         *(["benchmark"] if several else []),
         "seed",
         "values",
-        "cpu",
-        "gpu",
+        *(name.replace("_", " ") for name in asked),
     ]
     rows = [
         [
@@ -63,8 +64,7 @@ def print_preview(sweep: spec.Sweep) -> None:
             *([line.benchmark] if several else []),
             line.seed,
             _values(line.varied),
-            f"{line.resources['cpu']:g}",
-            f"{line.resources['gpu']:g}",
+            *(f"{line.resources[name]:g}" for name in asked),
         ]
         for line in lines
     ]
@@ -84,28 +84,57 @@ def _values(varied: Mapping[str, Any] | str) -> str:
 
 def print_registered(what: str) -> None:
     """All methods, benchmarks or networks, with the first line about each."""
-    kind = what.removesuffix("s")
+    block = what.removesuffix("s")
     rows = []
-    for name in names(f"raycl.{what}"):
-        cls = named(kind, {"name": name})
+    for kinds, name, cls in registered(block):
         about = _doc(cls).partition("\n")[0]
-        extra = [", ".join(sorted(cls.settings)), cls.memory or ""] if kind == "method" else []
-        rows.append([name, *extra, about])
-    extra = ["settings", "memory"] if kind == "method" else []
-    print_table([kind, *extra, "what it is"], rows)
+        extra = [_settings(cls), _memory(cls)] if block == "method" else []
+        rows.append([name, kinds, *extra, about])
+    extra = ["settings", "memory"] if block == "method" else []
+    print_table([block, "for", *extra, "what it is"], rows)
+
+
+def _settings(method: Any) -> str:
+    """Readouts of a method on images; on games there is nothing to choose from."""
+    return ", ".join(sorted(getattr(method, "settings", ())))
+
+
+def _memory(method: Any) -> str:
+    return str(getattr(method, "memory", None) or "")
 
 
 def print_class(kind: str, name: str) -> None:
-    """One method, benchmark or network: its documentation and its options."""
-    try:
-        cls = named(kind, {"name": name})
-    except Problem as p:
-        raise UserError(f"raycl show {kind}", p.what, p.hint) from p
-    print(f"{name} ({kind})\n\n{_doc(cls)}\n")
-    if kind == "method":
-        print(f"settings: {', '.join(sorted(cls.settings))}")
-        print(f"memory: {cls.memory or 'none'}\n")
-    print_table(["option", "type", "default", "bounds", "meaning"], options(inlined(cls.Config)))
+    """One method, benchmark or network: its documentation and its options.
+
+    A name that several kinds of trials have is shown for each.
+    """
+    for i, (kinds, cls) in enumerate(_classes(kind, name)):
+        print(f"{'' if i == 0 else chr(10)}{name} ({kind}, for {kinds})\n\n{_doc(cls)}\n")
+        if _settings(cls):
+            print(f"settings: {_settings(cls)}")
+            print(f"memory: {_memory(cls) or 'none'}\n")
+        columns = ["option", "type", "default", "bounds", "meaning"]
+        print_table(columns, options(inlined(cls.Config)))
+
+
+def _classes(block: str, name: str) -> list[tuple[str, Any]]:
+    """Kinds and class of everything that has a name."""
+    if ":" not in name:
+        known = registered(block)
+        if found := [(kinds, cls) for kinds, other, cls in known if other == name]:
+            return found
+        hint = nearest(name, {other for _, other, _ in known})
+        raise UserError(f"raycl show {block}", f"unknown {block} '{name}'", hint)
+    problems = []
+    found = []
+    for kind in KINDS:
+        try:
+            found.append((kind.name, kind.named(block, {"name": name})))
+        except Problem as problem:
+            problems.append(problem)
+    if not found:
+        raise UserError(f"raycl show {block}", problems[0].what, problems[0].hint)
+    return found
 
 
 def options(schema: Mapping[str, Any], prefix: str = "") -> list[list[str]]:

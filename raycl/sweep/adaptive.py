@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from raycl.sweep import expand, select
+from raycl.sweep.cluster import bundles
 from raycl.sweep.expand import Group, TrialPlan
 from raycl.sweep.model import Sweep
 from raycl.sweep.outcomes import Outcome, Outcomes, Status
@@ -172,7 +174,7 @@ def _tell(searcher: OptunaSearch, outcome: Outcome, metric: str) -> None:
 def _slots(plan: TrialPlan) -> int:
     """How many such trials the cluster holds at a time."""
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    wanted = {kind.upper(): n for kind, n in plan.resources.items() if n}
+    wanted = sum((Counter(bundle) for bundle in bundles(plan.resources)), Counter())
     return max(1, int(min(total.get(kind, 0) / n for kind, n in wanted.items())))
 
 

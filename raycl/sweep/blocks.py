@@ -8,13 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raycl.benchmarks.base import Benchmark
-from raycl.errors import UserError
-from raycl.methods.base import Method
-from raycl.networks.base import Backbone
-from raycl.nn.optim import TrainConfig
-from raycl.registry import find
 from raycl.sweep.explain import Problem, validate
+from raycl.sweep.kinds import Kind
 from raycl.sweep.model import MethodEntry, Sweep
 from raycl.sweep.source import KeyPath
 from raycl.sweep.spaces import KINDS
@@ -63,8 +58,12 @@ def _depth(tree: Any, path: list[str | int]) -> int:
     return len(path)
 
 
-def finish(blocks: Mapping[str, Any]) -> Blocks:
+def finish(blocks: Mapping[str, Any], kind: Kind) -> Blocks:
     """Validate blocks without search spaces and fill in every default.
+
+    Args:
+        blocks: Method, network and train.
+        kind: What they are for.
 
     Raises:
         Problem: With a path from the blocks' root.
@@ -74,30 +73,14 @@ def finish(blocks: Mapping[str, Any]) -> Blocks:
         data = blocks[block]
         try:
             if block == "train":
-                model, subject = TrainConfig, "train"
+                model, subject = kind.train_model(), "train"
             else:
-                cls = named(block, data)
-                model, subject = cls.Config, f"{block} {data['name']}"
+                model = kind.named(block, data).Config
+                subject = f"{block} {data['name']}"
             done[block] = validate(model, data, subject).model_dump(mode="json")
         except Problem as problem:
             raise Problem((block, *problem.path), problem.what, problem.hint) from problem
     return done
-
-
-def named(block: str, data: Mapping[str, Any]) -> Any:
-    """The class a ``method``, ``network`` or ``benchmark`` block names.
-
-    Raises:
-        Problem: There is none.
-    """
-    base: Any = {"method": Method, "network": Backbone, "benchmark": Benchmark}[block]
-    name = data.get("name")
-    if not isinstance(name, str):
-        raise Problem(("name",), "is missing" if name is None else f"must be a name, not {name!r}")
-    try:
-        return find(f"raycl.{block}s", base, name)
-    except UserError as error:
-        raise Problem(("name",), error.what, error.hint) from error
 
 
 def digest(name: str, cls: type) -> str:

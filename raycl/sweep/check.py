@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from raycl import datasets
-from raycl.benchmarks.base import Benchmark, StreamInfo
+from raycl.benchmarks.base import StreamInfo
 from raycl.datasets.base import Dataset
 from raycl.errors import UserError, nearest
-from raycl.sweep.blocks import Blocks, blocks_of, finish, named, place
+from raycl.sweep import kinds
+from raycl.sweep.blocks import Blocks, blocks_of, finish, place
 from raycl.sweep.expand import benchmark_configs, groups
 from raycl.sweep.explain import Problem, validate
 from raycl.sweep.model import MethodEntry, Resources, Sweep
-from raycl.sweep.source import KeyPath, dotted, put, undotted
+from raycl.sweep.source import KeyPath, dotted, get, put, undotted
 from raycl.sweep.spaces import Space, SpaceError, walk
-from raycl.training.metrics import METRICS
 from raycl.training.randomness import Seeds
-
-READOUTS = ("class", "task", "domain")
+from raycl.training.run import build_benchmark
 
 
 def check(sweep: Sweep) -> None:
@@ -58,26 +57,38 @@ class _Checked:
     def __init__(self, sweep: Sweep) -> None:
         self.sweep, self.error = sweep, sweep.source.error
         self.found: list[_Searched] = []
-        self.benchmark_labels: list[str] = []
-        self.validation: list[float | str] = []
+        self.configs: list[dict[str, Any]] = []
 
     # ------------------------------------------------------------------ benchmarks
 
     def benchmarks(self) -> None:
-        """Names, options, data sets, labels."""
+        """Names, kinds, options, data sets, labels, lengths."""
         for i, block in enumerate(self.sweep.benchmark):
             for path, _ in _spaces(block, partial(self._in_benchmark, i)):
                 what = "a search space is for methods, network and train"
                 raise self._in_benchmark(i, path, what, "list benchmarks to compare them")
-        for i, config in enumerate(benchmark_configs(self.sweep)):
-            self._data_names(i, config)
+        self.configs = benchmark_configs(self.sweep)
+        self.kind = self.sweep.kind
+        labels: list[str] = []
+        for i, config in enumerate(self.configs):
+            self._of_one_kind(i, config)
+            if self.kind.needs_data:
+                self._data_names(i, config)
+            else:
+                _check_length(self.sweep, config["label"], self.kind.tasks(config, {}))
             label = config["label"]
-            if label in self.benchmark_labels:
-                first = self.benchmark_labels.index(label)
-                what = f"the label '{label}' is taken by benchmark[{first}]"
+            if label in labels:
+                what = f"the label '{label}' is taken by benchmark[{labels.index(label)}]"
                 raise self.error(("benchmark", i, "label"), what, "give each a label of its own")
-            self.benchmark_labels.append(label)
-            self.validation.append(config["validation"])
+            labels.append(label)
+        if self.sweep.readouts is not None and not self.kind.asks:
+            raise self.error(("readouts",), f"{self.kind.name} have no readouts to choose from")
+
+    def _of_one_kind(self, index: int, config: dict[str, Any]) -> None:
+        kind = kinds.of(config)
+        if kind is not self.kind:
+            what = f"{config['name']} is for {kind.name}, and benchmark[0] for {self.kind.name}"
+            raise self._in_benchmark(index, ("name",), what, "give each a sweep file of its own")
 
     def _in_benchmark(self, index: int, path: KeyPath, what: str, hint: str) -> UserError:
         return self.error(("benchmark", index, *path), what, hint)
@@ -85,7 +96,7 @@ class _Checked:
     def _data_names(self, index: int, config: dict[str, Any]) -> None:
         valid = datasets.names()
         try:
-            wanted = build(config).datasets()
+            wanted = build_benchmark(config).datasets()
         except UserError:
             return  # they depend on what is on the disk, which check_data is for
         for data in wanted:
@@ -106,24 +117,37 @@ class _Checked:
 
         spaces = dict(_spaces(blocks, at))
         try:
-            method = named("method", {"name": entry.name})
+            method = self.kind.named("method", {"name": entry.name})
         except Problem as p:
             raise at(("method", *p.path), p.what, p.hint) from p
         for word in MethodEntry.model_fields.keys() - {"name"}:
             if word in method.Config.model_fields:
                 what = f"option '{word}' of {entry.name} is a word of the sweep file"
                 raise at(("method", "name"), what, "rename the option")
-        selects = False
-        for chosen, culprit in _representatives(spaces):
-            done = _finish(blocks, chosen, culprit, at)
-            selects |= done["train"]["select"] != "last"
         try:
-            validate(Resources, sweep.resources.model_dump() | entry.resources)
+            asked = validate(Resources, sweep.resources.model_dump() | entry.resources).model_dump()
         except Problem as p:
             raise self.error(("methods", index, "resources", *p.path), p.what, p.hint) from p
+        selects = False
+        for chosen, culprit in _representatives(spaces):
+            done = _finish(blocks, chosen, culprit, at, self.kind)
+            selects |= done["train"].get("select", "last") != "last"
+            self._fits(done, asked, at)
         named_spaces = {dotted(path): space for path, space in spaces.items()}
-        self.found.append(_Searched(entry, method.settings, named_spaces, selects))
+        self.found.append(_Searched(entry, self.kind.settings(method), named_spaces, selects))
         self._readouts(index)
+
+    def _fits(
+        self, done: Blocks, asked: dict[str, Any], at: Callable[[KeyPath, str, str], UserError]
+    ) -> None:
+        """A method's finished blocks and resources against each benchmark."""
+        for i, config in enumerate(self.configs):
+            try:
+                self.kind.fits(config, done, asked)
+            except Problem as p:
+                if p.path[0] == "benchmark":
+                    raise self._in_benchmark(i, p.path[1:], p.what, p.hint) from p
+                raise at(p.path, p.what, p.hint) from p
 
     def _readouts(self, index: int) -> None:
         found = self.found[index]
@@ -155,14 +179,19 @@ class _Checked:
 
     def seeds(self) -> None:
         """Two seeds must not mean the same trial."""
-        fixed = self.sweep.fixed_seeds.model_dump().values()
-        if len(self.sweep.seeds) > 1 and None not in fixed:
+        fixed = self.sweep.fixed_seeds.model_dump()
+        for name in fixed:
+            if fixed[name] is not None and name not in self.kind.seeds:
+                what = f"{self.kind.name} have no such seed"
+                raise self.error(("fixed_seeds", name), what, nearest(name, self.kind.seeds))
+        if len(self.sweep.seeds) > 1 and all(fixed[name] is not None for name in self.kind.seeds):
             what = "all of them are fixed, so every seed would be the same trial"
             raise self.error(("fixed_seeds",), what, "leave one free, or set seeds: 1")
 
     def search(self) -> None:
         """Search and early stopping, and the validation data they need."""
         sweep, search = self.sweep, self.sweep.search
+        self._metric()
         self._validation()
         if search.readout and sweep.readouts and search.readout not in sweep.readouts:
             what = f"'{search.readout}' is not among readouts"
@@ -175,8 +204,9 @@ class _Checked:
             raise self.error(("search", "tasks"), what)
         tasks = search.tasks or sweep.stop.tasks
         metric = search.metric.rpartition("/")[2]
-        if tasks and tasks < METRICS[metric].min_tasks and any(f.spaces for f in self.found):
-            what = f"{metric} needs {METRICS[metric].min_tasks} tasks, search trials have {tasks}"
+        least = self.kind.all_metrics()[metric].min_tasks
+        if tasks and tasks < least and any(f.spaces for f in self.found):
+            what = f"{metric} needs {least} tasks, search trials have {tasks}"
             raise self.error(("search", "metric"), what)
         if sweep.scheduler.name != "fifo" and search.seeds > 1:
             what = f"must be 1 with {sweep.scheduler.name}: a stopped trial would leave its mean"
@@ -184,17 +214,30 @@ class _Checked:
         if search.algorithm != "random":
             self._no_grid()
 
+    def _metric(self) -> None:
+        """A metric of validation data, and a readout."""
+        *_, metric = self.sweep.search.metric.split("/")
+        readout = self.sweep.search.readout
+        usable = [name for name, known in self.kind.all_metrics().items() if not known.also]
+        if metric not in usable:
+            what = f"unknown metric '{metric}' on validation data"
+            raise self.error(("search", "metric"), what, nearest(metric, usable))
+        if readout and readout not in self.kind.readouts:
+            what = f"unknown readout '{readout}'"
+            raise self.error(("search", "metric"), what, nearest(readout, self.kind.readouts))
+
     def _validation(self) -> None:
+        path = self.kind.validation
         for i, found in enumerate(self.found):
             if not (found.spaces or found.selects):
                 continue
             needs = "is searched" if found.spaces else "selects epochs (train.select)"
-            for b, share in enumerate(self.validation):
-                if share == 0:
+            for b, config in enumerate(self.configs):
+                if get(config, path) == 0:
                     what = (
                         f"is 0, but methods[{i}] ({found.entry.label}) {needs} on validation data"
                     )
-                    raise self.error(("benchmark", b, "validation"), what, "the default is 0.1")
+                    raise self.error(("benchmark", b, *path), what, self.kind.validation_hint)
 
     def _no_grid(self) -> None:
         for i, found in enumerate(self.found):
@@ -216,16 +259,24 @@ class _Checked:
         if self.sweep.published is None:
             return
         for key, numbers in (self.sweep.published.model_extra or {}).items():
-            readout, _, metric = key.rpartition("/")
-            if metric not in METRICS or (readout and readout not in READOUTS):
-                wrong, valid = (readout, READOUTS) if metric in METRICS else (metric, METRICS)
-                kind = "readout" if metric in METRICS else "metric"
-                what = f"unknown {kind} '{wrong}'"
-                raise self.error(("published", key), what, nearest(wrong, valid))
+            self._published_key(key)
             for path, label, valid_labels in self._published_labels(key, numbers, methods):
                 if label not in valid_labels:
                     what = f"no method or benchmark has the label '{label}'"
                     raise self.error(path, what, nearest(label, valid_labels))
+
+    def _published_key(self, key: str) -> None:
+        """``METRIC``, ``READOUT/METRIC``, or what else the kind has numbers of."""
+        readout, _, metric = key.rpartition("/")
+        further = self.kind.published(self.configs).get(readout, ())
+        valid = [*further, *self.kind.all_metrics()]
+        if metric not in valid:
+            raise self.error(
+                ("published", key), f"unknown metric '{metric}'", nearest(metric, valid)
+            )
+        if readout and readout not in self.kind.readouts:
+            hint = nearest(readout, self.kind.readouts)
+            raise self.error(("published", key), f"unknown readout '{readout}'", hint)
 
     def _published_labels(
         self, key: str, numbers: Mapping[str, Any], methods: list[str]
@@ -235,16 +286,9 @@ class _Checked:
             if not isinstance(value, dict):
                 yield path, label, methods
                 continue
-            yield path, label, self.benchmark_labels
+            yield path, label, [config["label"] for config in self.configs]
             for method in value:
                 yield (*path, method), method, methods
-
-
-def build(config: Mapping[str, Any]) -> Benchmark:
-    """The benchmark of a finished block."""
-    cls = named("benchmark", config)
-    benchmark: Benchmark = cls(cls.Config.model_validate(config))
-    return benchmark
 
 
 def _spaces(
@@ -277,13 +321,14 @@ def _finish(
     chosen: Chosen,
     culprit: KeyPath,
     error: Callable[[KeyPath, str, str], UserError],
+    kind: kinds.Kind,
 ) -> Blocks:
     """``blocks.finish`` with search spaces filled; an error names the option that causes it."""
     filled = deepcopy(blocks)
     for path, (_, value) in chosen.items():
         put(filled, path, deepcopy(value))
     try:
-        return finish(filled)
+        return finish(filled, kind)
     except Problem as p:
         inside = (
             path + below for path, (below, _) in chosen.items() if p.path[: len(path)] == path
@@ -305,7 +350,7 @@ def _find(tree: Any, value: str, path: KeyPath = ()) -> KeyPath | None:
 
 
 def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
-    """Load every data set and build every stream once, for the first seed.
+    """Load every data set and build every stream once, for the first seed; games need none.
 
     Args:
         sweep: The sweep.
@@ -319,8 +364,10 @@ def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
             or the benchmark does not define a readout that was asked for.
     """
     data: dict[str, Dataset] = {}
+    if not sweep.kind.needs_data:
+        return data
     for index, config in enumerate(benchmark_configs(sweep)):
-        benchmark = build(config)
+        benchmark = build_benchmark(config)
         try:
             for wanted in benchmark.datasets():
                 key = datasets.key(wanted)
@@ -342,21 +389,26 @@ def _placed(sweep: Sweep, index: int, error: UserError) -> UserError:
     return sweep.source.error(path, error.what, error.hint)
 
 
-def _check_stream(sweep: Sweep, label: str, info: StreamInfo) -> None:
-    """What was asked for against what the stream of benchmark ``label`` is."""
-    for path, tasks in (
+def _check_length(sweep: Sweep, label: str, tasks: int) -> None:
+    """Nobody can stop after more tasks than there are."""
+    for path, wanted in (
         (("stop", "tasks"), sweep.stop.tasks),
         (("search", "tasks"), sweep.search.tasks),
     ):
-        if tasks is not None and tasks > len(info.tasks):
-            raise sweep.source.error(path, f"{tasks} tasks, but {label} has {len(info.tasks)}")
+        if wanted is not None and wanted > tasks:
+            raise sweep.source.error(path, f"{wanted} tasks, but {label} has {tasks}")
+
+
+def _check_stream(sweep: Sweep, label: str, info: StreamInfo) -> None:
+    """What was asked for against what the stream of benchmark ``label`` is."""
+    _check_length(sweep, label, len(info.tasks))
     defined = f"it defines {', '.join(info.readouts)}"
     for i, readout in enumerate(sweep.readouts or ()):
         if readout not in info.readouts:
             what = f"{label} has no readout '{readout}'"
             raise sweep.source.error(("readouts", i), what, defined)
     for i, entry in enumerate(sweep.methods):
-        settings = named("method", {"name": entry.name}).settings
+        settings = sweep.kind.settings(sweep.kind.named("method", {"name": entry.name}))
         if not settings & set(info.readouts):
             what = f"{entry.label} can be evaluated by none of the readouts of {label}"
             hint = f"{defined}; {entry.label} supports {', '.join(sorted(settings))}"

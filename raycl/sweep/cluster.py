@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from threading import Thread
 from typing import Any
 
@@ -42,7 +42,7 @@ def fits_here(plans: Sequence[Preview]) -> None:
     """Check the requests against this machine, before a local Ray is started.
 
     Raises:
-        UserError: A trial asks for more GPUs or CPUs than there are.
+        UserError: A trial, its env runners included, asks for more than there is.
     """
     import torch
 
@@ -101,6 +101,12 @@ def _import_meanwhile() -> None:
     import raycl.report.main  # noqa: F401
 
 
+def bundles(resources: Mapping[str, float]) -> list[dict[str, float]]:
+    """What a trial asks Ray for: its own process, then each env runner."""
+    own = {kind.upper(): resources[kind] for kind in ("cpu", "gpu") if resources.get(kind)}
+    return [own, *[{"CPU": 1.0}] * int(resources.get("env_runners", 0))]
+
+
 def _check(plans: Sequence[Preview], nodes: Sequence[dict[str, float]]) -> None:
     for plan in plans:
         for kind in ("gpu", "cpu"):
@@ -112,3 +118,28 @@ def _check(plans: Sequence[Preview], nodes: Sequence[dict[str, float]]) -> None:
                     f"trial {plan.name} asks for {wanted:g} {kind.upper()}s; "
                     f"the largest node has {largest:g}",
                 )
+        _check_runners(plan, nodes)
+
+
+def _check_runners(plan: Preview, nodes: Sequence[dict[str, float]]) -> None:
+    """The whole trial must fit at once: its own process on a node, its runners on what is left."""
+    own, *runners = bundles(plan.resources)
+    if not runners:
+        return
+    rooms = []
+    for i, node in enumerate(nodes):
+        if all(node.get(kind, 0.0) >= n for kind, n in own.items()):
+            free = [
+                other.get("CPU", 0.0) - (own["CPU"] if i == j else 0.0)
+                for j, other in enumerate(nodes)
+            ]
+            rooms.append(sum(int(cpus) for cpus in free))
+    room = max(rooms, default=0)
+    if len(runners) > room:
+        has = sum(node.get("CPU", 0.0) for node in nodes)
+        raise UserError(
+            "resources.env_runners",
+            f"trial {plan.name} asks for {own['CPU']:g} CPUs and {len(runners)} env runners of 1 "
+            f"each; {'this machine' if len(nodes) == 1 else 'the cluster'} has {has:g} CPUs",
+            f"at most {room} fit" if room else "use 0: the trial itself plays",
+        )

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from raycl.sweep.blocks import Blocks, blocks_of, digest, finish, named, place
+from raycl.sweep import kinds
+from raycl.sweep.blocks import Blocks, blocks_of, digest, finish, place
 from raycl.sweep.explain import Problem, validate
 from raycl.sweep.model import MethodEntry, Sweep
 from raycl.sweep.source import dotted, put, undotted
@@ -40,8 +41,8 @@ class TrialPlan:
         benchmark: The benchmark's label.
         seed: The trial's seed.
         kind: ``trial`` (fixed configuration), ``search`` or ``winner``.
-        config: A ``TrialConfig`` as plain JSON.
-        resources: ``{"cpu": ..., "gpu": ...}``.
+        config: A ``TrialConfig`` or ``SequenceConfig`` as plain JSON.
+        resources: ``{"cpu": ..., "gpu": ..., "env_runners": ...}``.
         varied: Dotted path in ``config`` to the value, of what varies in the sweep.
         code: Hash of the method's file if it is not raycl's own.
     """
@@ -113,7 +114,7 @@ def benchmark_configs(sweep: Sweep) -> list[dict[str, Any]]:
     found = []
     for i, block in enumerate(sweep.benchmark):
         try:
-            cls = named("benchmark", block)
+            cls = kinds.of(block).named("benchmark", block)
             config = validate(cls.Config, block, f"benchmark {block['name']}")
         except Problem as p:
             raise sweep.source.error(("benchmark", i, *p.path), p.what, p.hint) from p
@@ -144,7 +145,7 @@ def _group(sweep: Sweep, benchmark: dict[str, Any], index: int, entry: MethodEnt
         kind="",
         config=config,
         resources=resources.model_dump(),
-        code=digest(entry.name, named("method", blocks["method"])),
+        code=digest(entry.name, kinds.of(benchmark).named("method", blocks["method"])),
     )
     return Group(base.benchmark, entry.label, dict(sorted(spaces.items())), base, index)
 
@@ -164,7 +165,7 @@ def fill(base: TrialPlan, values: Mapping[str, Any], seed: int, kind: str) -> Tr
     config = deepcopy(base.config)
     for path, value in values.items():
         put(config, undotted(path), value)
-    config |= finish(config) | {"seed": seed}
+    config |= finish(config, kinds.of(config["benchmark"])) | {"seed": seed}
     varied = {path: _get(config, path) for path in sorted(values)}
     text = canonical(config)
     if len(text) > MAX_CONFIG_BYTES:

@@ -16,10 +16,9 @@ from pydantic import (
     model_validator,
 )
 
-from raycl.errors import nearest
+from raycl.sweep import kinds
 from raycl.sweep.source import Source
 from raycl.training.config import FixedSeeds, Readout, Seed
-from raycl.training.metrics import METRICS
 
 NO_PBT = (
     "population based training is not offered on a stream of tasks: it copies the weights of "
@@ -84,6 +83,9 @@ class Resources(_Model):
 
     cpu: float = Field(1.0, gt=0, description="CPU cores; a fraction lets trials share one")
     gpu: float = Field(0.0, ge=0, description="GPUs; a fraction lets trials share one")
+    env_runners: int = Field(
+        0, ge=0, description="games: processes that play, each on one CPU core more; 0: the trial"
+    )
 
     @field_validator("gpu")
     @classmethod
@@ -128,7 +130,9 @@ class Search(_Model):
         "random", description="random (and grid), Optuna's TPE, or Optuna's Gaussian process"
     )
     metric: str = Field(
-        "validation/average_accuracy", description="validation/METRIC or validation/READOUT/METRIC"
+        "validation/average_accuracy",
+        description="validation/METRIC or validation/READOUT/METRIC; "
+        "default for games: validation/average_performance",
     )
     mode: Literal["max", "min"] = Field(description="default: the better direction of the metric")
     protocol: Literal["end_of_stream", "first_tasks"] = Field(
@@ -140,35 +144,15 @@ class Search(_Model):
     max_concurrent: int | None = Field(None, ge=1, description="search trials at the same time")
     time_budget: float | None = Field(None, gt=0, description="seconds for the search stage")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _mode(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or "mode" in value:
-            return value
-        metric = value.get("metric", "validation/average_accuracy")
-        known = METRICS.get(str(metric).rpartition("/")[2])
-        return value | {"mode": "min" if known and not known.higher_is_better else "max"}
-
     @field_validator("metric")
     @classmethod
     def _metric(cls, value: str) -> str:
-        prefix, _, metric = value.rpartition("/")
-        first, _, readout = prefix.partition("/")
-        if first != "validation":
+        if value.partition("/")[0] != "validation":
             raise ValueError(
                 f"'{value}' is not on validation data; a search may not see test data; "
-                f"write validation/{metric}"
+                f"write validation/{value.rpartition('/')[2]}"
             )
-        usable = [name for name, known in METRICS.items() if not known.also]
-        if metric not in usable:
-            raise ValueError(
-                f"unknown metric '{metric}' on validation data; {nearest(metric, usable)}"
-            )
-        if readout and readout not in ("class", "task", "domain"):
-            raise ValueError(
-                f"unknown readout '{readout}'; {nearest(readout, ['class', 'task', 'domain'])}"
-            )
-        return value
+        return value  # which metrics there are depends on the benchmark: see check
 
     @property
     def readout(self) -> str | None:
@@ -261,7 +245,9 @@ class Sweep(_Model):
     readouts: (
         Annotated[tuple[Readout, ...], AfterValidator(_distinct), Field(min_length=1)] | None
     ) = Field(None, description="default: all that the benchmark defines and a method supports")
-    search: Search = Field(Search.model_validate({}), description="used if there are search spaces")
+    search: Search = Field(
+        Search.model_validate({"mode": "max"}), description="used if there are search spaces"
+    )
     scheduler: Annotated[Scheduler, BeforeValidator(_named)] = Field(
         Scheduler(), description="early stopping of search trials"
     )
@@ -280,6 +266,18 @@ class Sweep(_Model):
     )
     _source: Source | None = PrivateAttr(None)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _search(cls, value: Any) -> Any:
+        """What a search looks at depends on what is learnt, and the better direction on that."""
+        if not isinstance(value, dict) or not isinstance(value.get("search", {}), dict):
+            return value
+        kind = kinds.guess(value.get("benchmark"))
+        search = {"metric": kind.search_metric} | value.get("search", {})
+        known = kind.all_metrics().get(str(search["metric"]).rpartition("/")[2])
+        mode = "min" if known and not known.higher_is_better else "max"
+        return value | {"search": {"mode": mode} | search}
+
     @field_validator("storage")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
@@ -290,6 +288,11 @@ class Sweep(_Model):
     def resolved(self) -> dict[str, Any]:
         """As a sweep file would say it, nothing left out; JSON-able."""
         return self.model_dump(mode="json")
+
+    @property
+    def kind(self) -> kinds.Kind:
+        """Of its trials; all benchmarks are of one kind."""
+        return kinds.of(self.benchmark[0])
 
     @property
     def source(self) -> Source:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from raycl.sweep.expand import TrialPlan
 from raycl.sweep.outcomes import Status
+from raycl.sweep.shown import Shown
 
 PLAIN_EVERY_S = 15.0
 """Between two plain lines about running trials."""
@@ -27,10 +28,14 @@ class Progress:
         done: Trials that were over before it began.
         tasks: Tasks per trial.
         title: Name of the stage.
+        shown: What is told of a trial.
     """
 
-    def __init__(self, console: Console, total: int, done: int, tasks: int, title: str) -> None:
+    def __init__(
+        self, console: Console, total: int, done: int, tasks: int, title: str, shown: Shown
+    ) -> None:
         self.console, self.total, self.tasks, self.title = console, total, tasks, title
+        self.shown = shown
         self.before = self.over = done
         self.failed = 0
         self.rows: dict[str, tuple[TrialPlan, dict[str, Any], float]] = {}
@@ -69,8 +74,10 @@ class Progress:
         if "note" in row:
             self.say(f"{plan.name} {row['note']}")
         if self._live is None and time.monotonic() - self.spoke_at > PLAIN_EVERY_S:
-            running = ", ".join(f"{p.name} {self._where(r)}" for p, r, _ in self.rows.values())
-            self.say(f"running: {running}{self._left(', ')}")
+            where = ", ".join(
+                f"{p.name} {self.shown.where(r, self.tasks)}" for p, r, _ in self.rows.values()
+            )
+            self.say(f"running: {where}{self._left(', ')}")
 
     def lost(self, plan: TrialPlan, error: str) -> None:
         """A worker died."""
@@ -83,7 +90,7 @@ class Progress:
         self.failed += status == "error"
         self._bar.update(self._bar_id, completed=self.over, left=self._left())
         seconds = time.monotonic() - since
-        what = error if status == "error" else _headline(row)
+        what = error if status == "error" else self.shown.headline(row)
         self.say(
             f"{self.over:>4}/{self.total}  {status:<13} {plan.name:<28} {what}  {seconds:.1f} s"
         )
@@ -94,13 +101,6 @@ class Progress:
         stamp = time.strftime("%H:%M:%S")
         self.console.print(f"{stamp} {text}", highlight=False, markup=False, soft_wrap=True)
 
-    def _where(self, row: dict[str, Any]) -> str:
-        if "task" not in row:
-            return "starting"
-        accuracy = row.get("validation/average_accuracy", 0.0)
-        task = min(row["task"] + 1, self.tasks)
-        return f"task {task}/{self.tasks} epoch {row.get('epoch', 0) + 1} ({accuracy:.1f} %)"
-
     def _left(self, before: str = "") -> str:
         new = self.over - self.before
         if not new or self.over >= self.total:
@@ -110,30 +110,15 @@ class Progress:
 
     def _render(self) -> Group:
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for name in ("trial", "task", "phase", "epoch", "validation %", "time"):
-            table.add_column(name, justify="left" if name in ("trial", "phase") else "right")
+        left = {"trial", *self.shown.left}
+        for name in ("trial", *self.shown.columns, "time"):
+            table.add_column(name, justify="left" if name in left else "right")
         for plan, row, since in list(self.rows.values())[:20]:
-            task = f"{min(row['task'] + 1, self.tasks)}/{self.tasks}" if "task" in row else ""
-            accuracy = row.get("validation/average_accuracy")
-            table.add_row(
-                plan.name,
-                task,
-                str(row.get("phase", "starting")),
-                str(row["epoch"] + 1) if "epoch" in row else "",
-                "" if accuracy is None else f"{accuracy:.1f}",
-                _duration(time.monotonic() - since),
-            )
+            cells = self.shown.cells(row, self.tasks)
+            table.add_row(plan.name, *cells, _duration(time.monotonic() - since))
         if len(self.rows) > 20:
-            table.add_row(f"and {len(self.rows) - 20} more", "", "", "", "", "")
+            table.add_row(f"and {len(self.rows) - 20} more")
         return Group(self._bar, table)
-
-
-def _headline(row: dict[str, Any]) -> str:
-    result = row.get("result")
-    if not result:
-        return f"after {row.get('tasks_done', 0)} tasks"
-    readout, metrics = next(iter(result["metrics"].items()))
-    return f"average accuracy ({readout}) {metrics['average_accuracy']:.1f} %"
 
 
 def _duration(seconds: float) -> str:

@@ -22,7 +22,6 @@ from raycl.sweep.tracked import Tracked, sweep_record
 from raycl.tracking import store
 from raycl.tracking.records import SweepStatus
 from raycl.tracking.tracker import Tracker
-from raycl.training.run import build_benchmark
 
 if TYPE_CHECKING:
     from raycl.sweep.stage import Stage
@@ -225,7 +224,8 @@ class Execution:
     def _progress(
         self, stage: Stage, total: int, over: int, tasks: int, title: str
     ) -> Iterator[None]:
-        with Progress(self.console, total, over, tasks, title) as progress:
+        shown = self.sweep.kind.shown
+        with Progress(self.console, total, over, tasks, title, shown) as progress:
             stage.hub.listeners.append(progress)
             try:
                 yield
@@ -241,9 +241,8 @@ class Execution:
 
     def _tasks(self, data: Mapping[str, Dataset]) -> int:
         """Tasks of the longest stream."""
-        blocks = expand.benchmark_configs(self.sweep)
-        streams = (build_benchmark(block).stream(data, 0) for block in blocks)
-        longest = max(len(stream.info.tasks) for stream in streams)
+        kind, blocks = self.sweep.kind, expand.benchmark_configs(self.sweep)
+        longest = max(kind.tasks(block, data) for block in blocks)
         return min(longest, self.sweep.stop.tasks or longest)
 
     def _missing_search(self) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel
 
-from raycl.nn.optim import TrainConfig
-from raycl.registry import names
-from raycl.sweep.blocks import named
+from raycl.sweep.kinds import IMAGES, KINDS, Kind, registered
 from raycl.sweep.model import MethodEntry, Resources, Scheduler, Sweep
 
 Schema = dict[str, Any]
@@ -23,13 +22,12 @@ EXTERNAL: Schema = {
 def schema() -> Schema:
     """The schema: every registered name with its options, each leaf of which may be a space."""
     top = inlined(Sweep)
-    benchmarks, networks = _named_blocks("benchmark"), _named_blocks("network")
-    train = spaced(_partial(inlined(TrainConfig)))
+    everything = {name: _named_blocks(name, KINDS) for name in ("benchmark", "network")}
     top["properties"] |= {
         "benchmark": _or_list({"$ref": "#/$defs/benchmark"}),
-        "methods": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/method"}},
+        "methods": {"type": "array", "minItems": 1},
         "network": {"$ref": "#/$defs/network"},
-        "train": {"$ref": "#/$defs/train"},
+        "train": {"type": "object"},
         "seeds": {"anyOf": [{"type": "integer", "minimum": 1}, top["properties"]["seeds"]]},
         "scheduler": _or_name(top["properties"]["scheduler"], inlined(Scheduler)),
     }
@@ -41,15 +39,38 @@ def schema() -> Schema:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **top,
+        **_by_kind(),
         "title": "raycl sweep",
         "$defs": {
             "space": _space(),
-            "train": train,
-            "benchmark": {"anyOf": benchmarks},
-            "network": {"anyOf": [_spaced_name(block) for block in networks]},
-            "method": {"anyOf": _methods()},
-        },
+            "benchmark": {"anyOf": everything["benchmark"]},
+            "network": {"anyOf": [_spaced_name(block) for block in everything["network"]]},
+        }
+        | {f"train-{k.name}": spaced(_partial(inlined(k.train_model()))) for k in KINDS}
+        | {f"method-{k.name}": {"anyOf": _methods(k)} for k in KINDS},
     }
+
+
+def _by_kind() -> Schema:
+    """Methods and ``train`` by the kind of the benchmark; what no other kind claims is images."""
+
+    def words(kind: Kind) -> Schema:
+        method = {"$ref": f"#/$defs/method-{kind.name}"}
+        return {
+            "properties": {
+                "methods": {"items": method},
+                "train": {"$ref": f"#/$defs/train-{kind.name}"},
+            }
+        }
+
+    found = words(IMAGES)
+    for kind in KINDS:
+        if kind is not IMAGES:
+            known: Schema = {"enum": kind.parts["benchmark"].names()}
+            block = {"type": "object", "properties": {"name": known}, "required": ["name"]}
+            its = {"properties": {"benchmark": _or_list({"anyOf": [known, block]})}}
+            found = {"if": its | {"required": ["benchmark"]}, "then": words(kind), "else": found}
+    return found
 
 
 def inlined(model: type[BaseModel]) -> Schema:
@@ -106,15 +127,15 @@ def _partial(part: Schema) -> Schema:
     return {k: v for k, v in part.items() if k != "required"}
 
 
-def _named_blocks(kind: str) -> list[Schema]:
-    """One schema per registered name, and one for classes from outside."""
-    found: list[Schema] = [{"enum": names(f"raycl.{kind}s")}, EXTERNAL]
-    for name in names(f"raycl.{kind}s"):
-        cls = named(kind, {"name": name})
-        block = inlined(cls.Config)
-        block["properties"]["name"] = {"const": name}
-        block |= {"title": name, "description": (cls.__doc__ or "").strip().partition("\n")[0]}
-        found.append(block)
+def _named_blocks(block: str, kinds: Iterable[Kind]) -> list[Schema]:
+    """One schema per registered class, and one for classes from outside."""
+    classes = registered(block, kinds)
+    found: list[Schema] = [{"enum": sorted({name for _, name, _ in classes})}, EXTERNAL]
+    for _, name, cls in classes:
+        part = inlined(cls.Config)
+        part["properties"]["name"] = {"const": name}
+        part |= {"title": name, "description": (cls.__doc__ or "").strip().partition("\n")[0]}
+        found.append(part)
     external = {"name": EXTERNAL}
     found.append({"type": "object", "properties": external, "required": ["name"]})
     return found
@@ -129,16 +150,16 @@ def _spaced_name(block: Schema) -> Schema:
     return spacious
 
 
-def _methods() -> list[Schema]:
+def _methods(kind: Kind) -> list[Schema]:
     own = inlined(MethodEntry)["properties"]
     common = {
         "label": own["label"],
-        "train": {"$ref": "#/$defs/train"},
+        "train": {"$ref": f"#/$defs/train-{kind.name}"},
         "network": {"type": "object"},
         "resources": _partial(inlined(Resources)),
     }
     blocks = []
-    for block in _named_blocks("method"):
+    for block in _named_blocks("method", [kind]):
         if "properties" in block:
             spacious = _spaced_name(block)
             block = spacious | {"properties": spacious["properties"] | common}

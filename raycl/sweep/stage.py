@@ -18,7 +18,7 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from raycl.datasets.base import Dataset
-from raycl.sweep.cluster import Interrupted
+from raycl.sweep.cluster import Interrupted, bundles
 from raycl.sweep.events import Events, Hub
 from raycl.sweep.expand import TrialPlan, plan_of
 from raycl.sweep.trainable import Settings, trial
@@ -143,9 +143,11 @@ class Stage:
 
 
 def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """What a trial asks Ray for."""
-    resources = config["plan"]["resources"]
-    return tune.PlacementGroupFactory([{kind.upper(): n for kind, n in resources.items() if n}])
+    """What a trial asks Ray for: a bundle of its own, then one for each env runner.
+
+    RLlib addresses the bundles of a trial by their index: env runner i is on bundle i, from 1.
+    """
+    return tune.PlacementGroupFactory(bundles(config["plan"]["resources"]), strategy="PACK")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The thin Tune adapter around ``training.Run``; the only code of ours that runs in Ray's workers.
+"""The thin Tune adapter around a run of any kind; what of the sweep is executed in Ray's workers.
 
 Checkpoints are the trial's own, addressed by its key and not by Tune's trial id, so that a lost
 worker, a lost driver and a second ``raycl run`` all continue from the same file. Tune schedules,
@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 from ray import tune
+from ray.exceptions import RayError, RayTaskError
 
 from raycl.datasets.base import Dataset
+from raycl.sweep import kinds
 from raycl.sweep.expand import TrialPlan, plan_of
+from raycl.sweep.shown import Row
 from raycl.training.checkpoint import CheckpointStore
-from raycl.training.run import Row, Run
 
 REPORT_EVERY_S = 0.2
 """Epochs shorter than this are not all reported; a task's end always is."""
@@ -52,14 +54,36 @@ def trial(config: dict[str, Any], data: Mapping[str, Dataset], settings: Setting
         _train(plan, data, settings)
     except torch.AcceleratorError:
         raise  # the process's CUDA context is gone: Tune retries in a new one
-    except Exception as error:  # noqa: BLE001  (deterministic: retrying would only fail again)
+    except Exception as error:
+        if lost(error):
+            raise  # env runners or their node are gone: Tune retries
+        # anything else is deterministic: retrying would only fail again
         text = " ".join(f"{type(error).__name__}: {error}".split())
         report({"failed": text, "traceback": traceback.format_exc()}, settings)
 
 
+def lost(error: Exception) -> bool:
+    """Whether processes or objects of Ray are gone, and not code that one of them ran."""
+    if isinstance(error, RayTaskError):
+        return isinstance(error.cause, RayError)
+    return isinstance(error, RayError)
+
+
 def _train(plan: TrialPlan, data: Mapping[str, Dataset], settings: Settings) -> None:
-    store = CheckpointStore(f"{settings.storage}/{plan.key}", settings.keep)
-    run = Run(plan.config, data, "cuda" if plan.resources.get("gpu") else "cpu")
+    kind = kinds.of(plan.config["benchmark"])
+    device = "cuda" if plan.resources.get("gpu") else "cpu"
+    run = kind.build(plan.config, data, device, plan.resources)
+    try:
+        _advance(
+            run, kind, CheckpointStore(f"{settings.storage}/{plan.key}", settings.keep), settings
+        )
+    finally:
+        if kind.close is not None:
+            kind.close(run)
+
+
+def _advance(run: Any, kind: kinds.Kind, store: CheckpointStore, settings: Settings) -> None:
+    """From the last checkpoint to the end."""
     loaded = store.load()
     saved_at = reported_at = time.monotonic()
     saved = -1
@@ -74,6 +98,8 @@ def _train(plan: TrialPlan, data: Mapping[str, Dataset], settings: Settings) -> 
         while not run.done:
             row = run.advance()
             now = time.monotonic()
+            if row["at_task_end"] and kind.keepsake is not None:  # before what says it is there
+                store.put(f"after-{row['task']:02d}.pt", kind.keepsake(run))
             if row["at_task_end"] or now - saved_at > settings.every_s:
                 store.save(run.state_dict(), run.progress)
                 saved, saved_at = run.progress, now

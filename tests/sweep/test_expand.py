@@ -286,7 +286,7 @@ def test_preview_lists_everything_without_data(make):
         "winner of the search"
     }
     assert len({line.name for line in lines}) == len(lines)
-    assert search[0].resources == {"cpu": 1.0, "gpu": 0.0}
+    assert search[0].resources == {"cpu": 1.0, "gpu": 0.0, "env_runners": 0}
 
 
 def test_optuna_plans_are_filled_where_they_run(make):

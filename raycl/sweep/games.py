@@ -1,0 +1,103 @@
+"""Trials on sequences of games, as ``kinds`` has them in its table. RLlib is imported by runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from raycl.rl.benchmarks.base import build_games
+from raycl.sweep.explain import Problem
+from raycl.sweep.shown import Row, Shown
+
+
+def tasks(benchmark: Mapping[str, Any], data: Mapping[str, Any]) -> int:
+    """Games of the sequence."""
+    return len(build_games(benchmark).games)
+
+
+def fits(
+    benchmark: Mapping[str, Any], blocks: Mapping[str, Any], resources: Mapping[str, Any]
+) -> None:
+    """At least one update per game, and the same number of environments for every runner.
+
+    Raises:
+        Problem: It is not so.
+    """
+    train = blocks["train"]
+    steps = train["envs"] * train["rollout"]
+    least = steps * build_games(benchmark).frames_per_step
+    if benchmark["frames"] < least:
+        what = (
+            f"must be at least {least:,}, one update ({train['envs']} envs x {train['rollout']} "
+            f"steps x {least // steps} frames), not {benchmark['frames']:,}"
+        )
+        raise Problem(("benchmark", "frames"), what)
+    runners = resources["env_runners"]
+    if train["envs"] % max(1, runners):
+        what = f"{runners} runners cannot share the {train['envs']} of train.envs equally"
+        divisors = [str(n) for n in range(1, train["envs"] + 1) if train["envs"] % n == 0]
+        raise Problem(("resources", "env_runners"), what, f"use 0, {', '.join(divisors)}")
+
+
+def published(benchmarks: Iterable[Mapping[str, Any]]) -> Mapping[str, Iterable[str]]:
+    """The raw score of each game may be compared with what others printed: ``score/GAME``."""
+    return {"score": dict.fromkeys(game for b in benchmarks for game in build_games(b).games)}
+
+
+def build(
+    config: Mapping[str, Any], data: Mapping[str, Any], device: str, resources: Mapping[str, Any]
+) -> Any:
+    """The run of a finished configuration."""
+    from raycl.rl.sequence import SequenceRun  # RLlib: seconds
+
+    return SequenceRun(config, device, int(resources["env_runners"]))
+
+
+def keepsake(run: Any) -> dict[str, Any]:
+    """The policy after each game, for pictures of it playing."""
+    state: dict[str, Any] = run.policy_state()
+    return state
+
+
+def close(run: Any) -> None:
+    """Its env runners go."""
+    run.close()
+
+
+def _update(row: Row) -> str:
+    return f"{row['epoch'] + 1:,}/{row['updates']:,}" if "updates" in row else ""
+
+
+def _cells(row: Row, tasks: int) -> list[str]:
+    found = row.get("train/return")
+    return [
+        f"{min(row['task'] + 1, tasks)}/{tasks}" if "task" in row else "",
+        str(row.get("phase", "starting")),
+        _update(row),
+        "" if found is None else f"{found:,.1f}",
+        f"{row['time/steps_per_s']:,.0f}" if "time/steps_per_s" in row else "",
+    ]
+
+
+def _where(row: Row, tasks: int) -> str:
+    game, name, update, found, _ = _cells(row, tasks)
+    if not game:
+        return name
+    return f"game {game} {name} update {update}" + (f" (return {found})" if found else "")
+
+
+def _headline(row: Row) -> str:
+    result = row.get("result")
+    if not result:
+        return f"after {row.get('tasks_done', 0)} games"
+    average = result["metrics"]["normalised"]["average_performance"]
+    return f"average performance {average:.1f} % of the reference"
+
+
+SHOWN = Shown(
+    columns=("game", "name", "update", "return", "steps/s"),
+    left=frozenset({"name"}),
+    cells=_cells,
+    where=_where,
+    headline=_headline,
+)

@@ -1,0 +1,72 @@
+"""Trials on streams of images, as ``kinds`` has them in its table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from raycl.sweep.explain import Problem
+from raycl.sweep.shown import Row, Shown
+
+
+def tasks(benchmark: Mapping[str, Any], data: Mapping[str, Any]) -> int:
+    """Tasks of the stream."""
+    from raycl.training.run import build_benchmark
+
+    return len(build_benchmark(benchmark).stream(data, 0).info.tasks)
+
+
+def fits(
+    benchmark: Mapping[str, Any], blocks: Mapping[str, Any], resources: Mapping[str, Any]
+) -> None:
+    """Only games have environments.
+
+    Raises:
+        Problem: Env runners are asked for.
+    """
+    if resources["env_runners"]:
+        raise Problem(("resources", "env_runners"), "is for games; images need none")
+
+
+def build(
+    config: Mapping[str, Any], data: Mapping[str, Any], device: str, resources: Mapping[str, Any]
+) -> Any:
+    """The run of a finished configuration."""
+    from raycl.training.run import Run
+
+    return Run(config, data, device)
+
+
+def _cells(row: Row, tasks: int) -> list[str]:
+    accuracy = row.get("validation/average_accuracy")
+    return [
+        f"{min(row['task'] + 1, tasks)}/{tasks}" if "task" in row else "",
+        str(row.get("phase", "starting")),
+        str(row["epoch"] + 1) if "epoch" in row else "",
+        "" if accuracy is None else f"{accuracy:.1f}",
+    ]
+
+
+def _where(row: Row, tasks: int) -> str:
+    if "task" not in row:
+        return "starting"
+    accuracy = row.get("validation/average_accuracy", 0.0)
+    task = min(row["task"] + 1, tasks)
+    return f"task {task}/{tasks} epoch {row.get('epoch', 0) + 1} ({accuracy:.1f} %)"
+
+
+def _headline(row: Row) -> str:
+    result = row.get("result")
+    if not result:
+        return f"after {row.get('tasks_done', 0)} tasks"
+    readout, metrics = next(iter(result["metrics"].items()))
+    return f"average accuracy ({readout}) {metrics['average_accuracy']:.1f} %"
+
+
+SHOWN = Shown(
+    columns=("task", "phase", "epoch", "validation %"),
+    left=frozenset({"phase"}),
+    cells=_cells,
+    where=_where,
+    headline=_headline,
+)
