@@ -56,11 +56,24 @@ class CheckpointStore:
             state: Tensors and plain values.
             step: Its place in the order, increasing.
         """
+        path = self.put(f"step-{step:09d}", state)
+        for old in self.paths()[: -self.keep]:
+            with contextlib.suppress(FileNotFoundError):  # a lost worker may still be alive
+                self.fs.rm(old)
+        return path
+
+    def put(self, name: str, state: dict[str, Any]) -> str:
+        """Write a state under a name of its own, to be kept; returns its path.
+
+        Args:
+            name: Of the file, without its suffix.
+            state: Tensors and plain values.
+        """
         buffer = io.BytesIO()
         torch.save(state, buffer)
         payload = buffer.getbuffer()
         self.fs.makedirs(self.root, exist_ok=True)
-        path = f"{self.root}/step-{step:09d}.pt"
+        path = f"{self.root}/{name}.pt"
         draft = f"{self.root}/.{uuid.uuid4().hex}.tmp"
         try:
             with self.fs.open(draft, "wb") as file:
@@ -71,10 +84,22 @@ class CheckpointStore:
             if self.fs.exists(draft):
                 self.fs.rm(draft)
             raise
-        for old in self.paths()[: -self.keep]:
-            with contextlib.suppress(FileNotFoundError):  # a lost worker may still be alive
-                self.fs.rm(old)
         return path
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """What ``put`` wrote, on the CPU; ``None`` if there is nothing of that name.
+
+        Raises:
+            ValueError: The file is damaged.
+        """
+        path = f"{self.root}/{name}.pt"
+        self.fs.invalidate_cache()
+        if not self.fs.exists(path):
+            return None
+        payload = self._read(path)
+        if payload is None:
+            raise ValueError(f"{path} is damaged")
+        return _state(payload)
 
     def paths(self) -> list[str]:
         """Checkpoints there are, oldest first."""
@@ -94,8 +119,7 @@ class CheckpointStore:
         for path in reversed(self.paths()):
             payload = self._read(path)
             if payload is not None:
-                state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-                return Loaded(state, path, tuple(damaged))
+                return Loaded(_state(payload), path, tuple(damaged))
             damaged.append(path)
         if damaged:
             raise ValueError(f"every checkpoint is damaged: {', '.join(damaged)}; remove them")
@@ -107,3 +131,8 @@ class CheckpointStore:
         payload = content[head:]
         good = content[:head] == MAGIC + hashlib.sha256(payload).digest()
         return payload if good else None
+
+
+def _state(payload: bytes) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    return state

@@ -1,0 +1,360 @@
+"""One trial on a sequence of games: the twin of ``training.Run``, stepped in the same way.
+
+``advance`` makes some updates of PPO, moves on to the next game, and fills a row of ``R`` at a
+game's end. Needs Ray: the games may be played in processes of their own.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from raycl.rl.algorithm import SequencePPO, algorithm_config
+from raycl.rl.benchmarks.base import build_games
+from raycl.rl.config import SequenceConfig
+from raycl.rl.plasticity import plasticity
+from raycl.rl.runner import Job, Weights
+from raycl.rl.scores import Scores
+from raycl.training.costs import Costs
+from raycl.training.randomness import Randomness, Seeds
+from raycl.training.run import Row, TrainingError
+
+ROWS_PER_GAME = 200
+"""Rows that a game's training is reported in, if it has as many updates."""
+RECENT = 100
+"""Training games that the reported return is the mean of."""
+EVALUATION, VALIDATION = 10, 11
+"""Purposes of seeds; those of ``Seeds`` are 1 and 2."""
+
+
+class SequenceRun:
+    """A method on a sequence of games, with one seed.
+
+    Args:
+        config: The finished trial configuration.
+        device: Of the learner: ``"cpu"`` or ``"cuda"``.
+        env_runners: Processes that play; 0: this one.
+
+    Attributes:
+        progress: Emulator frames trained on so far, over all games.
+    """
+
+    def __init__(
+        self,
+        config: SequenceConfig | Mapping[str, Any],
+        device: str | torch.device = "cpu",
+        env_runners: int = 0,
+    ) -> None:
+        self.config = SequenceConfig.model_validate(config)
+        self.device = torch.device(device)
+        self.seeds = Seeds.derive(self.config.seed, **self.config.fixed_seeds.model_dump())
+        self.random = Randomness(self.seeds, self.device, self.config.threads)
+        self.benchmark = build_games(self.config.benchmark)
+        self.games = self.benchmark.games[: self.config.tasks]
+        frames = self.config.train.batch_size * self.benchmark.frames_per_step
+        self.updates: int = self.benchmark.config.frames // frames
+        if not self.updates:
+            raise ValueError(f"an update takes {frames} frames, more than a game has")
+        self.frames_per_update = frames
+        self.algorithm = SequencePPO(
+            algorithm_config(
+                self.config,
+                updates=self.updates,
+                input_shape=self.benchmark.input_shape,
+                init_seed=self.seeds.init,
+                data_seed=self.seeds.data,
+                env_runners=env_runners,
+                gpus=float(self.device.type == "cuda"),
+            )
+        )
+        references = self.benchmark.references[: len(self.games)]
+        self.scores = Scores(self.games, references, self.updates * frames)
+        self.costs = Costs(self.device)
+        self.histograms: dict[str, list[list[int]]] = {}
+        self.recent: deque[float] = deque(maxlen=RECENT)
+        self.game = self.update = 0
+        self._begun = False
+        self._last: Row = {}
+
+    # ------------------------------------------------------------------ stepping
+
+    @property
+    def done(self) -> bool:
+        """Whether every game has been learnt."""
+        return self.game == len(self.games)
+
+    @property
+    def progress(self) -> int:
+        """Emulator frames trained on so far."""
+        return (self.game * self.updates + self.update) * self.frames_per_update
+
+    @property
+    def last_row(self) -> Row:
+        """The row ``advance`` returned last; survives a restore."""
+        return dict(self._last)
+
+    def advance(self) -> Row:
+        """Some updates; at a game's end also what follows.
+
+        Returns:
+            A flat row of numbers and short strings; the last one also holds ``result``.
+        """
+        if self.done:
+            raise RuntimeError("the run is done")
+        self._enter_game()
+        row: Row = {"task": self.game, "phase": self.games[self.game], "updates": self.updates}
+        row |= self._train()
+        row |= {"epoch": self.update - 1, "at_task_end": False}  # counted from 0, as epochs are
+        if self.update == self.updates:
+            row["progress"] = self.progress
+            row |= self._finish_game()
+        else:
+            row["progress"] = self.progress
+            every = self.benchmark.config.evaluation.every
+            if every and self.update % every == 0:
+                row |= self._evaluate(self.game, fill=False)
+        finished = self.game == len(self.games)
+        row |= {"tasks_done": self.game, "finished": finished}
+        if finished:
+            row["result"] = self.result()
+        self._last = row
+        return dict(row)
+
+    def result(self) -> dict[str, Any]:
+        """Everything the run says, as plain JSON: matrices, metrics, curves, cost, seeds."""
+        found = self.scores.as_dict(self.benchmark.config.evaluation.episodes) | {
+            "cost": self.costs.totals() | {"frames": float(self.progress)},
+            "tasks": list(self.games),
+            "seeds": self.seeds.as_dict(),
+        }
+        return found | ({"histograms": self.histograms} if self.histograms else {})
+
+    def close(self) -> None:
+        """End all processes that play."""
+        self.algorithm.stop()
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on: tensors and plain values only.
+
+        The games in progress are not part of it: after a restore they start anew, so that a run
+        that was stopped inside a game equals another only in distribution. At the end of a game it
+        is the same to the last bit, on the same hardware.
+        """
+        learner = self.algorithm.learner
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "position": [self.game, self.update, self._begun],
+            "policy": learner.policy.state_dict(),
+            "method": learner.method.state_dict(),
+            "optimizer": learner.optimizer.state_dict(),
+            "scores": self.scores.state_dict(),
+            "recent": list(self.recent),
+            "histograms": self.histograms,
+            "costs": self.costs.state_dict(),
+            "last": self._last,
+            "random": self.random.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore, in a run that was just built from the same configuration.
+
+        Raises:
+            ValueError: The state is of another sequence, or of another configuration.
+        """
+        self._check(state["config"], state["policy"])
+        self.game, self.update, self._begun = state["position"]
+        learner = self.algorithm.learner
+        learner.policy.load_state_dict(state["policy"])
+        learner.method.load_state_dict(state["method"])
+        learner.optimizer.load_state_dict(state["optimizer"])
+        self.scores.load_state_dict(state["scores"])
+        self.recent = deque(state["recent"], maxlen=RECENT)
+        self.histograms = {name: list(rows) for name, rows in state["histograms"].items()}
+        self.costs.load_state_dict(state["costs"])
+        self._last = dict(state["last"])
+        if self._begun:
+            self.algorithm.begin_game(self.game, self.update)
+        self.algorithm.changed()
+        self.random.load_state_dict(state["random"])
+
+    def policy_state(self) -> dict[str, Any]:
+        """The policy after the last finished game, and how it scored: what pictures need."""
+        row = self.game - 1
+        found = {"score": self.scores.test, "normalised": self.scores.normalised(self.scores.test)}
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "games": list(self.games),
+            "num_actions": list(self.benchmark.num_actions),
+            "game": row,
+            "policy": {k: v.cpu() for k, v in self.algorithm.learner.policy.state_dict().items()},
+            "scores": {
+                name: [None if math.isnan(v) else float(v) for v in matrix[row]]
+                for name, matrix in found.items()
+            },
+        }
+
+    def _check(self, config: Mapping[str, Any], policy: Mapping[str, torch.Tensor]) -> None:
+        own = self.config.model_dump(mode="json")
+        kept = build_games(config["benchmark"])
+        if kept.games != self.benchmark.games:
+            raise ValueError(
+                f"the checkpoint is of the games {', '.join(kept.games)}, "
+                f"the run of {', '.join(self.benchmark.games)}"
+            )
+        count = sum(name.startswith("actors.") and name.endswith(".bias") for name in policy)
+        heads = [len(policy[f"actors.{i}.bias"]) for i in range(count)]
+        needed = list(self.algorithm.learner.policy.num_actions)
+        if heads != needed:
+            raise ValueError(
+                f"the checkpoint has heads for {heads} actions, the games need {needed}"
+            )
+        if any(config[key] != own[key] for key in own if key != "threads"):
+            raise ValueError("the checkpoint is of another configuration")
+
+    # ------------------------------------------------------------------ parts of a step
+
+    def _enter_game(self) -> None:
+        if self._begun:
+            return
+        if self.game == 0 and self.benchmark.config.evaluation.zero_shot:
+            self.algorithm.changed()
+            for game, score in self._play(range(len(self.games)), EVALUATION).items():
+                self.scores.untrained[game] = score
+                self.scores.evaluation[self.games[game]].append([0, score])
+        self.update, self._begun = 0, True
+        self.recent.clear()
+        self.algorithm.begin_game(self.game)
+
+    def _train(self) -> Row:
+        """Updates up to the next row."""
+        every = self.benchmark.config.evaluation.every or self.updates
+        step = -(-self.updates // ROWS_PER_GAME)
+        stops = (self.update - self.update % step + step, self.update - self.update % every + every)
+        stop = min(*stops, self.updates)
+        self.costs.start()
+        started, first = time.perf_counter(), self.update
+        sums: dict[str, float] = {}
+        seconds = {"sample": 0.0, "learn": 0.0}
+        lengths: list[int] = []
+        while self.update < stop:
+            self.algorithm.train()
+            self.update += 1
+            for name, value in self._means().items():
+                sums[name] = sums.get(name, 0.0) + value
+            for name, value in self.algorithm.seconds.items():
+                seconds[name] += value
+            for rollout in self.algorithm.rollouts:
+                self.recent.extend(rollout.scores)
+                lengths += rollout.lengths
+        count = self.update - first
+        steps = count * self.config.train.batch_size
+        self.costs.examples += steps
+        self.costs.stop()
+        row: Row = {f"train/{name}": value / count for name, value in sums.items()}
+        row["time/steps_per_s"] = steps / (time.perf_counter() - started)
+        row |= {f"time/{name}_s": value / count for name, value in seconds.items()}
+        if self.recent:
+            row["train/return"] = statistics.fmean(self.recent)
+            curve = self.scores.training[self.games[self.game]]
+            curve.append([self.progress, row["train/return"]])
+        if lengths:
+            row["train/length"] = statistics.fmean(lengths)
+        return row
+
+    def _means(self) -> dict[str, float]:
+        means = self.algorithm.learner.means()
+        name = next((name for name, value in means.items() if not math.isfinite(value)), None)
+        if name is not None:
+            raise TrainingError(
+                f"{name} became {means[name]} on {self.games[self.game]}, update {self.update}: "
+                "try a lower lr or max_grad_norm"
+            )
+        return means
+
+    def _finish_game(self) -> Row:
+        learner = self.algorithm.learner
+        self.costs.start()
+        before = copy.deepcopy(learner.policy.state_dict())
+        observations = self._observations()
+        row: Row = {f"method/{k}": v for k, v in plasticity(learner.policy, observations).items()}
+        self.algorithm.end_game(self.random.method)
+        self.costs.stop()
+        game = self.game
+        self.game, self.update, self._begun = game + 1, 0, False
+        row |= self._evaluate(game, fill=True)
+        row |= self._consolidation_cost(game, before)
+        row |= self.scores.row(game)
+        row |= {f"cost/{name}": value for name, value in self._costs().items()}
+        row |= {f"method/{k}": float(v) for k, v in learner.method.diagnostics().items()}
+        for name, counts in learner.method.histograms().items():
+            self.histograms.setdefault(name, []).append([int(count) for count in counts])
+        return row | {"at_task_end": True}
+
+    def _observations(self) -> torch.Tensor:
+        return torch.from_numpy(self.algorithm.observations).to(self.device)
+
+    def _costs(self) -> dict[str, float]:
+        learner = self.algorithm.learner
+        plain = sum(p.numel() for p in learner.policy.parameters())
+        both = torch.nn.ModuleList([learner.policy, learner.method])
+        return self.costs.measure(both, plain, 0) | {"frames": float(self.progress)}
+
+    # ------------------------------------------------------------------ scores
+
+    def _evaluate(self, game: int, fill: bool) -> Row:
+        """Score the games seen so far, or all of them; into ``R`` at a game's end."""
+        evaluation = self.benchmark.config.evaluation
+        wanted = range(len(self.games) if fill and evaluation.zero_shot else game + 1)
+        row: Row = {}
+        for column, score in self._play(wanted, EVALUATION).items():
+            name = self.games[column]
+            self.scores.evaluation[name].append([self.progress, score])
+            row[f"curve/score/{name}"] = score
+            row[f"curve/normalised/{name}"] = self.scores.percent(column, score)
+            if fill:
+                self.scores.test[game, column] = score
+        if fill and evaluation.validation_episodes:
+            for column, score in self._play(range(game + 1), VALIDATION).items():
+                self.scores.validation[game, column] = score
+        return row
+
+    def _consolidation_cost(self, game: int, before: dict[str, torch.Tensor]) -> Row:
+        """Percent lost on a game by its end itself: BLIP rounds; others change nothing."""
+        after = self.algorithm.learner.policy.state_dict()
+        if all(torch.equal(after[name], value) for name, value in before.items()):
+            return {}
+        score = self._play([game], EVALUATION, before)[game]
+        lost = self.scores.percent(game, score) - self.scores.percent(
+            game, float(self.scores.test[game, game])
+        )
+        return {"method/consolidation_cost": lost}
+
+    def _play(
+        self, games: Any, purpose: int, state: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[int, float]:
+        """Mean raw score of each game, on the same seeds whenever it is asked for."""
+        evaluation = self.benchmark.config.evaluation
+        validating = purpose == VALIDATION
+        count = evaluation.validation_episodes if validating else evaluation.episodes
+        jobs: list[Job] = []
+        for game in games:
+            seeds = np.random.SeedSequence([self.seeds.data, purpose, game]).generate_state(count)
+            jobs += self.algorithm.split(Job(game, tuple(int(s) >> 1 for s in seeds)), len(games))
+        weights = None
+        if state is not None:
+            weights = Weights(-2 - next(iter(games)), {k: v.cpu() for k, v in state.items()})
+        found = self.algorithm.scores(jobs, weights)
+        return {
+            game: statistics.fmean(s for job in jobs if job.game == game for s in found[job])
+            for game in games
+        }
