@@ -18,6 +18,10 @@ from raycl.rl.config import SequenceConfig
 
 ACTOR_GAIN = 0.01
 CRITIC_GAIN = 1.0
+DORMANT = 0.025
+"""Share of its layer's mean activation that a dormant unit does not exceed."""
+CHUNK = 250
+"""Observations at a time; more only take more memory."""
 
 
 class Policy(nn.Module):
@@ -130,3 +134,61 @@ def build_policy(config: SequenceConfig) -> Policy:
     cls = registry.find("raycl.networks", Backbone, config.network["name"], where="network")  # type: ignore[type-abstract]
     trunk = cls(cls.Config.model_validate(config.network), games.input_shape)
     return Policy(trunk, games.num_actions[: config.tasks])
+
+
+@torch.no_grad()
+def plasticity(policy: Policy, observations: Tensor) -> dict[str, float]:
+    """Numbers of a trunk on a batch of observations.
+
+    With a_u the mean absolute activation of a unit (of a channel, over positions) after a ReLU, and
+    m the mean of a_u over its layer, over the units of all layers:
+
+        dead_units: share with a_u = 0
+        dormant_units: share with a_u <= 0.025 m; Sokar et al., "The Dormant Neuron Phenomenon in
+            Deep Reinforcement Learning", ICML 2023, arXiv 2302.12902
+        active_features: share of features that are not 0, over units and observations
+        effective_rank: exp(entropy of s / sum(s)), s the singular values of the features (n, F);
+            Roy & Vetterli, "The effective rank", EUSIPCO 2007
+        feature_norm: mean Euclidean norm of an observation's features
+
+    Args:
+        policy: Its trunk's ReLU modules are looked at; without any, its features alone.
+        observations: uint8 (n, C, H, W).
+    """
+    sums: list[Tensor] = []
+
+    def note(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        axes = [axis for axis in range(output.ndim) if axis != 1]
+        seen.append(output.abs().mean(axes) * len(output))
+
+    relus = [m for m in policy.trunk.modules() if isinstance(m, nn.ReLU)]
+    handles = [m.register_forward_hook(note) for m in relus]
+    parts = []
+    try:
+        for chunk in torch.split(observations, CHUNK):
+            seen: list[Tensor] = []
+            features = policy.features(chunk)
+            if not relus:
+                note(policy.trunk, (), features)
+            parts.append(features)
+            sums = seen if not sums else [a + b for a, b in zip(sums, seen, strict=True)]
+    finally:
+        for handle in handles:
+            handle.remove()
+    dead = torch.cat([a == 0 for a in sums]).float().mean()
+    dormant = torch.cat([a <= DORMANT * a.mean() for a in sums]).float().mean()
+    features = torch.cat(parts)
+    return {
+        "dead_units": float(dead),
+        "dormant_units": float(dormant),
+        "active_features": float((features != 0).float().mean()),
+        "effective_rank": effective_rank(features),
+        "feature_norm": float(features.norm(dim=1).mean()),
+    }
+
+
+def effective_rank(matrix: Tensor) -> float:
+    """exp(entropy of s / sum(s)), s the singular values; 0 for zeros."""
+    s = torch.linalg.svdvals(matrix)
+    total = s.sum()
+    return float(torch.special.entr(s / total).sum().exp()) if total > 0 else 0.0
