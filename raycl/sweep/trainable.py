@@ -99,7 +99,7 @@ def _advance(run: Any, kind: kinds.Kind, store: CheckpointStore, settings: Setti
             row = run.advance()
             now = time.monotonic()
             if row["at_task_end"] and kind.keepsake is not None:  # before what says it is there
-                store.put(f"after-{row['task']:02d}.pt", kind.keepsake(run))
+                store.put(f"after-{row['task']:02d}", kind.keepsake(run))
             if row["at_task_end"] or now - saved_at > settings.every_s:
                 store.save(run.state_dict(), run.progress)
                 saved, saved_at = run.progress, now
