@@ -20,7 +20,7 @@ import torch
 from raycl.rl.algorithm import SequencePPO, algorithm_config
 from raycl.rl.benchmarks.base import build_games
 from raycl.rl.config import SequenceConfig
-from raycl.rl.plasticity import plasticity
+from raycl.rl.policy import plasticity
 from raycl.rl.runner import Job, Weights
 from raycl.rl.scores import Scores
 from raycl.training.costs import Costs
