@@ -125,6 +125,40 @@ def report(
 
 
 @app.command()
+def gif(
+    name: Name,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the trials [default: the sweep's first].")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Labels, separated by commas [default: all].")
+    ] = None,
+    max_seconds: Annotated[
+        float, typer.Option(min=1, max=1800, help="Of each game's own time; longer ones are cut.")
+    ] = 60,
+    fps: Annotated[
+        float, typer.Option(min=1, max=50, help="Agent steps shown per second; 15: as it is.")
+    ] = 30,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to [default: gifs in the sweep's folder].")
+    ] = None,
+    address: Address = None,
+    runs: RunsDir = None,
+    tracking_uri: Uri = None,
+) -> None:
+    """Watch a sweep on games: each game after each game learnt, as GIFs and a page that shows them.
+
+    Steps are left out evenly to keep files small: 3 MB for a sheet of games, 1 MB for one game.
+    """
+    from raycl.sweep.gif import Wish
+    from raycl.sweep.gif import gif as draw
+
+    labels = tuple(label.strip() for label in (methods or "").split(",") if label.strip())
+    wish = Wish(seed, labels, max_seconds, fps, out)
+    raise typer.Exit(draw(name, runs, address, tracking_uri, wish))
+
+
+@app.command()
 def sync(name: Name, runs: RunsDir = None, tracking_uri: Uri = None) -> None:
     """Send values that were kept on disk while the tracker was away."""
     from raycl.sweep.folder import SweepFolder, runs_root

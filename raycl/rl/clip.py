@@ -31,7 +31,7 @@ class Clip:
         colours: RGB uint8 [n, 3].
         shape: Height and width of a frame.
         scores: Raw score after each step [steps + 1].
-        over: The game came to its end; else it was cut.
+        over: The game came to its end; else it was cut, here or by its time limit.
         counts: How often each colour was shown, in pixels over all frames [n].
         packed: The frames: indices into the colours, each as its difference (exclusive or) to the
             one before, compressed. A minute of a game takes some hundred kilobytes.
@@ -146,12 +146,12 @@ def play(player: Player, games: GameSequence, game: int, *, seed: int, max_steps
         recorder.add(env.render()[0], score)
         for _ in range(max_steps):
             actions = player.greedy(torch.from_numpy(observations), game).numpy()
-            observations, rewards, _, _, _ = env.step(actions)
+            observations, rewards, _, truncated, _ = env.step(actions)
             score += float(rewards[0])
             finished = env.finished_games()
             if finished:  # the screen is that of the next game already
                 recorder.repeat(finished[0].score)
-                return recorder.clip(over=True)
+                return recorder.clip(over=not truncated[0])
             recorder.add(env.render()[0], score)
         return recorder.clip(over=False)
     finally:
