@@ -56,7 +56,7 @@ class Atari(gymnasium.Env[Pixels, int]):
         )
         self.games, self.render_mode = self._vector.games, render_mode
         self.observation_space = self._vector.single_observation_space
-        self.set_task(0)
+        self._enter()
 
     @property
     def task(self) -> int:
@@ -74,8 +74,10 @@ class Atari(gymnasium.Env[Pixels, int]):
         Raises:
             ValueError: There is no such game in the sequence.
         """
-        if index != self._vector.task:
-            self._vector.set_task(index)
+        self._vector.set_task(index)
+        self._enter()
+
+    def _enter(self) -> None:
         self.action_space = Discrete(self._vector.num_actions)
         self._next: Pixels | None = None  # first observation of an episode that waits for reset
 

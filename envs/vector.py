@@ -58,6 +58,7 @@ class SequentialAtari(VectorEnv[Pixels, Actions, npt.NDArray[Any]]):
         "render_modes": ["rgb_array"],
         "render_fps": 60 // FRAMES_PER_STEP,
     }
+    _playing: Preset | None = None  # until __init__ is through, for __del__
 
     def __init__(
         self,
@@ -100,7 +101,6 @@ class SequentialAtari(VectorEnv[Pixels, Actions, npt.NDArray[Any]]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.final: Pixels | None = None
         self._finished: list[Finished] = []
-        self._playing: Preset | None = None
         self.set_task(0)
 
     @property

@@ -1,0 +1,459 @@
+"""``SequentialAtari``: what both presets promise, and what the fast one does."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import cv2
+import gymnasium
+import numpy as np
+import pytest
+from ale_py.env import AtariEnv
+from ale_py.vector_env import AtariVectorEnv
+from atari_playing import play
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
+
+from envs import games
+from envs.games import UnknownGame
+from envs.vector import SEEDS, SequentialAtari
+
+both = pytest.mark.parametrize("preset", ["fast", "faithful"])
+
+
+# ---------------------------------------------------------------- what both presets promise
+
+
+@both
+def test_spaces_are_the_same_for_every_game(preset: str) -> None:
+    env = SequentialAtari("blip6", 2, preset=preset)
+    spaces = (env.observation_space, env.single_observation_space, env.action_space)
+    for task, game in enumerate(games.SEQUENCES["blip6"]):
+        env.set_task(task)
+        observations, infos = env.reset(seed=0)
+        assert (env.task, env.game) == (task, game)
+        assert env.num_actions == games.num_actions(game) == env.num_actions_of[task]
+        assert (env.observation_space, env.single_observation_space, env.action_space) == spaces
+        assert infos == {}
+        assert env.observation_space.contains(observations)
+    assert env.single_observation_space.shape == (4, 84, 84)
+    assert env.single_action_space.n == 18
+    assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+
+
+@both
+def test_types_of_a_step(preset: str) -> None:
+    env = SequentialAtari("Pong", 3, preset=preset)
+    for step in play(env, 3):
+        assert step.observations.shape == (3, 4, 84, 84)
+        assert step.observations.dtype == np.uint8
+        assert (step.rewards.dtype, step.rewards.shape) == (np.dtype(np.float32), (3,))
+        assert step.terminated.dtype == step.truncated.dtype == np.bool_
+        assert step.infos == {}
+
+
+@both
+def test_a_new_task_plays_as_a_new_environment_does(preset: str) -> None:
+    changed = SequentialAtari(["Pong", "SpaceInvaders"], 2, preset=preset)
+    for _ in play(changed, 5):
+        pass
+    changed.set_task(1)
+    new = SequentialAtari("SpaceInvaders", 2, preset=preset)
+    for a, b in zip(play(changed, 20, seed=3), play(new, 20, seed=3), strict=True):
+        np.testing.assert_array_equal(a.observations, b.observations)
+        np.testing.assert_array_equal(a.rewards, b.rewards)
+
+
+@both
+def test_a_seed_repeats_and_another_does_not(preset: str) -> None:
+    env = SequentialAtari("Breakout", 4, preset=preset)
+    first, again, other = (
+        [step.observations for step in play(env, 30, seed=seed)] for seed in (7, 7, 8)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not all(np.array_equal(first[0][0], row) for row in first[0])  # nor within one
+
+
+@both
+def test_what_follows_a_seed_repeats_through_a_change_of_game(preset: str) -> None:
+    def start() -> Any:
+        env = SequentialAtari(["Pong", "Breakout"], 4, preset=preset)
+        env.reset(seed=5)
+        env.set_task(1)
+        return env.reset()[0]
+
+    np.testing.assert_array_equal(start(), start())
+
+
+def test_seeds_of_different_numbers_are_disjoint() -> None:
+    env = SequentialAtari("Pong", 64)
+    seen: set[int] = set()
+    for number in (0, 1, 2, 77, 4_000, SEEDS - 2, SEEDS - 1):
+        seeds = env._seeds(number)
+        assert seeds is not None
+        assert seeds.min() >= 0
+        assert seeds.max() < 2**31
+        assert not seen & set(seeds.tolist())
+        seen |= set(seeds.tolist())
+    assert len(seen) == 7 * 64
+
+
+@both
+def test_seeds_one_by_one(preset: str) -> None:
+    env = SequentialAtari("Breakout", 3, preset=preset)
+    observations, _ = env.reset(seed=[9, 9, 12])
+    np.testing.assert_array_equal(observations[0], observations[1])
+    *_, last = play(env, 40, seed=np.array([4, 2**31 - 1, 4]))  # type: ignore[arg-type]
+    assert last.observations.any()
+
+
+@pytest.mark.parametrize("seed", [-1, SEEDS, [1], [1, -1], [1, 2**31]])
+def test_seeds_out_of_range_are_refused(seed: Any) -> None:
+    with pytest.raises(ValueError, match="seed"):
+        SequentialAtari("Pong", 2).reset(seed=seed)
+
+
+@both
+@pytest.mark.parametrize(
+    "actions,words",
+    [
+        ([0, 6], "SpaceInvaders: action 6 of environment 1 is not in 0 to 5"),
+        ([-1, 0], "SpaceInvaders: action -1 of environment 0 is not in 0 to 5"),
+        ([0, 17], "action 17 of environment 1"),
+        ([0.0, 1.0], "actions must be 2 whole numbers, not float64"),
+        ([0], r"whole numbers, not int64 of shape \(1,\)"),
+    ],
+)
+def test_actions_out_of_range_never_reach_the_emulator(
+    preset: str, actions: list[float], words: str
+) -> None:
+    env = SequentialAtari("SpaceInvaders", 2, preset=preset)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=words):
+        env.step(np.array(actions))
+    env.step(np.array([5, 0], dtype=np.int32))  # which it survives
+
+
+@both
+def test_full_action_space(preset: str) -> None:
+    env = SequentialAtari(["SpaceInvaders", "Pong"], 1, preset=preset, full_action_space=True)
+    assert env.num_actions_of == (18, 18)
+    env.reset(seed=0)
+    env.step(np.array([17]))
+
+
+@both
+def test_training_clips_rewards_and_scores_stay_raw(preset: str) -> None:
+    env = SequentialAtari("SpaceInvaders", 2, preset=preset)
+    rewards = [step.rewards for step in play(env, 700)]
+    finished = env.finished_games()
+    assert set(np.unique(rewards)) == {0.0, 1.0}
+    assert finished
+    assert all(game.score % 5 == 0 for game in finished)  # what an invader is worth
+    assert max(game.score for game in finished) > 30
+    assert env.finished_games() == []
+
+
+@both
+def test_outside_of_training_episodes_are_games(preset: str) -> None:
+    env = SequentialAtari("SpaceInvaders", 2, preset=preset, training=False)
+    ends = np.array([step.terminated for step in play(env, 900)])
+    finished = env.finished_games()
+    assert [int(ends[:, i].sum()) for i in (0, 1)] == [
+        sum(game.env == i for game in finished) for i in (0, 1)
+    ]
+    assert finished
+
+
+@both
+def test_scores_of_games_not_fetched_end_with_the_task(preset: str) -> None:
+    env = SequentialAtari(["SpaceInvaders", "Pong"], 2, preset=preset)
+    for _ in play(env, 700):
+        pass
+    env.set_task(1)
+    assert env.finished_games() == []
+
+
+@both
+def test_observations_of_the_past_stay_what_they_were(preset: str) -> None:
+    env = SequentialAtari("Breakout", 2, preset=preset)
+    kept = [(step.observations, step.observations.copy()) for step in play(env, 60)]
+    assert all(np.array_equal(a, b) for a, b in kept)
+
+
+@both
+def test_screens_show_what_is_observed(preset: str) -> None:
+    """In colour and full size, also past the end of a life and of a game."""
+    env = SequentialAtari("SpaceInvaders", 2, preset=preset, render_mode="rgb_array")
+    ends = 0
+    for step in play(env, 700):
+        screens = env.render()
+        ends += int(step.terminated.sum())
+        assert [screen.shape for screen in screens] == [(210, 160, 3)] * 2
+        for screen, observation in zip(screens, step.observations, strict=True):
+            grey = cv2.cvtColor(screen, cv2.COLOR_RGB2GRAY)
+            small = cv2.resize(grey, (84, 84), interpolation=cv2.INTER_AREA)
+            np.testing.assert_array_equal(small, observation[-1])
+    assert len(env.finished_games()) >= 2
+    assert ends >= 6
+
+
+@both
+def test_screens_of_another_size(preset: str) -> None:
+    game = next(game for game in games.names() if games.screen(game) != (210, 160))
+    env = SequentialAtari(game, 1, preset=preset, render_mode="rgb_array")
+    env.reset(seed=0)
+    env.step(np.array([0]))
+    assert env.render()[0].shape == (*games.screen(game), 3)
+
+
+@both
+def test_a_picture_changes_nothing(preset: str) -> None:
+    drawn = SequentialAtari("Boxing", 2, preset=preset, render_mode="rgb_array")
+    plain = SequentialAtari("Boxing", 2, preset=preset)
+    for a, b in zip(play(drawn, 50), play(plain, 50), strict=True):
+        np.testing.assert_array_equal(a.observations, b.observations)
+
+
+@both
+def test_order_of_calls(preset: str) -> None:
+    env = SequentialAtari(["Pong", "Boxing"], 1, preset=preset, render_mode="rgb_array")
+    for call in (lambda: env.step(np.array([0])), env.render):
+        with pytest.raises(ResetNeeded):
+            call()
+    env.reset(seed=0)
+    env.set_task(1)
+    with pytest.raises(ResetNeeded):
+        env.step(np.array([0]))
+    with pytest.raises(ValueError, match="task 2: the sequence has 2 games"):
+        env.set_task(2)
+    with pytest.raises(ValueError, match="task -1"):
+        env.set_task(-1)
+    env.close()
+    env.close()
+    with pytest.raises(ValueError, match="closed"):
+        env.reset(seed=0)
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        ({"preset": "quick"}, "preset 'quick': one of fast, faithful"),
+        ({"num_envs": 0}, "num_envs is 0"),
+        ({"num_threads": 0}, "num_threads is 0"),
+        ({"max_frames": 0}, "max_frames is 0"),
+        ({"render_mode": "human"}, "render_mode 'human'"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        SequentialAtari("Pong", **options)
+
+
+def test_bad_games() -> None:
+    with pytest.raises(UnknownGame, match="did you mean 'Pong'"):
+        SequentialAtari(["Boxing", "Pongg"], 1)
+
+
+def test_no_pictures_without_a_render_mode() -> None:
+    env = SequentialAtari("Pong", 1)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="render_mode='rgb_array'"):
+        env.render()
+
+
+def _threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+@pytest.mark.parametrize("render_mode", [None, "rgb_array"])
+def test_threads_end_at_close_and_at_a_change_of_game(render_mode: str | None) -> None:
+    before = _threads()
+    env = SequentialAtari(["Pong", "Boxing"], 4, num_threads=3, render_mode=render_mode)
+    env.reset(seed=0)
+    with_threads = _threads()
+    assert with_threads > before
+    env.set_task(1)
+    assert _threads() == with_threads
+    env.close()
+    assert _threads() == before
+
+
+def test_threads_change_nothing() -> None:
+    one, three = (SequentialAtari("Krull", 4, num_threads=n) for n in (1, 3))
+    for a, b in zip(play(one, 60), play(three, 60), strict=True):
+        np.testing.assert_array_equal(a.observations, b.observations)
+        np.testing.assert_array_equal(a.rewards, b.rewards)
+
+
+@pytest.mark.slow
+@both
+def test_every_game_plays(preset: str) -> None:
+    for game in games.names():
+        env = SequentialAtari(game, 2, preset=preset, render_mode="rgb_array")
+        *_, last = play(env, 40)
+        assert last.observations.any(), game
+        assert env.render()[1].shape == (*games.screen(game), 3)
+        env.close()
+
+
+# ---------------------------------------------------------------- the fast preset
+
+
+class Started(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Starts a game as ``AtariVectorEnv`` does: a frame of FIRE if there is one, then no-ops."""
+
+    def __init__(self, env: AtariEnv, game: str) -> None:
+        super().__init__(env)
+        self.frames, self._game = 0, game
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**kwargs)
+        fire = "FIRE" in games.action_meanings(self._game)
+        for i in range(self.frames):
+            observation, *_ = self.env.step(1 if fire and i == 0 else 0)
+        return observation, info
+
+
+@pytest.mark.parametrize("game", ["Breakout", "KungFuMaster", "SpaceInvaders"])
+def test_fast_equals_gymnasiums_wrappers(game: str) -> None:
+    """Bit by bit, through a whole game and into the next."""
+    env = SequentialAtari(game, 1, training=False)
+    raw = Started(AtariEnv(games.rom(game), frameskip=1, repeat_action_probability=0.0), game)
+    warped = AtariPreprocessing(raw, noop_max=0, frame_skip=4, screen_size=84)
+    reference = FrameStackObservation(warped, 4, padding_type="zero")
+
+    generator = np.random.default_rng(0)
+    observations, _ = env.reset(seed=1)
+    fast: Any = env._playing
+    raw.frames = int(fast._frame[0])
+    expected, _ = reference.reset()
+    over = 0
+    for _ in range(1_200):
+        np.testing.assert_array_equal(observations[0], expected)
+        action = int(generator.integers(env.num_actions))
+        observations, rewards, terminated, truncated, _ = env.step(np.array([action]))
+        expected, reward, ended, cut, _ = reference.step(action)
+        assert rewards[0] == reward
+        assert (terminated[0], truncated[0]) == (ended, cut)
+        if ended:
+            over += 1
+            raw.frames = int(fast._frame[0])
+            expected, _ = reference.reset()
+    assert over >= 1
+
+
+@pytest.mark.parametrize("game", ["Breakout", "SpaceInvaders"])
+def test_scores_are_those_of_the_other_autoreset_mode(game: str) -> None:
+    """Games of the same seed and actions, against raw rewards summed where a step is an extra."""
+    actions = np.random.default_rng(0).integers(0, games.num_actions(game), (8, 4_000))
+    seed = 11
+    env = SequentialAtari(game, 1)
+    env.reset(seed=[seed])
+    finished: list[tuple[float, int]] = []
+    while len(finished) < 4:
+        played = 0
+        while not (ended := env.finished_games()):
+            env.step(actions[len(finished), played : played + 1])
+            played += 1
+        assert (ended[0].env, ended[0].steps) == (0, played)
+        finished.append((ended[0].score, ended[0].steps))
+
+    bare = AtariVectorEnv(
+        games.rom(game), 1, autoreset_mode=AutoresetMode.NEXT_STEP, reward_clipping=False
+    )
+    bare.reset(seed=seed)
+    expected = []
+    while len(expected) < 4:
+        total, steps, over = 0.0, 0, False
+        while not over:
+            _, reward, terminated, _, _ = bare.step(actions[len(expected), steps : steps + 1])
+            total, steps, over = total + reward[0], steps + 1, terminated[0]
+        bare.step(np.array([0]))  # the step after the end only starts the next game
+        expected.append((total, steps))
+    assert finished == expected
+
+
+def test_fast_a_lost_life_ends_an_episode_and_not_the_game() -> None:
+    """Three lives: two lost and then the end. The game runs as it does outside of training."""
+    training = SequentialAtari("SpaceInvaders", 2)
+    scoring = SequentialAtari("SpaceInvaders", 2, training=False)
+    lost = np.zeros(2, dtype=int)
+    total = np.zeros(2)
+    for a, b in zip(play(training, 900), play(scoring, 900), strict=True):
+        np.testing.assert_array_equal(a.observations, b.observations)
+        np.testing.assert_array_equal(a.rewards, np.sign(b.rewards))
+        lost += a.terminated
+        total += b.rewards
+        finished = training.finished_games()
+        assert finished == scoring.finished_games()
+        assert [game.env for game in finished] == np.flatnonzero(b.terminated).tolist()
+        for game in finished:
+            assert lost[game.env] == 3
+            assert game.score == total[game.env]
+            lost[game.env], total[game.env] = 0, 0.0
+    assert not a.truncated.any()
+
+
+def test_fast_stack_goes_on_over_a_life_and_is_empty_at_a_new_game() -> None:
+    env = SequentialAtari("SpaceInvaders", 2)
+    lives = ends = 0
+    for step in play(env, 900):
+        over = [game.env for game in env.finished_games()]
+        for i in range(2):
+            if i in over:
+                ends += 1
+                assert not step.observations[i, :3].any()
+                assert step.observations[i, 3].any()
+            else:
+                lives += bool(step.terminated[i])
+                np.testing.assert_array_equal(step.observations[i, :3], step.before[i, 1:])
+    assert ends >= 2
+    assert lives >= 4
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fast_limit_of_frames_truncates(training: bool) -> None:
+    env = SequentialAtari("Pong", 2, training=training, max_frames=200)
+    last = {}
+    for number, step in enumerate(play(env, 120), start=1):
+        assert not step.terminated.any()
+        finished = env.finished_games()
+        assert bool(finished) == bool(step.infos)
+        if finished:
+            assert number % 50 == 0  # 200 frames, those of the start not counted
+            assert step.truncated.all()
+            assert [game.steps for game in finished] == [50, 50]
+            final = step.infos["final_obs"]
+            np.testing.assert_array_equal(final[:, :3], step.before[:, 1:])
+            assert final[:, 3].any()
+            assert not step.observations[:, :3].any()
+            last = step.infos
+    assert last
+
+
+def test_fast_one_env_cut_leaves_the_others_alone() -> None:
+    env = SequentialAtari("SpaceInvaders", 3, training=False, max_frames=1_600)
+    cut = itertools.count()
+    for step in play(env, 900):
+        assert bool(step.infos) == bool(step.truncated.any())
+        for i in np.flatnonzero(step.truncated):
+            next(cut)
+            np.testing.assert_array_equal(step.infos["final_obs"][i, :3], step.before[i, 1:])
+        for i in np.flatnonzero(~(step.truncated | step.terminated)):
+            np.testing.assert_array_equal(step.observations[i, :3], step.before[i, 1:])
+    assert next(cut) > 0
+
+
+def test_fast_has_no_sticky_actions() -> None:
+    """Two emulators of one seed part as soon as their actions differ, and never before."""
+    env = SequentialAtari("Pong", 2)
+    env.reset(seed=[3, 3])
+    for _ in range(100):
+        observations, *_ = env.step(np.array([2, 2]))
+        np.testing.assert_array_equal(observations[0], observations[1])
