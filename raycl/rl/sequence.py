@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from raycl.rl.algorithm import SequencePPO, algorithm_config
@@ -23,6 +22,7 @@ from raycl.rl.config import SequenceConfig
 from raycl.rl.policy import plasticity
 from raycl.rl.runner import Job, Weights
 from raycl.rl.scores import Scores
+from raycl.rl.seeds import EVALUATION, VALIDATION, game_seeds
 from raycl.training.costs import Costs
 from raycl.training.randomness import Randomness, Seeds
 from raycl.training.run import Row, TrainingError
@@ -31,8 +31,6 @@ ROWS_PER_GAME = 200
 """Rows that a game's training is reported in, if it has as many updates."""
 RECENT = 100
 """Training games that the reported return is the mean of."""
-EVALUATION, VALIDATION = 10, 11
-"""Purposes of seeds; those of ``Seeds`` are 1 and 2."""
 
 
 class SequenceRun:
@@ -348,8 +346,8 @@ class SequenceRun:
         count = evaluation.validation_episodes if validating else evaluation.episodes
         jobs: list[Job] = []
         for game in games:
-            seeds = np.random.SeedSequence([self.seeds.data, purpose, game]).generate_state(count)
-            jobs += self.algorithm.split(Job(game, tuple(int(s) >> 1 for s in seeds)), len(games))
+            seeds = game_seeds(self.seeds.data, purpose, game, count)
+            jobs += self.algorithm.split(Job(game, seeds), len(games))
         weights = None
         if state is not None:
             weights = Weights(-2 - next(iter(games)), {k: v.cpu() for k, v in state.items()})
