@@ -125,7 +125,7 @@ def gif(
         say(f"not drawn: {problem}")
     say(f"pictures: {out / 'index.html'}")
     html = page(name, seed, wish.fps, chapters, embed=True)
-    lost = _track(folder, tracking_uri, out, drawable, html)
+    lost = track(folder, tracking_uri, out, drawable, html)
     if lost:
         say(f"not in MLflow: {lost}; the same command sends them again")
     return 1 if problems or lost else 0
@@ -273,7 +273,7 @@ def _put(path: Path, data: bytes) -> None:
     draft.replace(path)
 
 
-def _track(
+def track(
     folder: SweepFolder, uri: str | None, out: Path, trials: Sequence[Trial], html: str
 ) -> str:
     """Attach the pictures to the trials' runs, and the page to the sweep's.
