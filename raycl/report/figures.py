@@ -1,4 +1,4 @@
-"""The figures of a report: accuracy after each task, the matrices, forgetting.
+"""The figures of a report: average after each task, the matrices, forgetting; curves of games.
 
 Every figure comes as PNG and as SVG. The same numbers give the same files, byte for byte.
 """
@@ -6,7 +6,7 @@ Every figure comes as PNG and as SVG. The same numbers give the same files, byte
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from itertools import groupby
 from typing import Any
@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from raycl.report.formats import READOUT_TITLES
-from raycl.report.statistics import LEVEL, bootstrap
+from raycl.report import curves, words
+from raycl.report.statistics import BAND, bootstrap
 from raycl.report.table import Group, Table
 
 Array = NDArray[np.float64]
@@ -49,7 +49,6 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
 }
 _CELLS = 10
-_BAND = f"{LEVEL:g} % interval over seeds"
 
 
 def draw(table: Table) -> dict[str, bytes]:
@@ -58,11 +57,20 @@ def draw(table: Table) -> dict[str, bytes]:
     panels = _panels(table)
     if not panels:
         return files
+    percent = [panel for panel in panels if panel[1] in words.of(panel[1]).percent]
     with mpl.rc_context(STYLE):
-        files |= _files("accuracy", _grid(panels, table, _accuracy, 2.8))
+        name, _ = words.of(percent[0][1]).average
+        files |= _files(name, _grid(percent, table, _average, 2.8))
         if any(row["metric"] == "forgetting" for row in table.rows):
             height = 0.9 + 0.32 * len(_methods(table))
-            files |= _files("forgetting", _grid(panels, table, _forgetting, height))
+            files |= _files("forgetting", _grid(percent, table, _forgetting, height))
+        for benchmark in dict.fromkeys(benchmark for benchmark, _ in panels):
+            groups = list(_of(table, benchmark))
+            if curves.there_are(groups):
+                styles = {method: _style(table, method) for method in _methods(table)}
+                for name, figure in curves.figures(groups, styles, _several(table)):
+                    _legend(figure, _methods(table))
+                    files |= _files(f"{name}-{_slug(benchmark)}", figure)
         for benchmark, readout in panels:
             name = f"matrix-{_slug(benchmark)}-{readout}"
             files |= _files(name, _matrices(table, benchmark, readout))
@@ -70,7 +78,7 @@ def draw(table: Table) -> dict[str, bytes]:
 
 
 def matrices(group: Group, readout: str) -> Array:
-    """R of each seed: (n, T, T), percent; NaN where not measured. n = 0 without the readout."""
+    """R of each seed: (n, T, T); NaN where not measured. n = 0 without the readout."""
     found = [
         run.result["matrices"][readout]
         for run in group.runs
@@ -80,7 +88,7 @@ def matrices(group: Group, readout: str) -> Array:
 
 
 def after_each_task(stack: Array) -> Array:
-    """Mean accuracy over the tasks seen so far, after each task: (n, T, T) to (n, T)."""
+    """Mean over the tasks seen so far, after each task: (n, T, T) to (n, T); NaN where unknown."""
     seen = np.tril(np.ones(stack.shape[1:], dtype=bool))
     sums: Array = np.where(seen, stack, 0).sum(axis=2) / seen.sum(axis=1)
     return sums
@@ -108,9 +116,12 @@ def _style(table: Table, method: str) -> dict[str, Any]:
 
 
 def _title(table: Table, benchmark: str, readout: str) -> str:
-    readout_title = READOUT_TITLES[readout].partition(" (")[0]
-    several = len({group.benchmark for group in table.groups}) > 1
-    return f"{benchmark}, {readout_title}" if several else readout_title
+    readout_title = words.of(readout).readouts[readout].partition(" (")[0]
+    return f"{benchmark}, {readout_title}" if _several(table) else readout_title
+
+
+def _several(table: Table) -> bool:
+    return len({group.benchmark for group in table.groups}) > 1
 
 
 def _grid(
@@ -152,7 +163,7 @@ def _legend(figure: Figure, methods: Sequence[str]) -> None:
     handles = {
         str(h.get_label()): h for axis in figure.axes for h in axis.get_legend_handles_labels()[0]
     }
-    names = [name for name in (*methods, _BAND) if name in handles]
+    names = [name for name in (*methods, BAND) if name in handles]
     if not names:
         return
     inches = [0.6 + 0.08 * len(name) for name in names]
@@ -169,33 +180,35 @@ def _legend(figure: Figure, methods: Sequence[str]) -> None:
 # ---------------------------------------------------------------------- panels
 
 
-def _accuracy(axis: Axes, table: Table, benchmark: str, readout: str, first: bool) -> None:
+def _average(axis: Axes, table: Table, benchmark: str, readout: str, first: bool) -> None:
     alpha = 0.18 if len(_methods(table)) <= 5 else 0.08
+    known = words.of(readout)
     for group in _of(table, benchmark):
-        curves = after_each_task(stack) if len(stack := matrices(group, readout)) else None
-        if curves is None:
+        lines = after_each_task(stack) if len(stack := matrices(group, readout)) else None
+        if lines is None or np.isnan(lines).any():  # scratch: there is no such average
             continue
         style = _style(table, group.method)
-        tasks = np.arange(1, curves.shape[1] + 1)
-        if len(curves) > 1:
-            low, high = bootstrap(curves)
+        tasks = np.arange(1, lines.shape[1] + 1)
+        if len(lines) > 1:
+            low, high = bootstrap(lines)
             axis.fill_between(tasks, low, high, color=style["color"], alpha=alpha, linewidth=0)
         axis.plot(
             tasks,
-            curves.mean(axis=0),
+            lines.mean(axis=0),
             markersize=4.5,
             linewidth=1.8,
             label=group.method,
             **style,
         )
     if axis.collections:
-        axis.fill_between([], [], color="#333333", alpha=alpha, linewidth=0, label=_BAND)
+        axis.fill_between([], [], color="#333333", alpha=alpha, linewidth=0, label=BAND)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
-    axis.set_xlabel("tasks learnt")
+    axis.set_xlabel(f"{known.task}s learnt")
     axis.margins(x=0.03)
-    axis.set_ylim(top=min(101, axis.get_ylim()[1]))
+    if known is words.IMAGES:
+        axis.set_ylim(top=min(101, axis.get_ylim()[1]))
     if first:
-        axis.set_ylabel("accuracy on tasks so far (%)")
+        axis.set_ylabel(known.average[1])
 
 
 def _forgetting(axis: Axes, table: Table, benchmark: str, readout: str, first: bool) -> None:
@@ -231,47 +244,84 @@ def _forgetting(axis: Axes, table: Table, benchmark: str, readout: str, first: b
 
 
 def _matrices(table: Table, benchmark: str, readout: str) -> Figure:
-    """R of each method, mean over seeds, one colour scale."""
+    """R of each method, mean over seeds, one colour scale; of games, one for each of them."""
+    known, groups = words.of(readout), list(_of(table, benchmark))
     means = {
         group.method: stack.mean(axis=0)
-        for group in _of(table, benchmark)
+        for group in groups
         if len(stack := matrices(group, readout))
     }
+    shades = _shades(means, groups, readout)
     columns = min(4, len(means))
     rows = -(-len(means) // columns)
-    figure = Figure(figsize=(2.45 * columns + 0.7, 2.75 * rows + 0.4), dpi=100, layout="compressed")
+    wide = 1.0 if known is words.IMAGES else 1.2
+    size = (2.45 * wide * columns + 0.7, 2.75 * wide * rows + 0.4)
+    figure = Figure(figsize=size, dpi=100, layout="compressed")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(means) :]:
         axis.set_visible(False)
     for i, (axis, (method, mean)) in enumerate(zip(axes.flat, means.items(), strict=False)):
-        image = axis.imshow(mean, cmap="YlGnBu", vmin=0, vmax=100)
-        _cell_numbers(axis, mean)
-        _task_ticks(axis, len(mean))
+        image = axis.imshow(shades[method], cmap="YlGnBu", vmin=0, vmax=100)
+        _cell_numbers(axis, mean, shades[method])
+        _task_ticks(axis, len(mean), None if known is words.IMAGES else _tasks(groups))
         axis.set_title("\n".join(textwrap.wrap(method, 20)), fontweight="normal")
-        axis.set_xlabel("task")
+        axis.set_xlabel(known.task)
         if i % columns == 0:
-            axis.set_ylabel("after task")
-    figure.colorbar(image, ax=axes, label="accuracy (%)", shrink=0.85, aspect=24)
-    title = f"{_title(table, benchmark, readout)}: accuracy on each task after each task"
+            axis.set_ylabel(f"after {known.task}")
+    what = "accuracy (%)" if known is words.IMAGES else "% of the best score on the game"
+    figure.colorbar(image, ax=axes, label=what, shrink=0.85, aspect=24)
+    each = f"on each {known.task} after each {known.task}"
+    title = f"{_title(table, benchmark, readout)}{known.performance} {each}"
     # given a position at once, the layout would make no room for it
     figure.suptitle(title, fontsize=10, fontweight="bold", ha="left").set_x(0.01)
     return figure
 
 
-def _cell_numbers(axis: Axes, mean: Array) -> None:
+def _shades(means: Mapping[str, Array], groups: Sequence[Group], readout: str) -> dict[str, Array]:
+    """What is seen in colour: percent; of games, of the way from the lower reference to the best.
+
+    Games differ too much for one scale: some are far above the reference, some never reach it.
+    """
+    if words.of(readout) is words.IMAGES or not means:
+        return dict(means)
+    references = next(g.runs[0].result for g in groups if g.runs[0].result is not None)[
+        "references"
+    ]
+    pairs = np.array([references[game] for game in _tasks(groups)], dtype=np.float64)
+    low, high = (
+        pairs.T if readout == "score" else (np.zeros(len(pairs)), np.full(len(pairs), 100.0))
+    )
+    best = np.nanmax(np.concatenate(list(means.values())), axis=0)
+    best = np.where(np.sign(high - low) * (best - low) > 0, best, high)
+    return {method: 100 * (mean - low) / (best - low) for method, mean in means.items()}
+
+
+def _tasks(groups: Sequence[Group]) -> list[str]:
+    result = next(run.result for group in groups for run in group.runs if run.result is not None)
+    return list(result["tasks"])
+
+
+def _cell_numbers(axis: Axes, mean: Array, shade: Array) -> None:
     if len(mean) > _CELLS:
         return
-    for t, i in zip(*np.nonzero(~np.isnan(mean)), strict=True):
-        text = axis.text(i, t, f"{mean[t, i]:.0f}", ha="center", va="center")
-        text.set_fontsize(9 if len(mean) <= 6 else 7)
-        text.set_color("white" if mean[t, i] > 55 else "#222222")
+    texts = {
+        (t, i): f"{mean[t, i]:z,.0f}" for t, i in zip(*np.nonzero(~np.isnan(mean)), strict=True)
+    }
+    longest = max(map(len, texts.values()), default=0)
+    for (t, i), label in texts.items():
+        text = axis.text(i, t, label, ha="center", va="center")
+        text.set_fontsize(9 if len(mean) * max(3, longest) <= 18 else 7)
+        text.set_color("white" if shade[t, i] > 55 else "#222222")
         text.set_in_layout(False)  # it is inside its axes, and there may be hundreds
 
 
-def _task_ticks(axis: Axes, tasks: int) -> None:
+def _task_ticks(axis: Axes, tasks: int, names: Sequence[str] | None = None) -> None:
     step = max(1, tasks // 10)
-    axis.set_xticks(range(0, tasks, step), [str(i + 1) for i in range(0, tasks, step)])
-    axis.set_yticks(range(0, tasks, step), [str(i + 1) for i in range(0, tasks, step)])
+    at = range(0, tasks, step)
+    labels = [str(i + 1) if names is None else names[i] for i in at]
+    slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(at, labels, **(slanted if names else {}))
+    axis.set_yticks(at, labels)
     axis.grid(visible=False)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)

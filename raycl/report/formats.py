@@ -13,27 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from raycl.report import words
 from raycl.report.table import COSTS, Row, Table
 
 FORMATS = ("table", "markdown", "json", "csv")
-HEADLINES = ("average_accuracy", "average_incremental_accuracy", "forgetting", "backward_transfer")
-METRIC_TITLES = {
-    "average_accuracy": "average accuracy ↑",
-    "average_accuracy_by_item": "avg. accuracy by item ↑",
-    "average_incremental_accuracy": "avg. incremental accuracy ↑",
-    "forgetting": "forgetting ↓",
-    "forgetting_nonnegative": "forgetting, at least 0 ↓",
-    "backward_transfer": "backward transfer ↑",
-    "backward_transfer_all": "backward transfer, all T ↑",
-    "forward_transfer": "forward transfer ↑",
-    "learning_accuracy": "learning accuracy ↑",
-    "one_step_forgetting": "one-step forgetting ↓",
-}
-READOUT_TITLES = {
-    "class": "class-incremental (task unknown)",
-    "task": "task-incremental (task known)",
-    "domain": "domain-incremental (task unknown, shared labels)",
-}
 WIDTH = 100
 
 Cells = dict[str, str | None]
@@ -63,7 +46,7 @@ def _csv(table: Table) -> str:
 
 def _markdown(table: Table) -> str:
     parts = [
-        f"### {benchmark}: {READOUT_TITLES[readout]}, percent\n\n"
+        f"### {benchmark}: {_title(readout, ', ')}\n\n"
         + _pipes([_cells(row, table.baseline) for row in rows])
         for (benchmark, readout), rows in _blocks(table.rows)
     ]
@@ -84,7 +67,7 @@ def _pipes(cells: Sequence[Cells]) -> str:
 def print_table(table: Table, console: Console) -> None:
     """Headline and published metrics with rich, per benchmark and readout, then costs and notes."""
     for (benchmark, readout), rows in _blocks(table.rows):
-        title = f"{benchmark} · {READOUT_TITLES[readout]} · percent"
+        title = f"{benchmark} · {_title(readout, ' · ')}"
         console.print(_rich(title, [_cells(row, table.baseline) for row in rows], "metric"))
         console.print()
     if table.rows:
@@ -92,6 +75,11 @@ def print_table(table: Table, console: Console) -> None:
         console.print()
     for note in table.notes:
         console.print(f"• {note}", style="dim", highlight=False, markup=False)
+
+
+def _title(readout: str, between: str) -> str:
+    known = words.of(readout)
+    return f"{known.readouts[readout]}{between}{known.units[readout]}"
 
 
 def _rich(title: str, cells: Sequence[Cells], section: str) -> RichTable:
@@ -124,38 +112,49 @@ def _blocks(rows: Sequence[Row]) -> Iterable[tuple[tuple[str, str], list[Row]]]:
     """Rows of the headline metrics, and of those with a published number, by benchmark, readout."""
     metric = itemgetter("benchmark", "readout", "metric")
     published = {metric(row) for row in rows if row["published"] is not None}
-    wanted = (row for row in rows if row["metric"] in HEADLINES or metric(row) in published)
+    wanted = (row for row in rows if _is_headline(row) or metric(row) in published)
     for key, group in groupby(wanted, key=lambda row: (row["benchmark"], row["readout"])):
         yield key, list(group)
 
 
+def _is_headline(row: Row) -> bool:
+    known = words.of(row["readout"])
+    return row["metric"] in known.headlines or row["metric"] not in known.metrics
+
+
 def _cells(row: Row, baseline: str | None) -> Cells:
     """What a reader sees of one row; ``None`` where there is nothing to see."""
-    spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
-    interval = _interval(row["low"], row["high"])
+    digits = words.of(row["readout"]).digits[row["readout"]]
+    spread = "" if row["std"] is None else f" ± {row['std']:.{digits}f}"
+    interval = _interval(row["low"], row["high"], digits)
     difference = None
     if row["baseline"] is not None:
-        pair = _interval(row["difference_low"], row["difference_high"])
-        difference = " ".join(filter(None, [_number(row["difference"], "+.2f"), pair]))
+        pair = _interval(row["difference_low"], row["difference_high"], digits)
+        own = _number(row["difference"], f"+.{digits}f")
+        difference = " ".join(filter(None, [own, pair]))
     return {
-        "metric": METRIC_TITLES[row["metric"]],
+        "metric": words.of(row["readout"]).metric(row["metric"]),
         "method": row["method"],
-        "mean ± std": _number(row["mean"]) + spread,
+        "mean ± std": _number(row["mean"], f".{digits}f") + spread,
         "95 % interval": interval,
         "n": str(row["n"]),
         f"vs {baseline}": difference,
-        "published": None if row["published"] is None else _number(row["published"]),
+        "published": None if row["published"] is None else _number(row["published"], f".{digits}f"),
     }
 
 
 def _number(value: float | None, form: str = ".2f") -> str:
     if value is None:
         return "–"
-    return format(round(value, 2) + 0.0, form).replace("-", _MINUS)  # + 0.0: no minus zero
+    return format(round(value, int(form[-2])) + 0.0, form).replace(
+        "-", _MINUS
+    )  # + 0.0: no minus zero
 
 
-def _interval(low: float | None, high: float | None) -> str | None:
-    return None if low is None or high is None else f"[{_number(low)}, {_number(high)}]"
+def _interval(low: float | None, high: float | None, digits: int) -> str | None:
+    if low is None or high is None:
+        return None
+    return f"[{_number(low, f'.{digits}f')}, {_number(high, f'.{digits}f')}]"
 
 
 def _costs(table: Table) -> list[Cells]:

@@ -112,8 +112,9 @@ def _intervals(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     if not rows:
         yield "no trial has finished"
         return
+    unit = "" if any(row["readout"] == "score" for row in rows) else "in percent: "
     yield (
-        f"in percent: mean ± standard deviation over n seeds, {LEVEL:g} % interval of the mean by "
+        f"{unit}mean ± standard deviation over n seeds, {LEVEL:g} % interval of the mean by "
         f"bootstrap over seeds ({RESAMPLES:,} resamples, percentiles); differences pair the seeds"
     )
     fewest = min(row["n"] for row in rows)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 10_000
 LEVEL = 95.0
+BAND = f"{LEVEL:g} % interval over seeds"
 _SEED = 20_210_505
 
 Array = NDArray[np.float64]

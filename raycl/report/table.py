@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycl.errors import UserError, nearest
+from raycl.report import games
 from raycl.report.load import TrackedRun, TrackedSweep
 from raycl.report.notes import notes
 from raycl.report.published import join_published
 from raycl.report.statistics import paired, summary
+from raycl.report.words import READOUTS
 
-READOUTS = ("class", "task", "domain")
 COSTS = ("seconds", "peak_memory_mb", "stored_bytes", "extra_parameters")
 DEFAULT_BASELINE = "finetune"
 
@@ -43,7 +44,8 @@ class Table:
         name: The sweep's name.
         baseline: What differences are taken to, or ``None`` if nothing finished.
         rows: Flat, JSON-able, ordered by benchmark, readout, metric and then method as in the
-            sweep file. Metrics in percent; absent values are ``None``.
+            sweep file. Metrics in percent, but for raw scores of games, which are metrics of
+            the readout ``score``; absent values are ``None``.
         groups: What was averaged, in the same order.
         notes: What is not in the table and why, and what a reader must know, one line each.
     """
@@ -70,11 +72,13 @@ def make_table(sweep: TrackedSweep, baseline: str | None = None) -> Table:
     methods = method_order(sweep.spec, final)
     baseline = _choose_baseline(baseline, sweep.spec, methods)
     usable, repeated = _latest(run for run in final if run.result is not None)
+    usable = games.prepare(usable, sweep.spec)
     groups = _group(usable, methods)
     rows = [row for group in groups for row in _rows(group, _others(groups, group, baseline))]
     join_published(rows, sweep.spec.get("published") or {})
     rows.sort(key=_sort_key(rows))
-    return Table(sweep.name, baseline, rows, groups, notes(sweep, rows, repeated, baseline))
+    below = [*games.notes(usable, sweep.spec), *notes(sweep, rows, repeated, baseline)]
+    return Table(sweep.name, baseline, rows, groups, below)
 
 
 def _sort_key(rows: Sequence[Row]) -> Callable[[Row], tuple[Any, ...]]:

@@ -15,12 +15,13 @@ from report_helpers import Store, SweepWriter, flat, realistic, result
 from rich.console import Console
 
 from raycl.errors import UserError
-from raycl.report import figures, formats
+from raycl.report import figures, formats, words
 from raycl.report.formats import print_table, render
 from raycl.report.load import load
 from raycl.report.main import report, write_report
 from raycl.report.table import Table, make_table
-from raycl.training.metrics import METRICS
+from raycl.rl.metrics import METRICS as RL_METRICS
+from raycl.training.metrics import METRICS, Metric
 
 METHODS = ["finetune", "online_ewc", "naive_rehearsal", "joint"]
 TWO = ["finetune", "joint"]
@@ -59,8 +60,8 @@ def _number(text: str) -> float:
 def test_terminal_table_fits_and_says_it_all(table: Table) -> None:
     text = render(table, "table")
     assert max(map(len, text.splitlines())) <= 100
-    for words in ("class-incremental", "task-incremental", "percent", "vs finetune", "97.50"):
-        assert words in text
+    for part in ("class-incremental", "task-incremental", "percent", "vs finetune", "97.50"):
+        assert part in text
     (first, second) = [r for r in table.rows if r["metric"] == "forgetting"][:2]
     lines = text.split("forgetting ↓")[1].splitlines()[1:3]
     assert f"{first['mean']:.2f} ± {first['std']:.2f}" in lines[0]
@@ -106,7 +107,7 @@ def test_a_metric_with_a_published_number_is_shown(store: Store) -> None:
     rows = [r for r in table.rows if r["metric"] == "backward_transfer_all"]
     assert len(rows) == 2 * len(TWO)
     text = render(table, "table")
-    title = formats.METRIC_TITLES["backward_transfer_all"]
+    title = words.IMAGES.metrics["backward_transfer_all"]
     assert text.count(title) == 1
     lines = text.split(title)[1].splitlines()[1:3]
     assert [line.split()[0] for line in lines] == TWO
@@ -116,11 +117,13 @@ def test_a_metric_with_a_published_number_is_shown(store: Store) -> None:
     assert [r["published"] for r in shown] == ["", "−1.25"]
 
 
-def test_every_metric_has_a_title() -> None:
-    assert set(formats.METRIC_TITLES) == set(METRICS)
-    for name, title in formats.METRIC_TITLES.items():
-        assert title[-1] == ("↑" if METRICS[name].higher_is_better else "↓")
-    assert set(formats.HEADLINES) == HEADLINES
+@pytest.mark.parametrize("known,metrics", [(words.IMAGES, METRICS), (words.GAMES, RL_METRICS)])
+def test_every_metric_has_a_title(known: words.Words, metrics: dict[str, Metric]) -> None:
+    assert set(known.metrics) == set(metrics) | {"forward_transfer"}  # of games: see report.games
+    for name, title in known.metrics.items():
+        better = name not in metrics or metrics[name].higher_is_better
+        assert title[-1] == ("↑" if better else "↓")
+    assert set(words.IMAGES.headlines) == HEADLINES
 
 
 def test_csv_parses_back(table: Table) -> None:

@@ -1,0 +1,108 @@
+"""What results are called, by the kind of what was learnt: titles of readouts, metrics, axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Words:
+    """Names for the results of images, or of games.
+
+    Attributes:
+        readouts: Titles of the ways a matrix is read, in the order of a report.
+        units: Of each readout's numbers.
+        digits: Decimals of each readout's numbers in a table.
+        metrics: Titles of the metrics, with the better direction.
+        headlines: The metrics a table shows.
+        task: What one is called.
+        performance: What the matrix holds beyond what the readout's title says.
+        average: Name of the figure with its average, and the axis of that.
+        percent: Readouts whose entries are percent, and can be averaged over tasks.
+    """
+
+    readouts: Mapping[str, str]
+    units: Mapping[str, str]
+    digits: Mapping[str, int]
+    metrics: Mapping[str, str]
+    headlines: tuple[str, ...]
+    task: str
+    performance: str
+    average: tuple[str, str]
+    percent: tuple[str, ...]
+
+    def metric(self, name: str) -> str:
+        """Title of a metric; a raw score has the game for its name."""
+        return self.metrics.get(name) or f"{name} ↑"
+
+
+IMAGES = Words(
+    readouts={
+        "class": "class-incremental (task unknown)",
+        "task": "task-incremental (task known)",
+        "domain": "domain-incremental (task unknown, shared labels)",
+    },
+    units=dict.fromkeys(("class", "task", "domain"), "percent"),
+    digits=dict.fromkeys(("class", "task", "domain"), 2),
+    metrics={
+        "average_accuracy": "average accuracy ↑",
+        "average_accuracy_by_item": "avg. accuracy by item ↑",
+        "average_incremental_accuracy": "avg. incremental accuracy ↑",
+        "forgetting": "forgetting ↓",
+        "forgetting_nonnegative": "forgetting, at least 0 ↓",
+        "backward_transfer": "backward transfer ↑",
+        "backward_transfer_all": "backward transfer, all T ↑",
+        "forward_transfer": "forward transfer ↑",
+        "learning_accuracy": "learning accuracy ↑",
+        "one_step_forgetting": "one-step forgetting ↓",
+    },
+    headlines=(
+        "average_accuracy",
+        "average_incremental_accuracy",
+        "forgetting",
+        "backward_transfer",
+    ),
+    task="task",
+    performance=": accuracy",
+    average=("accuracy", "accuracy on tasks so far (%)"),
+    percent=("class", "task", "domain"),
+)
+GAMES = Words(
+    readouts={
+        "normalised": "normalised score",
+        "score": "raw score (at the end)",
+    },
+    units={"normalised": "% of reference", "score": "points"},
+    digits={"normalised": 1, "score": 1},
+    metrics={
+        "average_performance": "average performance ↑",
+        "forgetting": "forgetting ↓",
+        "max_forgetting": "forgetting from the best ↓",
+        "backward_transfer": "backward transfer ↑",
+        "isolated_forgetting": "isolated forgetting ↓",
+        "zero_shot_transfer": "zero-shot transfer ↑",
+        "learning_performance": "learning performance ↑",
+        "retention": "retention ↑",
+        "auc": "area under training curves ↑",
+        "forward_transfer": "forward transfer ↑",
+    },
+    headlines=(
+        "average_performance",
+        "learning_performance",
+        "forgetting",
+        "retention",
+        "forward_transfer",
+    ),
+    task="game",
+    performance="",
+    average=("performance", "score on games so far (% of reference)"),
+    percent=("normalised",),
+)
+READOUTS = (*IMAGES.readouts, *GAMES.readouts)
+"""All there are, in the order of a report."""
+
+
+def of(readout: str) -> Words:
+    """The words that go with a readout."""
+    return GAMES if readout in GAMES.readouts else IMAGES

@@ -1,0 +1,114 @@
+"""A report on sequences of games: tables, transfer from scratch, curves."""
+
+from __future__ import annotations
+
+import pytest
+from games_making import BEST, FRAMES, GAMES, REFERENCES, game_result, games_sweep
+from report_helpers import Store
+
+from raycl.report import curves, figures, games
+from raycl.report.formats import render
+from raycl.report.load import load
+from raycl.report.table import Table, make_table
+from raycl.rl.metrics import forward_transfer, learning_areas
+
+METHODS = ["finetune", "online_ewc", "blip", {"name": "scratch", "label": "alone"}]
+
+
+@pytest.fixture(scope="session")
+def table(store: Store) -> Table:
+    published = {"source": "clips", "score/KungFuMaster": {"blip": 11900}}
+    games_sweep(store, "games", METHODS, published=published)
+    return make_table(load("games", store.uri))
+
+
+def rows(table: Table, metric: str) -> dict[str, dict[str, object]]:
+    return {row["method"]: row for row in table.rows if row["metric"] == metric}
+
+
+def test_raw_scores_are_those_after_the_last_game(table: Table) -> None:
+    found = rows(table, "Boxing")
+    assert {row["readout"] for row in found.values()} == {"score"}
+    last = [game_result(0.1, seed)["matrices"]["score"][-1][1] for seed in range(3)]
+    assert found["finetune"]["mean"] == pytest.approx(sum(last) / 3)
+    assert found["finetune"]["n"] == 3
+
+
+def test_games_learnt_alone_count_right_after_each_game(table: Table) -> None:
+    found = rows(table, "KungFuMaster")["alone"]
+    own = [game_result(0.0, s, speed=0.8)["matrices"]["score"][0][0] for s in range(3)]
+    assert found["mean"] == pytest.approx(sum(own) / 3)
+    metrics = {row["metric"] for row in table.rows if row["method"] == "alone"}
+    assert metrics == {"learning_performance", "auc", *GAMES}
+
+
+def test_forward_transfer_is_to_the_method_that_learns_alone_by_seed(table: Table) -> None:
+    def areas(result: games.Result) -> list[float]:
+        found = [games.percent(result, g, result["curves"]["training"][g]) for g in GAMES]
+        return learning_areas(found, FRAMES)
+
+    wanted = [
+        forward_transfer(areas(game_result(0.8, s, speed=0.9)), areas(game_result(0, s, speed=0.8)))
+        for s in range(3)
+    ]
+    found = rows(table, "forward_transfer")
+    assert set(found) == {"finetune", "online_ewc", "blip"}
+    assert found["blip"]["mean"] == pytest.approx(sum(wanted) / 3)
+    assert min(wanted) > 0
+
+
+def test_without_scratch_there_is_no_forward_transfer(store: Store) -> None:
+    games_sweep(store, "games-two", ["finetune", "blip"], seeds=1)
+    found = make_table(load("games-two", store.uri))
+    assert rows(found, "forward_transfer") == {}
+    assert set(rows(found, "average_performance")) == {"finetune", "blip"}
+
+
+def test_the_table_says_what_percent_is_of(table: Table) -> None:
+    text = render(table, "table")
+    assert max(map(len, text.splitlines())) <= 100
+    for part in ("normalised score · % of reference", "raw score (at the end) · points", "11900.0"):
+        assert part in text
+    plain = " ".join(text.split())
+    assert "(random and human play) are KungFuMaster 258.5 and 22,736.3, Boxing 0.1" in plain
+    assert "isolated" not in text  # not a headline
+    assert "alone learns every game from fresh weights" in plain
+    first = text.index("KungFuMaster ↑")
+    assert first < text.index("Boxing ↑") < text.index("Jamesbond ↑"), "in the order of the games"
+    assert "### atari-blip3: raw score (at the end), points" in render(table, "markdown")
+
+
+def test_figures(table: Table) -> None:
+    drawn = figures.draw(table)
+    stems = {"performance", "forgetting", "curves-atari-blip3", "training-atari-blip3"}
+    stems |= {f"matrix-atari-blip3-{readout}" for readout in ("normalised", "score")}
+    assert set(drawn) == {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")}
+    assert drawn == figures.draw(table)
+
+
+def test_curves_of_seeds_meet_where_all_have_points(table: Table) -> None:
+    (group,) = [g for g in table.groups if g.method == "finetune"]
+    at, values = curves._stack(group, "evaluation", "Boxing")
+    assert at[0] == FRAMES + FRAMES / 5
+    assert at[-1] == 3 * FRAMES
+    assert values.shape == (3, 10)
+    wanted = [score for _, score in game_result(0.1, 2)["curves"]["evaluation"]["Boxing"]]
+    assert list(values[2]) == pytest.approx(wanted)
+    (alone,) = [g for g in table.groups if g.method == "alone"]
+    at, _ = curves._stack(alone, "evaluation", "Boxing")
+    assert (at[0], at[-1]) == (FRAMES + FRAMES / 5, 2 * FRAMES), "in its own window only"
+
+
+def test_colours_go_from_the_lower_reference_to_the_best(table: Table) -> None:
+    groups = list(table.groups)
+    means = {g.method: figures.matrices(g, "score").mean(axis=0) for g in groups}
+    shades = figures._shades(means, groups, "score")
+    assert max(shade[0, 0] for shade in shades.values()) == pytest.approx(100)
+    low, _ = REFERENCES[0]
+    best = max(mean[0, 0] for mean in means.values())
+    assert best == pytest.approx(BEST[0], rel=0.05)
+    mean = means["finetune"][2, 0]
+    assert shades["finetune"][2, 0] == pytest.approx(100 * (mean - low) / (best - low))
+    percent = {g.method: figures.matrices(g, "normalised").mean(axis=0) for g in groups}
+    same = figures._shades(percent, groups, "normalised")
+    assert same["blip"][2, 1] == pytest.approx(shades["blip"][2, 1])
