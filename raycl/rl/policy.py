@@ -68,7 +68,11 @@ class Policy(nn.Module):
         Returns:
             float32 (B, F).
         """
-        features: Tensor = self.trunk(obs.float().div_(255))
+        # With this layout convolutions learn in 0.6 to 0.85 of the time on a CPU; they only play
+        # a little more slowly.
+        learning = torch.is_grad_enabled() and obs.device.type == "cpu"
+        layout = torch.channels_last if learning else torch.preserve_format
+        features: Tensor = self.trunk(obs.to(torch.float32, memory_format=layout).div_(255))
         return features
 
     def heads(self, features: Tensor, game: int) -> tuple[Tensor, Tensor]:
