@@ -67,4 +67,5 @@ def sweep_record(sweep: Sweep, sweep_id: str, yaml_text: str) -> SweepRecord:
         note="\n\n".join(note),
         yaml_text=yaml_text,
         resolved=sweep.model_dump(mode="json"),
+        kind=sweep.kind.name,
     )

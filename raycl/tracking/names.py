@@ -15,25 +15,27 @@ from numbers import Real
 from typing import Any
 
 from raycl.tracking.records import SweepRecord
+from raycl.tracking.words import WORDS
 
 KEY_LIMIT, PARAM_LIMIT, TAG_LIMIT, ERROR_LIMIT = 250, 6000, 5000, 5000
 
-_SECTIONS = ("train/", "time/", "eval/", "validation/", "cost/", "method/")
+_WITHIN = ("train/", "time/", "curve/")
+_SECTIONS = (*_WITHIN, "eval/", "validation/", "cost/", "method/")
 _ILLEGAL = re.compile(r"[^\w.\-: /]")
 
 
 def axis(name: str) -> str | None:
     """The field of a row that is the step of this metric; None if the field is no metric.
 
-    ``progress`` (epochs over the whole stream) for what changes within a task, ``tasks_done``
-    (1...T) for what is measured at the end of each task.
+    ``progress`` (epochs over the whole stream, or emulator frames over all games) for what changes
+    within a task, ``tasks_done`` (1...T) for what is measured at the end of each task.
 
     >>> axis("train/loss"), axis("eval/class/average_accuracy"), axis("phase")
     ('progress', 'tasks_done', None)
     """
     if not name.startswith(_SECTIONS):
         return None
-    within = name.startswith(("train/", "time/")) or name == "validation/accuracy_current"
+    within = name.startswith(_WITHIN) or name == "validation/accuracy_current"
     return "progress" if within else "tasks_done"
 
 
@@ -149,12 +151,12 @@ def sweep_note(sweep: SweepRecord) -> str:
 
 def experiment_note(sweep: SweepRecord) -> str:
     """The description of the experiment, in Markdown."""
+    words = WORDS[sweep.kind]
     return f"""{sweep.note}
 
 **To compare methods** choose *Views → Methods: mean over seeds* at the top right, then the chart
-button: each line is a mean over seeds with its spread. `eval/*` is drawn over tasks learned
-(1...T), `train/*` over epochs of the whole stream. *Views → All trials, by how they ended* has the
-rest: searches, stopped and failed trials.
+button: each line is a mean over seeds with its spread. {words.axes}
+*Views → All trials, by how they ended* has the rest: searches, stopped and failed trials.
 
 To see fewer runs, paste for example into the search box:
 
@@ -162,7 +164,6 @@ To see fewer runs, paste for example into the search box:
 tags.`raycl.method` = 'finetune' and tags.`raycl.seed` = '0'
 ```
 
-Each finished run has its accuracy matrix under *Artifacts*, drawn in `plots/` and exact in
-`results/matrix.json`; so are the distributions of its method, if it has any. The table with
+{words.files} The table with
 intervals: `raycl report {sweep.name}`.
 """

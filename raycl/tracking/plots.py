@@ -35,7 +35,8 @@ class Panel:
     """Where a heat map is drawn.
 
     Attributes:
-        values: Percent, one row of cells after each task; white where not finite.
+        values: Percent, one row of cells after each task; white where not finite. What is below 0
+            or above 100 has the colour of that.
         left, top: The corner of the first cell, in pixels.
         width, height: Of one cell.
     """
@@ -52,7 +53,15 @@ class Panel:
         rows, columns = self.values.shape
         return columns * self.width, rows * self.height
 
-    def draw(self, picture: Image.Image, title: str, label: str, first: int, step: int) -> None:
+    def draw(
+        self,
+        picture: Image.Image,
+        title: str,
+        label: str,
+        first: int,
+        step: int,
+        names: Sequence[str] = (),
+    ) -> None:
         """Draw cells, title and axes.
 
         Args:
@@ -61,6 +70,7 @@ class Panel:
             label: Of the horizontal axis; the vertical one has the tasks.
             first: Number of the first column.
             step: Every how many columns have their number written below.
+            names: Of the columns, instead of numbers.
         """
         (rows, columns), (across, down) = self.values.shape, self.size
         cells = Image.fromarray(_colours(self.values)).resize(self.size, Image.Resampling.NEAREST)
@@ -69,7 +79,7 @@ class Panel:
         draw.text((self.left, self.top - 14), title, INK, _font(17), "ls")
         for i in range(0, columns, step):
             middle = self.left + (i + 0.5) * self.width
-            draw.text((middle, below + 8), str(i + first), INK, small, "ma")
+            draw.text((middle, below + 8), names[i] if names else str(i + first), INK, small, "ma")
         for i in range(0, rows, -(-rows // NUMBERS_UP_TO)):
             middle = self.top + (i + 0.5) * self.height
             draw.text((self.left - 8, middle), str(i + 1), INK, small, "rm")
@@ -83,13 +93,16 @@ class Panel:
         at = (self.left - LEFT + 8, self.top + self.size[1] // 2 - 80)
         picture.paste(label, at, label.convert("L").point(lambda value: 255 * (value < 255)))
 
-    def numbers(self, picture: Image.Image, size: int) -> None:
-        """Write whole percents into the cells, in letters of a size."""
+    def numbers(
+        self, picture: Image.Image, size: int, shown: NDArray[np.float64] | None = None
+    ) -> None:
+        """Write whole percents, or what else is ``shown``, into the cells, in letters of a size."""
         draw, font = ImageDraw.Draw(picture), _font(size)
+        shown = self.values if shown is None else shown
         for row, column in zip(*np.nonzero(np.isfinite(self.values)), strict=True):
-            value = self.values[row, column]
+            colour = "black" if self.values[row, column] > 55 else "white"
             x, y = self.left + (column + 0.5) * self.width, self.top + (row + 0.5) * self.height
-            draw.text((x, y), f"{value:.0f}", "black" if value > 55 else "white", font, "mm")
+            draw.text((x, y), f"{shown[row, column]:z,.0f}", colour, font, "mm")
 
     def bar(self, picture: Image.Image) -> None:
         """Draw the colour bar beside it."""
@@ -103,8 +116,12 @@ class Panel:
 
 def pictures(result: Mapping[str, Any]) -> Iterator[tuple[str, Image.Image]]:
     """Every picture of a trial's result, by the name of its file."""
+    references = result.get("references")
     for readout, matrix in result["matrices"].items():
-        yield f"accuracy_matrix_{readout}", accuracy_matrix(matrix, readout)
+        if references is None:
+            yield f"accuracy_matrix_{readout}", accuracy_matrix(matrix, readout)
+        else:
+            yield f"score_matrix_{readout}", score_matrix(matrix, readout, references)
     groups: dict[str, dict[str, Rows]] = defaultdict(dict)
     for name, rows in result.get("histograms", {}).items():
         group, _, rest = name.partition("/")
@@ -132,6 +149,37 @@ def accuracy_matrix(matrix: Matrix, readout: str) -> Image.Image:
     panel.bar(picture)
     if count <= NUMBERS_UP_TO:
         panel.numbers(picture, 16)
+    return picture
+
+
+def score_matrix(
+    matrix: Matrix, readout: str, references: Mapping[str, tuple[float, float]]
+) -> Image.Image:
+    """Draw scores on games as a heat map: numbers as they are, colours by each game's reference.
+
+    Args:
+        matrix: R [T, T]: row = after learning this game, column = score on it; null where nothing
+            was measured (left empty).
+        readout: ``"normalised"``, in percent of the reference, or ``"score"``, raw.
+        references: Of each game in order, the raw scores that are 0 and 100 %.
+    """
+    values = np.array(matrix, dtype=float)
+    low, high = np.array(list(references.values())).T
+    percent = values if readout == "normalised" else 100 * (values - low) / (high - low)
+    count = len(values)
+    named = count <= NUMBERS_UP_TO
+    height = int(np.clip(560 // count, 8, 72))
+    letters = max(_font(13).getlength(name) for name in references) if named else 0
+    width = max(height, int(letters) + 16)
+    size = (LEFT + width * count + RIGHT, TOP + height * count + BOTTOM)
+    picture = Image.new("RGB", size, "white")
+    panel = Panel(percent, LEFT, TOP, width, height)
+    title = "normalised score (%)" if readout == "normalised" else "raw score (colours: normalised)"
+    names = list(references) if named else ()
+    panel.draw(picture, title, "played game", 1, -(-count // NUMBERS_UP_TO), names)
+    panel.bar(picture)
+    if named:
+        panel.numbers(picture, 16, values)
     return picture
 
 
@@ -191,8 +239,12 @@ def final_table(result: dict[str, Any]) -> dict[str, Any]:
     matrices: dict[str, Matrix] = result["matrices"]
     tasks = result.get("tasks") or [str(i + 1) for i in range(len(next(iter(matrices.values()))))]
     last = {readout: matrix[-1] for readout, matrix in matrices.items()}
+    titles = {"normalised": "normalised score (%)", "score": "raw score"}
     return {
-        "columns": ["task", *(f"{readout} readout (%)" for readout in last)],
+        "columns": [
+            "game" if "references" in result else "task",
+            *(titles.get(readout, f"{readout} readout (%)") for readout in last),
+        ],
         "data": [[name, *(_rounded(r[i]) for r in last.values())] for i, name in enumerate(tasks)],
     }
 

@@ -6,7 +6,7 @@ A line is one JSON object with the fields ``event`` (below), ``ms`` (wall clock,
 =========  ====================================================================================
 event      further fields
 =========  ====================================================================================
-sweep      name, sweep_id, note, yaml, resolved, tags
+sweep      name, sweep_id, note, yaml, resolved, tags, kind (missing: images)
 trial      name, tags, params, attempt (1, 2, ...)
 metrics    axis, step, values {name: number}, nonfinite (values dropped in this trial so far)
 end        status (a `TrialStatus`), error (text or null), result (see `raycl.training`, or null)
@@ -48,6 +48,7 @@ class SweepRecord:
         resolved: The validated specification, JSON-able.
         tags: Provenance of the whole sweep (git commit, Ray job, ...); every trial repeats them.
             A key without a dot gets the prefix ``raycl.``.
+        kind: Of its trials, a key of ``words.WORDS``.
     """
 
     name: str
@@ -56,6 +57,7 @@ class SweepRecord:
     yaml_text: str = ""
     resolved: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    kind: str = "images"
 
 
 @dataclass(frozen=True)

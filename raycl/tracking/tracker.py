@@ -97,6 +97,7 @@ class Tracker:
             "yaml": sweep.yaml_text,
             "resolved": sweep.resolved,
             "tags": git_commit() | sweep.tags,
+            "kind": sweep.kind,
         }
         self._append([ended(key, "orphaned") for key in self._ledger.open_trials])
         self._append([started])

@@ -11,19 +11,12 @@ import json
 from typing import Any
 
 from raycl.tracking.records import SweepRecord, now_ms
+from raycl.tracking.words import WORDS
 
 METHODS = "raycl-methods"
 TRIALS = "raycl-trials"
 
-_READOUTS = ("class", "task", "domain")
-_HEADLINES = [
-    f"metrics.`eval/{readout}/{metric}`"
-    for readout in _READOUTS
-    for metric in ("average_accuracy", "forgetting")
-]
 _RUN = "attributes.`Run Name`"
-#: What the search box for charts starts with; without it the alphabet puts costs first.
-CHARTS = "^eval/"
 
 
 def saved_views(sweep: SweepRecord) -> dict[str, str]:
@@ -35,14 +28,19 @@ def saved_views(sweep: SweepRecord) -> dict[str, str]:
         " and attributes.status != 'FAILED' and attributes.status != 'KILLED'"
     )
     every = "tags.`raycl.kind` != 'sweep'"
-    validation = ["metrics.`validation/average_accuracy`"]
+    words = WORDS[sweep.kind]
+    headlines = [f"metrics.`{name}`" for name in words.headlines]
+    validation = [f"metrics.`{words.validation}`"]
+    titles = "Methods: mean over seeds", "All trials, by how they ended"
     return {
-        **_view(METHODS, "Methods: mean over seeds", final, by, _HEADLINES),
-        **_view(TRIALS, "All trials, by how they ended", every, ["raycl.end"], validation),
+        **_view(METHODS, titles[0], final, by, headlines, words.charts),
+        **_view(TRIALS, titles[1], every, ["raycl.end"], validation, words.charts),
     }
 
 
-def _view(key: str, name: str, query: str, by: list[str], columns: list[str]) -> dict[str, str]:
+def _view(
+    key: str, name: str, query: str, by: list[str], columns: list[str], charts: str
+) -> dict[str, str]:
     state: dict[str, Any] = {
         "searchFilter": query,
         "orderByKey": "attributes.start_time",
@@ -59,7 +57,7 @@ def _view(key: str, name: str, query: str, by: list[str], columns: list[str]) ->
             "aggregateFunction": "average",
             "groupByKeys": [{"mode": "tag", "groupByData": tag} for tag in by],
         },
-        "chartsSearchFilter": CHARTS,
+        "chartsSearchFilter": charts,
     }
     now = now_ms()
     view = {"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)}

@@ -172,6 +172,7 @@ class Writer:
             event["yaml"],
             event["resolved"],
             event["tags"],
+            event.get("kind", "images"),
         )
         client = self._connect_to(self.state.uri)
         self._experiment_id = self._experiment(client, self._sweep)
