@@ -11,9 +11,8 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from torch import Tensor
 
-from raycl.registry import find
 from raycl.rl.config import SequenceConfig
-from raycl.rl.methods.base import SequenceMethod
+from raycl.rl.methods.base import SequenceMethod, build_method
 from raycl.rl.policy import Policy
 from raycl.rl.ppo import losses, normalised
 
@@ -38,9 +37,7 @@ class SequenceLearner(TorchLearner):  # type: ignore[misc]
         given = self.config.learner_config_dict
         self.trial = SequenceConfig.model_validate(given["config"])
         self.updates: int = given["updates"]
-        block = self.trial.method
-        cls = find("raycl.rl.methods", SequenceMethod, block["name"], where="method")
-        self.method = cls(cls.Config.model_validate(block), self.policy).to(self.device)
+        self.method = build_method(self.trial.method, self.policy).to(self.device)
         self.game = self.update_index = self.steps = 0
         self._sums: dict[str, Tensor] = {}
 
