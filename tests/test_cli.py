@@ -132,6 +132,11 @@ def test_show_network_names_the_kind_of_each_element(cli):
 def test_show_method_lists_options_with_bounds(cli):
     code, out, _ = cli("show", "method", "online_ewc")
     assert code == 0
+    images, games = out.split("online_ewc (method, for games)")
+    assert images.startswith("online_ewc (method, for images)")
+    assert "fisher_batches" in games
+    assert "settings" not in games
+    out = images
     (line,) = [line for line in out.splitlines() if line.startswith("gamma ")]
     assert [part.strip() for part in line.split("  ") if part.strip()][:4] == [
         "gamma", "number", "1.0", "≥ 0, ≤ 1",
@@ -162,6 +167,21 @@ def test_list_registered(cli, what):
     code, out, _ = cli("list", what)
     assert code == 0
     assert {"methods": "joint", "benchmarks": "permuted", "networks": "mlp"}[what] in out
+    named = {"methods": "blip", "benchmarks": "atari", "networks": "atari_cnn"}[what]
+    words = [
+        line.replace(",", "").split()[:3]
+        for line in out.splitlines()
+        if line.startswith(named + " ")
+    ]
+    kinds = [{"images", "games"} & set(line[1:]) for line in words]
+    assert (
+        kinds
+        == {
+            "methods": [{"images"}, {"games"}],
+            "benchmarks": [{"games"}],
+            "networks": [{"images", "games"}],
+        }[what]
+    )
 
 
 def test_list_sweeps_and_runs(cli):

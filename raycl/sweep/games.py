@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from raycl.rl.benchmarks.base import build_games
 from raycl.sweep.explain import Problem
 from raycl.sweep.shown import Row, Shown
+
+_SMALL = {"envs": 4, "rollout": 32, "minibatches": 4, "epochs": 1}
+"""PPO of ``--smoke``."""
 
 
 def tasks(benchmark: Mapping[str, Any], data: Mapping[str, Any]) -> int:
@@ -37,6 +40,23 @@ def fits(
         what = f"{runners} runners cannot share the {train['envs']} of train.envs equally"
         divisors = [str(n) for n in range(1, train["envs"] + 1) if train["envs"] % n == 0]
         raise Problem(("resources", "env_runners"), what, f"use 0, {', '.join(divisors)}")
+
+
+def smoke(data: Mapping[str, Any], benchmarks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Four updates on each of two games, played and scored by the trial itself."""
+    found: dict[str, Any] = {"resources.env_runners": 0}
+    found |= {f"train.{key}": value for key, value in _SMALL.items()}
+    found["stop.tasks"] = min(2, *(tasks(block, {}) for block in benchmarks))
+    for i, block in enumerate(benchmarks):
+        path = f"benchmark[{i}]" if isinstance(data["benchmark"], list) else "benchmark"
+        step = build_games(block).frames_per_step
+        found[f"{path}.frames"] = 4 * step * _SMALL["envs"] * _SMALL["rollout"]
+        found[f"{path}.evaluation.episodes"] = 1
+        found[f"{path}.evaluation.max_frames"] = 1000
+        found[f"{path}.evaluation.every"] = None
+        if block["evaluation"]["validation_episodes"]:
+            found[f"{path}.evaluation.validation_episodes"] = 1
+    return found
 
 
 def published(benchmarks: Iterable[Mapping[str, Any]]) -> Mapping[str, Iterable[str]]:

@@ -6,7 +6,7 @@ which there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -68,6 +68,7 @@ class Kind:
         settings: Of a method's class: the readouts it can be asked by.
         fits: Of a benchmark block, finished blocks and resources: raises ``Problem`` if they do
             not go together; with a path from the root of a trial's configuration.
+        smoke: Of the file's data and the benchmark blocks: dotted path to value, for ``--smoke``.
         published: Of the benchmark blocks: names other than metrics that a readout has numbers of.
         build: Of a finished configuration, data, device and resources: the run.
         keepsake: Of a run at a task's end: what is kept for good, besides checkpoints.
@@ -89,6 +90,7 @@ class Kind:
     needs_data: bool
     settings: Callable[[Any], frozenset[str]]
     fits: Callable[[Config, Config, Config], None]
+    smoke: Callable[[Config, Sequence[Config]], dict[str, Any]]
     published: Callable[[Iterable[Config]], Mapping[str, Iterable[str]]]
     build: Callable[[Config, Mapping[str, Any], str, Config], Any]
     keepsake: Callable[[Any], dict[str, Any]] | None
@@ -153,6 +155,7 @@ IMAGES = Kind(
     needs_data=True,
     settings=lambda method: frozenset(method.settings),
     fits=images.fits,
+    smoke=lambda data, benchmarks: {"train.epochs": 1, "stop.tasks": 2},
     published=lambda benchmarks: {},
     build=images.build,
     keepsake=None,
@@ -178,6 +181,7 @@ GAMES = Kind(
     needs_data=False,
     settings=lambda method: frozenset({"normalised", "score"}),
     fits=games.fits,
+    smoke=games.smoke,
     published=games.published,
     build=games.build,
     keepsake=games.keepsake,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raycl.sweep.check import check, check_data
+from raycl.sweep.expand import benchmark_configs
 from raycl.sweep.explain import Problem, validate
 from raycl.sweep.model import Sweep
 from raycl.sweep.source import KeyPath, Source, dotted, get, read
@@ -58,33 +59,34 @@ def parse(source: Source) -> Sweep:
 
 def apply_smoke(source: Source, sweep: Sweep) -> None:
     """Apply ``--smoke`` to what was read."""
-    overrides = automatic_smoke(source.data) if sweep.smoke is None else sweep.smoke
+    overrides = automatic_smoke(source.data, sweep) if sweep.smoke is None else sweep.smoke
     source.data["name"] = f"{sweep.name}-smoke"
     for path, value in overrides.items():
         source.override(path, value, f"{source.file}: smoke")
 
 
-def automatic_smoke(data: dict[str, Any]) -> dict[str, Any]:
+def automatic_smoke(data: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
     """What ``--smoke`` does to a file without a ``smoke`` block.
 
-    One epoch, two tasks, one seed, two draws, two options of each grid.
+    Two tasks, one seed, two draws, two options of each grid, and the least of training that the
+    kind of its trials has.
 
     Args:
         data: The file's data.
+        sweep: What it means.
     """
-    found: dict[str, Any] = {
-        "train.epochs": 1,
-        "stop.tasks": 2,
-        "seeds": 1,
-        "search.num_samples": 2,
-    }
+    found: dict[str, Any] = {"seeds": 1, "search.num_samples": 2}
+    found |= sweep.kind.smoke(data, benchmark_configs(sweep))
     if data.get("search", {}).get("tasks"):
         found["search.tasks"] = 1
     if "scheduler" in data:
         found["scheduler.grace_period"] = 1
     for i, method in enumerate(data["methods"]):
-        if isinstance(method, dict) and "epochs" in method.get("train", {}):
-            found[f"methods[{i}].train.epochs"] = 1
+        own = method if isinstance(method, dict) else {}
+        for word, value in list(found.items()):
+            block, _, key = word.partition(".")
+            if block in ("train", "resources") and key in own.get(block, {}):
+                found[f"methods[{i}].{word}"] = value  # what the method would override
     for path in _grids(data, ()):
         found[dotted(path)] = get(data, path)[:2]
     return found

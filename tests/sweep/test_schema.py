@@ -40,6 +40,34 @@ def test_our_sweeps_are_valid(validator, path):
     assert [e.json_path for e in validator.iter_errors(read(path).data)] == []
 
 
+GAMES = """\
+name: demo
+benchmark: {name: atari, games: [Pong], frames: 16000, evaluation: {every: 2}}
+methods: [finetune, {name: blip, f_prior: {loguniform: [1.0e-18, 1.0e-16]}, train: {envs: 8}}]
+network: {name: atari_cnn, channels: [4, 8, 8]}
+train: {gamma: 0.99}
+resources: {env_runners: 2}
+"""
+
+
+@pytest.mark.parametrize(
+    "old, new, place",
+    [
+        ("", "", None),
+        ("gamma:", "momentum:", "$.train"),
+        ("0.99", "2", "$.train.gamma"),
+        ("f_prior", "f_prio", "$.methods[1]"),
+        ("envs: 8", "epoch: 8", "$.methods[1]"),
+        ("finetune", "joint", "$.methods[0]"),
+        ("env_runners: 2", "env_runners: -1", "$.resources.env_runners"),
+    ],
+)
+def test_games_have_methods_and_training_of_their_own(validator, old, new, place):
+    found = validator.iter_errors(read_text(GAMES.replace(old, new, 1), "x").data)
+    places = [e.json_path for e in found]
+    assert places == [] if place is None else place in places
+
+
 def test_every_form_is_valid(validator):
     assert [e.json_path for e in validator.iter_errors(read_text(GOOD, "x").data)] == []
 
