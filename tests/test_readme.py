@@ -72,11 +72,21 @@ def test_every_command_exists() -> None:
 
 
 def test_every_file_and_target_exists() -> None:
+    titles = {title.lower().replace(" ", "-") for title in re.findall(r"^## (.+)$", README, re.M)}
     for link in re.findall(r"\]\(([^)]+)\)", README):
-        assert (ROOT / link).exists(), link
+        assert link[1:] in titles if link.startswith("#") else (ROOT / link).exists(), link
     targets = set(re.findall(r"\bmake ([a-z]+)", README))
     makefile = (ROOT / "Makefile").read_text()
     for target in targets & {"quickstart", "test", "lint", "bench", "install"}:
         assert f"\n{target}:" in makefile
     for path in re.findall(r"\bsweeps/[a-z/_-]+\.yaml", README):
         assert (ROOT / path).exists(), path
+
+
+def test_the_sweep_of_games_is_valid(tmp_path: Path) -> None:
+    (text,) = [b for b in blocks("yaml") if "name: atari" in b]
+    path = tmp_path / "games.yaml"
+    path.write_text(text)
+    sweep = spec.load(path)
+    assert len(expand.final_plans(sweep, {})) == 4 * 3
+    spec.load(path, smoke=True)
