@@ -268,14 +268,14 @@ class _Checked:
     def _published_key(self, key: str) -> None:
         """``METRIC``, ``READOUT/METRIC``, or what else the kind has numbers of."""
         readout, _, metric = key.rpartition("/")
-        further = self.kind.published(self.configs).get(readout, ())
-        valid = [*further, *self.kind.all_metrics()]
+        further = self.kind.published(self.configs)
+        valid = further.get(readout, self.kind.all_metrics())
         if metric not in valid:
-            raise self.error(
-                ("published", key), f"unknown metric '{metric}'", nearest(metric, valid)
-            )
-        if readout and readout not in self.kind.readouts:
-            hint = nearest(readout, self.kind.readouts)
+            hint = nearest(metric, valid)
+            raise self.error(("published", key), f"unknown metric '{metric}'", hint)
+        readouts = [*self.kind.readouts, *further]
+        if readout and readout not in readouts:
+            hint = nearest(readout, readouts)
             raise self.error(("published", key), f"unknown readout '{readout}'", hint)
 
     def _published_labels(

@@ -57,7 +57,7 @@ class Kind:
         parts: ``benchmark``, ``method`` and ``network`` blocks.
         train: ``module:Class``, the model of the ``train`` block.
         metrics: ``module:NAME``, the metrics of a matrix.
-        readouts: Ways a matrix is read, the primary one first; metrics may name one.
+        readouts: Ways a matrix is read that have metrics, the primary one first.
         asks: Whether a sweep file chooses among the readouts.
         search_metric: What a search looks at unless the file says.
         validation: Path in a benchmark block to how much there is to validate on; 0: nothing.
@@ -69,7 +69,7 @@ class Kind:
         fits: Of a benchmark block, finished blocks and resources: raises ``Problem`` if they do
             not go together; with a path from the root of a trial's configuration.
         smoke: Of the file's data and the benchmark blocks: dotted path to value, for ``--smoke``.
-        published: Of the benchmark blocks: names other than metrics that a readout has numbers of.
+        published: Of the benchmark blocks: further readouts, and the names they have numbers of.
         build: Of a finished configuration, data, device and resources: the run.
         keepsake: Of a run at a task's end: what is kept for good, besides checkpoints.
         close: Of a run: lets go what it holds (processes).
@@ -171,7 +171,7 @@ GAMES = Kind(
     },
     train="raycl.rl.ppo:PPOConfig",
     metrics="raycl.rl.metrics:METRICS",
-    readouts=("normalised", "score"),
+    readouts=("normalised",),
     asks=False,
     search_metric="validation/average_performance",
     validation=("evaluation", "validation_episodes"),
@@ -179,7 +179,7 @@ GAMES = Kind(
     seeds=("init", "data"),
     tasks=games.tasks,
     needs_data=False,
-    settings=lambda method: frozenset({"normalised", "score"}),
+    settings=lambda method: frozenset({"normalised"}),
     fits=games.fits,
     smoke=games.smoke,
     published=games.published,

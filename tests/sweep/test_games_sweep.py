@@ -148,10 +148,13 @@ def test_env_runners_are_no_part_of_a_trials_identity() -> None:
         ),
         (
             "search.metric=validation/class/forgetting",
-            "unknown readout 'class'; valid: normalised, score",
+            "unknown readout 'class'; valid: normalised",
         ),
         ("search.metric=validation/retention", "unknown metric 'retention' on validation data"),
+        ("search.metric=validation/score/forgetting", "unknown readout 'score'; valid: normalis"),
         ("published={source: x, score/Krull: {blip: 3}}", "unknown metric 'Krull'"),
+        ("published={source: x, score/forgetting: {blip: 3}}", "unknown metric 'forgetting'"),
+        ("published={source: x, clas/forgetting: {blip: 3}}", "unknown readout 'clas'"),
         ("published={source: x, average_accuracy: {blip: 3}}", "unknown metric 'average_accuracy'"),
     ],
 )
