@@ -162,7 +162,9 @@ def test_a_game_that_ends_inside_the_skip_ends_there() -> None:
 
 
 class Scripted(gymnasium.Env[Any, int]):
-    """Lives after each step, and 0 lives for the end of the game. The observation counts steps."""
+    """Lives after each step, and how many are the end. The observation counts steps."""
+
+    end = 0
 
     def __init__(self, *lives: int) -> None:
         self.script: Iterator[int] = iter(lives)
@@ -179,7 +181,7 @@ class Scripted(gymnasium.Env[Any, int]):
         assert not self.over, "a game that is over was played on"
         self.actions.append(action)
         self.left = next(self.script)
-        self.over = self.left == 0
+        self.over = self.left == self.end
         return np.array([len(self.actions)]), 10.0, self.over, False, {}
 
 
@@ -202,6 +204,15 @@ def test_a_lost_life_ends_an_episode_and_the_next_starts_with_a_noop() -> None:
     assert finished == [Finished(4, 60.0, 6)]  # raw, no-ops of the lives included
     env.reset()
     assert game.actions == ["reset", 5, 5, 0, 6, 0, 7, "reset"]
+
+
+def test_no_life_left_is_not_yet_the_end() -> None:
+    """Qbert tells 0 lives for some frames before its game is over."""
+    game = Scripted(1, 0, 0, -1)
+    game.end = -1
+    env = lives(game)
+    env.reset()
+    assert [env.step(5)[2] for _ in range(4)] == [True, False, False, True]
 
 
 def test_a_game_that_ends_in_the_noop_of_a_life_is_started_anew() -> None:
