@@ -68,11 +68,10 @@ def print_table(table: Table, console: Console) -> None:
     """Headline and published metrics with rich, per benchmark and readout, then costs and notes."""
     for (benchmark, readout), rows in _blocks(table.rows):
         title = f"{benchmark} · {_title(readout, ' · ')}"
-        console.print(_rich(title, [_cells(row, table.baseline) for row in rows], "metric"))
-        console.print()
+        _print(console, title, _rich([_cells(row, table.baseline) for row in rows], "metric"))
     if table.rows:
-        console.print(_rich("cost of one run, mean over seeds", _costs(table), "benchmark"))
-        console.print()
+        costs = _rich(_costs(table), "benchmark")
+        _print(console, "cost of one run, mean over seeds", costs)
     for note in table.notes:
         console.print(f"• {note}", style="dim", highlight=False, markup=False)
 
@@ -82,14 +81,18 @@ def _title(readout: str, between: str) -> str:
     return f"{known.readouts[readout]}{between}{known.units[readout]}"
 
 
-def _rich(title: str, cells: Sequence[Cells], section: str) -> RichTable:
+def _print(console: Console, title: str, table: RichTable) -> None:
+    """A table below its title, which may be longer than it is wide."""
+    console.print(title, style="bold underline", highlight=False, markup=False)
+    console.print(table)
+    console.print()
+
+
+def _rich(cells: Sequence[Cells], section: str) -> RichTable:
     """A table in sections, each headed by a line of its own; empty columns are left out."""
     columns = [name for name in cells[0] if any(row[name] is not None for row in cells)]
     columns.remove(section)
     table = RichTable(
-        title=escape(title),
-        title_justify="left",
-        title_style="bold underline",
         box=None,
         padding=(0, 2, 0, 0),
         pad_edge=False,
