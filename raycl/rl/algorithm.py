@@ -219,7 +219,7 @@ class SequencePPO(PPO):  # type: ignore[misc]
         return [Job(job.game, job.seeds[i::parts]) for i in range(parts)]
 
     def scores(self, jobs: Sequence[Job], weights: Weights | None = None) -> dict[Job, list[float]]:
-        """Raw scores of greedy games; all runners play, and what one leaves undone another does.
+        """Raw scores of whole games; all runners play, and what one leaves undone another does.
 
         Args:
             jobs: What to play.

@@ -1,4 +1,4 @@
-"""One game, played greedily and kept as indexed frames."""
+"""One game, played and kept as indexed frames."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from raycl.rl.benchmarks.base import GameSequence
 from raycl.rl.gif import COLOURS, Indices
 
 
-class Player(Protocol):
-    """What chooses actions; a ``raycl.rl.policy.Policy``."""
+class Chooser(Protocol):
+    """What chooses actions; a ``raycl.rl.player.Player`` of one game."""
 
-    def greedy(self, obs: Tensor, game: int) -> Tensor:
+    def actions(self, obs: Tensor, game: int) -> Tensor:
         """Actions (B,) for observations uint8 (B, C, H, W)."""
 
 
@@ -128,8 +128,8 @@ def _rgb(codes: list[int]) -> NDArray[np.int64]:
     return np.stack([found >> 16, found >> 8 & 255, found & 255], 1)
 
 
-def play(player: Player, games: GameSequence, game: int, *, seed: int, max_steps: int) -> Clip:
-    """Play one game, greedily, on the emulator settings its scores were taken with.
+def play(player: Chooser, games: GameSequence, game: int, *, seed: int, max_steps: int) -> Clip:
+    """Play one game on the emulator settings its scores were taken with.
 
     Args:
         player: Who plays.
@@ -145,7 +145,7 @@ def play(player: Player, games: GameSequence, game: int, *, seed: int, max_steps
         observations, _ = env.reset(seed=[seed])
         recorder.add(env.render()[0], score)
         for _ in range(max_steps):
-            actions = player.greedy(torch.from_numpy(observations), game).numpy()
+            actions = player.actions(torch.from_numpy(observations), game).numpy()
             observations, rewards, _, truncated, _ = env.step(actions)
             score += float(rewards[0])
             finished = env.finished_games()

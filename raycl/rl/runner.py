@@ -1,4 +1,4 @@
-"""Plays games: whole rollouts as arrays, and greedy games for scores.
+"""Plays games: whole rollouts as arrays, and whole games for scores.
 
 RLlib's own runner builds an episode object from every step. Here a rollout is a few arrays, filled
 in place, which halves the time that is not the emulator's or the network's.
@@ -17,6 +17,7 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
 from raycl.rl.benchmarks.base import build_games
 from raycl.rl.config import SequenceConfig
+from raycl.rl.player import Player
 from raycl.rl.policy import Policy
 from raycl.rl.ppo import advantages
 
@@ -82,7 +83,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Job:
-    """Greedy games to be played for a score.
+    """Games to be played for a score.
 
     Attributes:
         game: Index in the sequence.
@@ -162,7 +163,7 @@ class ArrayEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]
         return Rollout(self.worker_index, arrays, scores, lengths)
 
     def evaluate(self, weights: Weights, jobs: list[Job]) -> list[tuple[Job, list[float]]]:
-        """Raw scores of full games, one for each seed, the greedy action at every step."""
+        """Raw scores of full games, one for each seed."""
         self._load(weights)
         return [(job, self._scores(job)) for job in jobs]
 
@@ -203,11 +204,12 @@ class ArrayEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]
             env.set_task(job.game)
             obs, _ = env.reset(seed=list(job.seeds))
             scores: dict[int, float] = {}
+            player = Player(self.policy, self.benchmark.config.evaluation.actions, job.seeds)
             with torch.inference_mode():
                 while len(scores) < count:
                     actions = np.zeros(count, np.int64)
                     left = [i for i in range(count) if i not in scores]
-                    chosen = self.policy.greedy(self._tensor(obs[left]), job.game)
+                    chosen = player.actions(self._tensor(obs[left]), job.game, left)
                     actions[left] = chosen.cpu().numpy()
                     obs, *_ = env.step(actions)
                     for game in env.finished_games():

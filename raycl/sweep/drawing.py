@@ -12,6 +12,7 @@ from raycl.rl.clip import Clip, play
 from raycl.rl.config import SequenceConfig
 from raycl.rl.gif import Gif
 from raycl.rl.pictures import Sheet, Tile, number
+from raycl.rl.player import Player
 from raycl.rl.policy import build_policy
 from raycl.rl.seeds import first_seed
 from raycl.tracking.names import file_name
@@ -145,4 +146,5 @@ def _play(job: Job, state: dict[str, Any]) -> Clip:
         raise Unusable(f"after-{job.after:02d}.pt does not fit the network") from error
     steps = max(1, int(job.max_seconds * EMULATOR_HZ / games.frames_per_step))
     seed = first_seed(config, job.game)
-    return play(policy, games, job.game, seed=seed, max_steps=steps)
+    player = Player(policy, games.config.evaluation.actions, [seed])
+    return play(player, games, job.game, seed=seed, max_steps=steps)

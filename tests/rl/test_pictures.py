@@ -201,7 +201,7 @@ class Counting:
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    def greedy(self, obs: torch.Tensor, game: int) -> torch.Tensor:
+    def actions(self, obs: torch.Tensor, game: int) -> torch.Tensor:
         self.seen.append(int(obs[0, 0, 0, 0]))
         return torch.zeros(1, dtype=torch.int64)
 
@@ -242,7 +242,7 @@ def test_the_real_emulator_is_drawn_and_scored() -> None:
     games = build_games({"name": "atari", "games": ["Boxing", "KungFuMaster"]})
 
     class Player:
-        def greedy(self, obs: torch.Tensor, game: int) -> torch.Tensor:
+        def actions(self, obs: torch.Tensor, game: int) -> torch.Tensor:
             return obs[:, 3].sum((1, 2)) % games.num_actions[game]
 
     for index, name in enumerate(games.games):
@@ -252,7 +252,7 @@ def test_the_real_emulator_is_drawn_and_scored() -> None:
         score, kept = 0.0, clip.frames()
         assert np.array_equal(clip.colours[next(kept)], env.render()[0])
         for step, frame in enumerate(kept, 1):
-            obs, rewards, *_ = env.step(Player().greedy(torch.from_numpy(obs), index).numpy())
+            obs, rewards, *_ = env.step(Player().actions(torch.from_numpy(obs), index).numpy())
             score += rewards[0]
             assert clip.scores[step] == score
             assert np.array_equal(clip.colours[frame], env.render()[0])

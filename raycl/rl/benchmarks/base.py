@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 
 
 class Evaluation(BaseModel):
-    """How a policy is scored: greedily, in full games, on seeds it never trains on."""
+    """How a policy is scored: in full games, on seeds it never trains on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     episodes: int = Field(10, ge=1, description="games played; a score is their mean")
+    actions: Literal["greedy", "sampled"] = Field(
+        "greedy",
+        description="greedy: the most probable action, as BLIP's code; sampled: as in training, "
+        "which says more of policies that are still close to uniform",
+    )
     every: int | None = Field(
         None, ge=1, description="also after every so many updates; default: at a game's end only"
     )
