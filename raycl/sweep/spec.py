@@ -7,7 +7,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from raycl.sweep.check import check, check_data
+from raycl.sweep.check import check
+from raycl.sweep.check_data import check_data
 from raycl.sweep.expand import benchmark_configs
 from raycl.sweep.explain import Problem, validate
 from raycl.sweep.model import Sweep

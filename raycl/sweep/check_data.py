@@ -1,0 +1,90 @@
+"""What can be wrong with a sweep that only its data can tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raycl import datasets
+from raycl.benchmarks.base import StreamInfo
+from raycl.datasets.base import Dataset
+from raycl.errors import UserError
+from raycl.sweep.expand import benchmark_configs, groups
+from raycl.sweep.model import Sweep
+from raycl.sweep.source import undotted
+from raycl.training.randomness import Seeds
+from raycl.training.run import build_benchmark
+
+
+def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
+    """Load every data set and build every stream once, for the first seed; games need none.
+
+    Args:
+        sweep: The sweep.
+        root: The data folder.
+
+    Returns:
+        Loaded data sets, by ``raycl.datasets.key``.
+
+    Raises:
+        UserError: A data set is missing, or does not fit its benchmark (more tasks than classes),
+            or the benchmark does not define a readout that was asked for.
+    """
+    data: dict[str, Dataset] = {}
+    if not sweep.kind.needs_data:
+        return data
+    for index, config in enumerate(benchmark_configs(sweep)):
+        benchmark = build_benchmark(config)
+        try:
+            for wanted in benchmark.datasets():
+                key = datasets.key(wanted)
+                if key not in data:
+                    data[key] = datasets.load(wanted, root)
+            seed = Seeds.derive(sweep.seeds[0], **sweep.fixed_seeds.model_dump()).class_order
+            info = benchmark.stream(data, seed).info
+        except UserError as error:
+            raise _placed(sweep, index, error) from error
+        _check_stream(sweep, config["label"], info)
+    return data
+
+
+def _placed(sweep: Sweep, index: int, error: UserError) -> UserError:
+    """An error about ``benchmark...`` with its place in the file."""
+    if not error.where.startswith("benchmark"):
+        return error
+    path = ("benchmark", index, *undotted(error.where)[1:])
+    return sweep.source.error(path, error.what, error.hint)
+
+
+def check_length(sweep: Sweep, label: str, tasks: int) -> None:
+    """Nobody can stop after more tasks than there are."""
+    for path, wanted in (
+        (("stop", "tasks"), sweep.stop.tasks),
+        (("search", "tasks"), sweep.search.tasks),
+    ):
+        if wanted is not None and wanted > tasks:
+            raise sweep.source.error(path, f"{wanted} tasks, but {label} has {tasks}")
+
+
+def _check_stream(sweep: Sweep, label: str, info: StreamInfo) -> None:
+    """What was asked for against what the stream of benchmark ``label`` is."""
+    check_length(sweep, label, len(info.tasks))
+    defined = f"it defines {', '.join(info.readouts)}"
+    for i, readout in enumerate(sweep.readouts or ()):
+        if readout not in info.readouts:
+            what = f"{label} has no readout '{readout}'"
+            raise sweep.source.error(("readouts", i), what, defined)
+    for i, entry in enumerate(sweep.methods):
+        settings = sweep.kind.settings(sweep.kind.named("method", {"name": entry.name}))
+        if not settings & set(info.readouts):
+            what = f"{entry.label} can be evaluated by none of the readouts of {label}"
+            hint = f"{defined}; {entry.label} supports {', '.join(sorted(settings))}"
+            raise sweep.source.error(("methods", i), what, hint)
+    searched = sweep.search.readout
+    if (
+        searched is not None
+        and any(g.spaces for g in groups(sweep))
+        and searched not in info.readouts
+    ):
+        raise sweep.source.error(
+            ("search", "metric"), f"{label} has no readout '{searched}'", defined
+        )
