@@ -21,6 +21,7 @@ import gymnasium as gym
 import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 from ray.exceptions import RayError
 from ray.rllib.algorithms.ppo.ppo import PPO
 from ray.rllib.algorithms.ppo.ppo import PPOConfig as RLlibConfig
@@ -128,6 +129,7 @@ class SequencePPO(PPO):  # type: ignore[misc]
         game: Index of the current game.
         update: Updates made on it.
         rollouts: Of the last update, in the order of the runners.
+        observations: All of theirs, uint8 (n, C, H, W).
         seconds: Time of the last update by its part, ``sample`` and ``learn``.
     """
 
@@ -140,6 +142,7 @@ class SequencePPO(PPO):  # type: ignore[misc]
         super().setup(config)
         self.game = self.update = 0
         self.rollouts: list[Rollout] = []
+        self.observations: NDArray[np.uint8] = np.empty(0, np.uint8)
         self.seconds = {"sample": 0.0, "learn": 0.0}
         self._version = 0
         self._session = ""

@@ -26,7 +26,6 @@ class SequenceLearner(TorchLearner):  # type: ignore[misc]
         method: What is done about forgetting.
         game: Index of the current game.
         update_index: Updates made on it.
-        steps: Optimiser steps made on it.
     """
 
     method: SequenceMethod
@@ -38,7 +37,7 @@ class SequenceLearner(TorchLearner):  # type: ignore[misc]
         self.trial = SequenceConfig.model_validate(given["config"])
         self.updates: int = given["updates"]
         self.method = build_method(self.trial.method, self.policy).to(self.device)
-        self.game = self.update_index = self.steps = 0
+        self.game = self.update_index = 0
         self._sums: dict[str, Tensor] = {}
 
     @property
@@ -72,7 +71,6 @@ class SequenceLearner(TorchLearner):  # type: ignore[misc]
             update: Updates made on it; above 0 the optimiser keeps what was restored.
         """
         self.game, self.update_index = game, update
-        self.steps = update * self.trial.train.epochs * self.trial.train.minibatches
         if not update:
             self.optimizer.state.clear()
             self.method.start_weights(self.policy, game)
@@ -159,7 +157,6 @@ class SequenceLearner(TorchLearner):  # type: ignore[misc]
         """RLlib's hook: a step of the optimiser, and then the method's projection."""
         self.optimizer.step()
         self.method.after_step(self.policy)
-        self.steps += 1
 
     def _add(self, name: str, value: Tensor) -> None:
         value = value.detach()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from sequence_making import UPDATES, tiny
 
+from raycl import registry
 from raycl.rl.algorithm import RunnersLostError
 from raycl.rl.config import SequenceConfig
 from raycl.rl.ppo import normalised
@@ -22,7 +23,7 @@ from raycl.rl.sequence import SequenceRun
 from raycl.training.run import TrainingError
 
 pytestmark = pytest.mark.usefixtures("cluster")
-METHODS = ("finetune", "online_ewc", "blip", "scratch")
+METHODS = registry.names("raycl.rl.methods")
 Make = Callable[..., SequenceRun]
 
 
