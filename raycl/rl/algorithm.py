@@ -77,13 +77,14 @@ def algorithm_config(
         gpus: Of the learner, which lives in the trial's process.
     """
     plain, train = trial.model_dump(mode="json"), trial.train
+    threads = 1 if env_runners else trial.threads  # a runner has one CPU
     spec = RLModuleSpec(module_class=TaskModule, model_config={"config": plain, "init": init_seed})
     observations = gym.spaces.Box(0, 255, input_shape, np.uint8)
     actions: gym.Space[np.int64] = gym.spaces.Discrete(MAX_ACTIONS)
     config: RLlibConfig = (
         RLlibConfig(algo_class=SequencePPO)
         .environment("raycl", observation_space=observations, action_space=actions)
-        .environment(env_config={"config": plain, "seed": data_seed, "threads": 1})
+        .environment(env_config={"config": plain, "seed": data_seed, "threads": threads})
         .env_runners(
             env_runner_cls=ArrayEnvRunner,
             num_env_runners=env_runners,

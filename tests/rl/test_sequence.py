@@ -279,6 +279,16 @@ def test_a_checkpoint_of_other_games_or_heads_is_refused_in_one_line(make: Make)
         make(tiny(seed=1)).load_state_dict(saved)
 
 
+def test_a_trial_that_plays_itself_has_the_threads_of_its_cpus(make: Make) -> None:
+    before = torch.get_num_threads()
+    try:
+        run = make(tiny(threads=2))
+        run.advance()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_another_seed_has_other_initial_weights(make: Make) -> None:
     assert not same(state(make(tiny())), state(make(tiny(seed=1))), "trunk.")
 
