@@ -89,11 +89,12 @@ class SequenceLearner(TorchLearner):  # type: ignore[misc]
         self.optimizer.zero_grad(set_to_none=True)
 
     def means(self) -> dict[str, float]:
-        """Means over the minibatches of the last update; one read of the device."""
+        """Means over the minibatches of the last update, and its lr; one read of the device."""
         names = list(self._sums)
         count = self.trial.train.epochs * self.trial.train.minibatches
         found = torch.stack([self._sums[name] for name in names]) / count
-        return dict(zip(names, found.tolist(), strict=True)) | {"lr": self.lr}
+        lr = self.optimizer.param_groups[0]["lr"]  # self.lr is already that of the next update
+        return dict(zip(names, found.tolist(), strict=True)) | {"lr": lr}
 
     @property
     def lr(self) -> float:

@@ -57,6 +57,8 @@ class SequenceRun:
         self.random = Randomness(self.seeds, self.device, self.config.threads)
         self.benchmark = build_games(self.config.benchmark)
         self.games = self.benchmark.games[: self.config.tasks]
+        if self.config.train.envs % max(1, env_runners):
+            raise ValueError(f"{env_runners} runners cannot share {self.config.train.envs} envs")
         frames = self.config.train.batch_size * self.benchmark.frames_per_step
         self.updates: int = self.benchmark.config.frames // frames
         if not self.updates:
@@ -192,7 +194,7 @@ class SequenceRun:
         return {
             "config": self.config.model_dump(mode="json"),
             "games": list(self.games),
-            "num_actions": list(self.benchmark.num_actions),
+            "num_actions": list(self.algorithm.learner.policy.num_actions),
             "game": row,
             "policy": {k: v.cpu() for k, v in self.algorithm.learner.policy.state_dict().items()},
             "scores": {

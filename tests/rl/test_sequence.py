@@ -117,8 +117,9 @@ def test_the_learning_rate_falls_over_each_game_and_adam_starts_anew(make: Make)
     for update in range(2 * UPDATES):
         if update == UPDATES:
             assert learner.optimizer.state  # of the first game, until the second begins
-        run.advance()
+        row = run.advance()
         rates.append(learner.optimizer.param_groups[0]["lr"])
+        assert row["train/lr"] == rates[-1]  # of the update that was made, not the next one
         steps = {int(s["step"]) for s in learner.optimizer.state.values()}
         assert steps == {8 * (update % UPDATES + 1)}
     assert rates == pytest.approx([0.001 * (1 - j / UPDATES) for j in range(UPDATES)] * 2)
@@ -247,6 +248,16 @@ def _copied(value: Any) -> Any:
     return value
 
 
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(_equal(left[k], right[k]) for k in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(_equal, left, right))
+    return bool(left == right or (left != left and right != right))  # both NaN
+
+
 def test_a_run_stopped_inside_a_game_keeps_its_place(make: Make) -> None:
     whole = make(tiny("online_ewc"))
     for _ in range(UPDATES + 1):
@@ -262,6 +273,41 @@ def test_a_run_stopped_inside_a_game_keeps_its_place(make: Make) -> None:
     assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.001 * (1 - 1 / UPDATES))
     assert {int(s["step"]) for s in learner.optimizer.state.values()} == {16}
     assert resumed.algorithm.env_runner_group.local_env_runner.env.game == "KungFuMaster"
+
+
+@pytest.mark.parametrize("updates", [UPDATES, UPDATES + 1])
+def test_everything_comes_back_from_a_checkpoint(make: Make, updates: int) -> None:
+    """At the end of a game and inside one: what is read, written again, is the same."""
+    evaluation = {"episodes": 1, "max_frames": 400, "every": 2, "zero_shot": True}
+    config = tiny("blip", benchmark={"evaluation": evaluation | {"validation_episodes": 1}})
+    run = make(config)
+    for _ in range(updates):
+        run.advance()
+    run.recent.append(3.0)  # no game ends in so few steps
+    run.scores.training["Boxing"].append([256, 3.0])
+    saved = _copied(run.state_dict())
+    resumed = make(config)
+    torch.rand(3)  # the process's generator has moved on
+    resumed.load_state_dict(saved)
+    again = resumed.state_dict()
+    assert saved["histograms"]
+    assert saved["costs"]["measured"]
+    assert saved.keys() == again.keys()
+    for name in saved:
+        assert _equal(saved[name], again[name]), name
+
+
+def test_the_policy_of_a_cut_sequence_has_the_heads_of_its_games(make: Make) -> None:
+    run = make(tiny(tasks=1))
+    rest(run)
+    found = run.policy_state()
+    assert (found["games"], found["num_actions"], found["game"]) == (["Boxing"], [18], 0)
+    assert len(found["scores"]["score"]) == 1
+
+
+def test_runners_that_cannot_share_the_environments_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 runners cannot share 4 envs"):
+        SequenceRun(tiny(), "cpu", 3)
 
 
 def test_a_checkpoint_of_other_games_or_heads_is_refused_in_one_line(make: Make) -> None:
