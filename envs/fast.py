@@ -87,8 +87,9 @@ class FastGames:
         final = None
         if "final_obs" in info:  # somewhere an episode has ended
             # A lost life is "terminated" too, and "lives" is already that of the next game: what
-            # tells that a new game has begun is that its frames are counted anew.
-            over = frame <= self._frame
+            # tells that a new game has begun is that its frames are counted anew. After a game
+            # that was cut within 30 frames they may be more, as no-ops count.
+            over = truncated | (frame <= self._frame)
             if over.any():
                 final = info["final_obs"]
                 self._note(over)

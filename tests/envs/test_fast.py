@@ -170,3 +170,14 @@ def test_fast_has_no_sticky_actions() -> None:
     for _ in range(100):
         observations, *_ = env.step(np.array([2, 2]))
         np.testing.assert_array_equal(observations[0], observations[1])
+
+
+def test_fast_games_cut_at_once_are_all_told() -> None:
+    """A game of one step: the next one may start at a later frame, as its no-ops count."""
+    env = SequentialAtari("Boxing", 4, max_frames=4)
+    for step in play(env, 20):
+        assert step.truncated.all()
+        assert step.infos["final_obs"].any(axis=(1, 2, 3)).all()
+        assert [(game.env, game.steps) for game in env.finished_games()] == [
+            (i, 1) for i in range(4)
+        ]
