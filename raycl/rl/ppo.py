@@ -4,6 +4,12 @@ Schulman et al., "Proximal Policy Optimization Algorithms", arXiv 1707.06347; ad
 et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation", arXiv
 1506.02438. The constants and the clipped value loss are those of the Atari experiments of arXiv
 2105.04444 (BLIP).
+
+Departures from BLIP's code:
+    * A game that is cut (preset ``fast``) is not over: what was still to come counts with the value
+      of its last observation. There a limit of frames is an end, as in preset ``faithful``.
+    * Where ``minibatches`` do not divide a rollout, there are no more of them than that; there, as
+      many as fit.
 """
 
 from __future__ import annotations

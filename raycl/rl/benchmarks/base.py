@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 class Evaluation(BaseModel):
-    """How a policy is scored: in full games, on seeds it never trains on."""
+    """How a policy is scored: in full games, on seeds it never trains on.
+
+    Departures from BLIP's code: every seed is played once, where the code takes the first ten games
+    that end among ten side by side, so that short ones count more often; the score after a game is
+    that of what its end leaves (BLIP rounds), and a game has none before its first update.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
