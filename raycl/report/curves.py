@@ -18,7 +18,7 @@ from raycl.report.table import Group
 Array = NDArray[np.float64]
 Style = Mapping[str, Any]
 _MARKED_UP_TO = 25
-"""Points of a curve that are marked one by one."""
+"""Points of the longest curve of a figure whose points are marked one by one."""
 
 
 def there_are(groups: Sequence[Group]) -> bool:
@@ -48,11 +48,13 @@ def _evaluation(groups: Sequence[Group], styles: Mapping[str, Style], title: str
     size = (8.4, 1.55 * len(games) + 1.0)
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     axes = figure.subplots(len(games), 1, sharex=True, squeeze=False)[:, 0]
+    marked = _most_points(groups) <= _MARKED_UP_TO
     for i, (axis, game) in enumerate(zip(axes, games, strict=True)):
         axis.axvspan(i * frames / scale, (i + 1) * frames / scale, color="#efefef", zorder=0)
         for group in groups:
             at, values = _stack(group, "evaluation", game)
-            _line(axis, at / scale, values, group.method, styles[group.method])
+            style = styles[group.method] if marked or len(at) == 1 else _plain(styles[group.method])
+            _line(axis, at / scale, values, group.method, style)
         _reference(axis, groups, game)
         axis.set_title(game)
         axis.set_xlim(0, len(games) * frames / scale)
@@ -75,8 +77,12 @@ def _training(groups: Sequence[Group], styles: Mapping[str, Style], title: str) 
         for group in groups:
             at, values = _stack(group, "training", game)
             own = (at > i * frames) & (at <= (i + 1) * frames)
-            style = {**styles[group.method], "marker": ""}
+            style = _plain(styles[group.method])
             _line(axis, (at[own] - i * frames) / scale, values[:, own], group.method, style)
+        if not axis.lines:
+            middle = {"ha": "center", "va": "center", "color": "#666666"}
+            axis.text(0.5, 0.5, "no game ended", transform=axis.transAxes, **middle)
+            axis.set_yticks([])
         axis.set_title(game)
         axis.set_xlim(0, frames / scale)
         axis.xaxis.set_major_locator(MaxNLocator(nbins=5))
@@ -93,9 +99,16 @@ def _line(axis: Axes, x: Array, values: Array, label: str, style: Style) -> None
         low, high = bootstrap(values)
         axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
         axis.fill_between([], [], color="#333333", alpha=0.15, linewidth=0, label=BAND)
-    marker = style["marker"] if len(x) <= _MARKED_UP_TO else ""
-    look = {**style, "marker": marker, "markersize": 4}
-    axis.plot(x, values.mean(axis=0), linewidth=1.5, label=label, **look)
+    axis.plot(x, values.mean(axis=0), linewidth=1.5, markersize=4, label=label, **style)
+
+
+def _plain(style: Style) -> Style:
+    return {**style, "marker": ""}
+
+
+def _most_points(groups: Sequence[Group]) -> int:
+    """Of any curve of evaluations: all are marked, or none is but single points."""
+    return max(len(_stack(g, "evaluation", game)[0]) for g in groups for game in _games(groups))
 
 
 def _reference(axis: Axes, groups: Sequence[Group], game: str) -> None:

@@ -6,7 +6,7 @@ Every figure comes as PNG and as SVG. The same numbers give the same files, byte
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from itertools import groupby
 from typing import Any
@@ -49,6 +49,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
 }
 _CELLS = 10
+_WIDEST = 12.0  # inches of matrices side by side
 
 
 def draw(table: Table) -> dict[str, bytes]:
@@ -60,9 +61,11 @@ def draw(table: Table) -> dict[str, bytes]:
     percent = [panel for panel in panels if panel[1] in words.of(panel[1]).percent]
     with mpl.rc_context(STYLE):
         name, _ = words.of(percent[0][1]).average
-        files |= _files(name, _grid(percent, table, _average, 2.8))
-        if any(row["metric"] == "forgetting" for row in table.rows):
-            height = 0.9 + 0.32 * len(_methods(table))
+        averaged = [panel for panel in percent if any(True for _ in _averages(table, *panel))]
+        if averaged:
+            files |= _files(name, _grid(averaged, table, _average, 2.8))
+        if forgetful := _forgetful(table):
+            height = 0.9 + 0.32 * len(forgetful)
             files |= _files("forgetting", _grid(percent, table, _forgetting, height))
         for benchmark in dict.fromkeys(benchmark for benchmark, _ in panels):
             groups = list(_of(table, benchmark))
@@ -183,10 +186,7 @@ def _legend(figure: Figure, methods: Sequence[str]) -> None:
 def _average(axis: Axes, table: Table, benchmark: str, readout: str, first: bool) -> None:
     alpha = 0.18 if len(_methods(table)) <= 5 else 0.08
     known = words.of(readout)
-    for group in _of(table, benchmark):
-        lines = after_each_task(stack) if len(stack := matrices(group, readout)) else None
-        if lines is None or np.isnan(lines).any():  # scratch: there is no such average
-            continue
+    for group, lines in _averages(table, benchmark, readout):
         style = _style(table, group.method)
         tasks = np.arange(1, lines.shape[1] + 1)
         if len(lines) > 1:
@@ -202,7 +202,7 @@ def _average(axis: Axes, table: Table, benchmark: str, readout: str, first: bool
         )
     if axis.collections:
         axis.fill_between([], [], color="#333333", alpha=alpha, linewidth=0, label=BAND)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
     axis.set_xlabel(f"{known.task}s learnt")
     axis.margins(x=0.03)
     if known is words.IMAGES:
@@ -211,13 +211,27 @@ def _average(axis: Axes, table: Table, benchmark: str, readout: str, first: bool
         axis.set_ylabel(known.average[1])
 
 
+def _averages(table: Table, benchmark: str, readout: str) -> Iterator[tuple[Group, Array]]:
+    """Of each method that has such an average, which ``scratch`` has not: (n, T)."""
+    for group in _of(table, benchmark):
+        lines = after_each_task(stack) if len(stack := matrices(group, readout)) else None
+        if lines is not None and not np.isnan(lines).any():
+            yield group, lines
+
+
+def _forgetful(table: Table) -> list[str]:
+    """Methods that have forgetting, in order."""
+    found = {row["method"] for row in table.rows if row["metric"] == "forgetting"}
+    return [method for method in _methods(table) if method in found]
+
+
 def _forgetting(axis: Axes, table: Table, benchmark: str, readout: str, first: bool) -> None:
     rows = {
         row["method"]: row
         for row in table.rows
         if (row["benchmark"], row["readout"], row["metric"]) == (benchmark, readout, "forgetting")
     }
-    methods = _methods(table)
+    methods = _forgetful(table)
     for i, method in enumerate(methods):
         if method not in rows:
             continue
@@ -252,10 +266,10 @@ def _matrices(table: Table, benchmark: str, readout: str) -> Figure:
         if len(stack := matrices(group, readout))
     }
     shades = _shades(means, groups, readout)
-    columns = min(4, len(means))
-    rows = -(-len(means) // columns)
-    wide = 1.0 if known is words.IMAGES else 1.2
-    size = (2.45 * wide * columns + 0.7, 2.75 * wide * rows + 0.4)
+    side = 2.45 if known is words.IMAGES else _room(means.values())
+    rows = -(-len(means) // max(1, min(4, int(_WIDEST / side))))
+    columns = -(-len(means) // rows)
+    size = (side * columns + 0.7, side / 2.45 * 2.75 * rows + 0.4)
     figure = Figure(figsize=size, dpi=100, layout="compressed")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(means) :]:
@@ -275,6 +289,12 @@ def _matrices(table: Table, benchmark: str, readout: str) -> Figure:
     # given a position at once, the layout would make no room for it
     figure.suptitle(title, fontsize=10, fontweight="bold", ha="left").set_x(0.01)
     return figure
+
+
+def _room(means: Collection[Array]) -> float:
+    """Side in inches of a matrix of games, with their names, in which the longest number fits."""
+    letters = max((len(text) for mean in means for text in _numbers(mean).values()), default=0)
+    return max(2.94, 1.3 + 0.07 * (letters + 1) * max(map(len, means), default=0))
 
 
 def _shades(means: Mapping[str, Array], groups: Sequence[Group], readout: str) -> dict[str, Array]:
@@ -302,17 +322,19 @@ def _tasks(groups: Sequence[Group]) -> list[str]:
 
 
 def _cell_numbers(axis: Axes, mean: Array, shade: Array) -> None:
-    if len(mean) > _CELLS:
-        return
-    texts = {
-        (t, i): f"{mean[t, i]:z,.0f}" for t, i in zip(*np.nonzero(~np.isnan(mean)), strict=True)
-    }
+    texts = _numbers(mean)
     longest = max(map(len, texts.values()), default=0)
     for (t, i), label in texts.items():
         text = axis.text(i, t, label, ha="center", va="center")
         text.set_fontsize(9 if len(mean) * max(3, longest) <= 18 else 7)
         text.set_color("white" if shade[t, i] > 55 else "#222222")
         text.set_in_layout(False)  # it is inside its axes, and there may be hundreds
+
+
+def _numbers(mean: Array) -> dict[tuple[int, int], str]:
+    """What is written into the cells of a matrix: nothing if there are too many."""
+    known = zip(*np.nonzero(~np.isnan(mean)), strict=True) if len(mean) <= _CELLS else ()
+    return {(t, i): f"{mean[t, i]:z,.0f}" for t, i in known}
 
 
 def _task_ticks(axis: Axes, tasks: int, names: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from raycl.report.load import TrackedRun
 from raycl.rl.benchmarks.base import normalise
-from raycl.rl.metrics import UndefinedError, forward_transfer, learning_areas
+from raycl.rl.metrics import METRICS, UndefinedError, forward_transfer, learning_areas
 
 ALONE = "scratch"
 """Registered name of the method that learns every game from fresh weights."""
@@ -114,7 +114,7 @@ def _areas(result: Result) -> list[float]:
     return learning_areas(curves, round(game_frames(result)))
 
 
-def notes(runs: Iterable[TrackedRun], spec: Mapping[str, Any]) -> Iterable[str]:
+def notes(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> Iterable[str]:
     """What normalised scores are percent of, and what is missing or added for ``scratch``."""
     results = {run.benchmark: run.result for run in runs if is_games(run.result)}
     for benchmark, result in results.items():
@@ -124,12 +124,38 @@ def notes(runs: Iterable[TrackedRun], spec: Mapping[str, Any]) -> Iterable[str]:
         )
         whose = " (random and human play)" if _human(spec, benchmark) else ""
         yield f"{benchmark}: 0 and 100 % of normalised scores{whose} are {pairs}"
+    yield from _undefined(runs, spec)
     alone = [label for label in _labels(spec) if label in {run.method for run in runs}]
     if results and alone:
         yield (
             f"{alone[0]} learns every game from fresh weights: its scores are those right after "
             "each game, and forward transfer is to its training curves, seed by seed"
         )
+
+
+_LEFT_OUT = {
+    "retention": "a game ended no better than the lower reference, or than untrained",
+    "auc": "no game ended in training while it was learnt",
+}
+"""Metrics that may have no value, and when."""
+
+
+def _undefined(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> Iterable[str]:
+    """Which metrics are not those of all seeds: what is averaged is then a choice of seeds."""
+    alone = _labels(spec)
+    for metric, why in _LEFT_OUT.items():
+        least = METRICS[metric].min_tasks
+        lacking = [
+            f"{run.method} seed {run.seed}"
+            for run in runs
+            if run.result is not None
+            and is_games(run.result)
+            and len(run.result["tasks"]) >= least
+            and metric not in run.result["metrics"]["normalised"]
+            and (metric in OWN_METRICS or run.method not in alone)
+        ]
+        if lacking:
+            yield f"{metric} leaves out {', '.join(lacking)}: {why}"
 
 
 def _human(spec: Mapping[str, Any], benchmark: str) -> bool:

@@ -266,14 +266,14 @@ class _Checked:
         """``METRIC``, ``READOUT/METRIC``, or what else the kind has numbers of."""
         readout, _, metric = key.rpartition("/")
         further = self.kind.published(self.configs)
-        valid = further.get(readout, self.kind.all_metrics())
-        if metric not in valid:
-            hint = nearest(metric, valid)
-            raise self.error(("published", key), f"unknown metric '{metric}'", hint)
         readouts = [*self.kind.readouts, *further]
         if readout and readout not in readouts:
             hint = nearest(readout, readouts)
             raise self.error(("published", key), f"unknown readout '{readout}'", hint)
+        valid = further.get(readout, self.kind.all_metrics())
+        if metric not in valid:
+            hint = nearest(metric, valid)
+            raise self.error(("published", key), f"unknown metric '{metric}'", hint)
 
     def _published_labels(
         self, key: str, numbers: Mapping[str, Any], methods: list[str]

@@ -29,6 +29,21 @@ class Interrupted(Exception):
     """SIGINT or SIGTERM: the trials were told to save and to stop."""
 
 
+class TooMuch(UserError):
+    """A trial asks for more than there is.
+
+    Args:
+        plan: The trial.
+        resource: Key of the ``resources`` block.
+        what: What is wrong.
+        hint: What to do about it.
+    """
+
+    def __init__(self, plan: Preview, resource: str, what: str, hint: str = "") -> None:
+        super().__init__(f"resources.{resource}", what, hint)
+        self.method, self.resource = plan.method, resource
+
+
 def is_local(address: str | None) -> bool:
     """Whether a sweep starts a Ray of its own on this machine."""
     return _where(address) == "local"
@@ -42,7 +57,7 @@ def fits_here(plans: Sequence[Preview]) -> None:
     """Check the requests against this machine, before a local Ray is started.
 
     Raises:
-        UserError: A trial, its env runners included, asks for more than there is.
+        TooMuch: A trial, its env runners included, asks for more than there is.
     """
     import torch
 
@@ -113,8 +128,9 @@ def _check(plans: Sequence[Preview], nodes: Sequence[dict[str, float]]) -> None:
             wanted = plan.resources.get(kind, 0.0)
             largest = max((node.get(kind.upper(), 0.0) for node in nodes), default=0.0)
             if wanted > largest:
-                raise UserError(
-                    f"resources.{kind}",
+                raise TooMuch(
+                    plan,
+                    kind,
                     f"trial {plan.name} asks for {wanted:g} {kind.upper()}s; "
                     f"the largest node has {largest:g}",
                 )
@@ -137,8 +153,9 @@ def _check_runners(plan: Preview, nodes: Sequence[dict[str, float]]) -> None:
     room = max(rooms, default=0)
     if len(runners) > room:
         has = sum(node.get("CPU", 0.0) for node in nodes)
-        raise UserError(
-            "resources.env_runners",
+        raise TooMuch(
+            plan,
+            "env_runners",
             f"trial {plan.name} asks for {own['CPU']:g} CPUs and {len(runners)} env runners of 1 "
             f"each; {'this machine' if len(nodes) == 1 else 'the cluster'} has {has:g} CPUs",
             f"at most {room} fit" if room else "use 0: the trial itself plays",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import types
 from collections.abc import Mapping
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -54,11 +55,18 @@ def _problem(error: ValidationError, model: type[BaseModel], data: Any, subject:
     first = errors[0]["loc"][:1]
     chosen = max((e for e in errors if e["loc"][:1] == first), key=_rank)
     what, hint = _words(chosen, model, subject)
-    return Problem(tuple(chosen["loc"]), what, hint)
+    path = tuple(chosen["loc"])
+    return Problem(path[:-1] if path[-1:] in _BRANCHES else path, what, hint)
+
+
+_BRANCHES = (("str",), ("int",), ("float",), ("bool",))
+"""What pydantic calls branches of a union at the end of a path."""
 
 
 def _rank(error: ErrorDetails) -> tuple[bool, int]:
-    return (not error["type"].endswith("_type"), len(error["loc"]))
+    """A branch of the right type first, then the one that got furthest."""
+    word = error["type"] == "literal_error" and isinstance(error["input"], dict | list)
+    return (not (word or error["type"].endswith("_type")), len(error["loc"]))
 
 
 def _words(error: ErrorDetails, model: type[BaseModel], subject: str) -> tuple[str, str]:
@@ -80,6 +88,7 @@ def _words(error: ErrorDetails, model: type[BaseModel], subject: str) -> tuple[s
     text = error["msg"].replace("Input", "it", 1)
     text = text.replace("valid tuple", "list").replace("valid dictionary", "mapping")
     text = text.partition(" or instance of ")[0].partition(", unable to ")[0]
+    text = re.sub(r"\b0\.0{4,}\d+", lambda digits: f"{float(digits[0]):g}", text)
     return f"{text[:1].lower()}{text[1:]}, not {_short(given)}", suggestion(given)
 
 

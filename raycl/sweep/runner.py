@@ -13,6 +13,7 @@ from rich.console import Console
 
 from raycl import datasets
 from raycl.datasets.base import Dataset
+from raycl.errors import UserError
 from raycl.sweep import cluster, expand, select, spec
 from raycl.sweep.expand import TrialPlan
 from raycl.sweep.folder import SweepFolder, runs_root
@@ -112,6 +113,20 @@ class Execution:
 
     def run(self, retry_errors: bool = False) -> int:
         """Everything, in order; what can be refused is refused before Ray starts."""
+        try:
+            return self._run(retry_errors)
+        except cluster.TooMuch as error:
+            raise self._placed(error) from error
+
+    def _placed(self, error: cluster.TooMuch) -> UserError:
+        """With its place in the file: the method's own resources, or those of all."""
+        path: tuple[str | int, ...] = ("resources", error.resource)
+        for i, entry in enumerate(self.sweep.methods):
+            if entry.label == error.method and error.resource in entry.resources:
+                path = ("methods", i, *path)
+        return self.sweep.source.error(path, error.what, error.hint)
+
+    def _run(self, retry_errors: bool) -> int:
         data = spec.check_data(self.sweep, self.data_root)
         store.check(self.store.uri)
         requests = expand.preview(self.sweep)

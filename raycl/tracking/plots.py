@@ -39,6 +39,7 @@ class Panel:
             or above 100 has the colour of that.
         left, top: The corner of the first cell, in pixels.
         width, height: Of one cell.
+        task: What one is called.
     """
 
     values: NDArray[np.float64]
@@ -46,6 +47,7 @@ class Panel:
     top: int
     width: int
     height: int
+    task: str = "task"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -84,7 +86,7 @@ class Panel:
             middle = self.top + (i + 0.5) * self.height
             draw.text((self.left - 8, middle), str(i + 1), INK, small, "rm")
         draw.text((self.left + across / 2, below + 30), label, INK, _font(15), "ma")
-        self._vertical(picture, "after learning task" if down >= 140 else "after task")
+        self._vertical(picture, f"after {'learning ' if down >= 140 else ''}{self.task}")
 
     def _vertical(self, picture: Image.Image, text: str) -> None:
         label = Image.new("RGB", (160, 24), "white")
@@ -171,10 +173,10 @@ def score_matrix(
     height = int(np.clip(560 // count, 8, 72))
     letters = max(_font(13).getlength(name) for name in references) if named else 0
     width = max(height, int(letters) + 16)
-    size = (LEFT + width * count + RIGHT, TOP + height * count + BOTTOM)
-    picture = Image.new("RGB", size, "white")
-    panel = Panel(percent, LEFT, TOP, width, height)
     title = "normalised score (%)" if readout == "normalised" else "raw score (colours: normalised)"
+    across = max(width * count, int(_font(17).getlength(title)) + 8 - RIGHT)
+    picture = Image.new("RGB", (LEFT + across + RIGHT, TOP + height * count + BOTTOM), "white")
+    panel = Panel(percent, LEFT, TOP, width, height, "game")
     names = list(references) if named else ()
     panel.draw(picture, title, "played game", 1, -(-count // NUMBERS_UP_TO), names)
     panel.bar(picture)

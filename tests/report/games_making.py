@@ -17,8 +17,13 @@ FRAMES = 1000
 POINTS = 5
 
 
-def game_result(keep: float, seed: int, games: int = 3, speed: float = 1.0) -> dict[str, Any]:
-    """A result as ``SequenceRun`` makes it: each later game leaves ``keep`` of what was learnt."""
+def game_result(
+    keep: float, seed: int, games: int = 3, speed: float = 1.0, learnt: bool = True
+) -> dict[str, Any]:
+    """A result as ``SequenceRun`` makes it: each later game leaves ``keep`` of what was learnt.
+
+    If it is not ``learnt``, no game ends in training, and the first gets worse than random.
+    """
     rng = np.random.default_rng(seed)
     scores = Scores(GAMES[:games], REFERENCES[:games], FRAMES)
     start = [low for low, _ in REFERENCES]
@@ -35,6 +40,9 @@ def game_result(keep: float, seed: int, games: int = 3, speed: float = 1.0) -> d
                 scores.evaluation[GAMES[i]].append([frames, now[i]])
             scores.training[GAMES[t]].append([t * FRAMES + share * FRAMES, now[t]])
         scores.test[t, : t + 1] = now[: t + 1]
+    if not learnt:
+        scores.training = {game: [] for game in GAMES[:games]}
+        scores.test[0, 0] = 0.0
     cost = {
         "seconds": 100.0 + seed,
         "frames": float(games * FRAMES),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from games_making import BEST, FRAMES, GAMES, REFERENCES, game_result, games_sweep
 from report_helpers import Store
@@ -76,6 +77,37 @@ def test_the_table_says_what_percent_is_of(table: Table) -> None:
     first = text.index("KungFuMaster ↑")
     assert first < text.index("Boxing ↑") < text.index("Jamesbond ↑"), "in the order of the games"
     assert "### atari-blip3: raw score (at the end), points" in render(table, "markdown")
+
+
+def test_what_has_no_value_is_named(store: Store) -> None:
+    writer = games_sweep(store, "games-unlearnt", ["finetune", "scratch"], seeds=1)
+    lost = game_result(0.1, 1, learnt=False)
+    writer.trial("finetune", 1, lost, benchmark="atari-blip3")
+    writer.trial("scratch", 1, lost, benchmark="atari-blip3")
+    found = make_table(load("games-unlearnt", store.uri))
+    below = [note for note in found.notes if "leaves out" in note]
+    assert below[0].startswith("retention leaves out finetune seed 1: a game ended no better than")
+    assert below[1].startswith("auc leaves out finetune seed 1, scratch seed 1: no game ended in")
+    assert len(below) == 2
+    assert not [note for note in make_table(load("games", store.uri)).notes if "leaves out" in note]
+
+
+def test_what_scratch_has_not_is_not_drawn(store: Store) -> None:
+    games_sweep(store, "games-alone", ["scratch"], seeds=1)
+    alone = make_table(load("games-alone", store.uri))
+    assert not [name for name in figures.draw(alone) if name.startswith(("perf", "forg"))]
+    games_sweep(store, "games-both", ["finetune", "scratch"], seeds=1)
+    assert figures._forgetful(make_table(load("games-both", store.uri))) == ["finetune"]
+
+
+def test_numbers_of_many_games_fit_their_cells() -> None:
+    six, three = np.full((6, 6), 45_629.0), np.full((3, 3), 45_629.0)
+    small, most = np.full((6, 6), 7.0), np.full((12, 12), 45_629.0)
+    assert figures._room([three]) == figures._room([small]) == figures._room([most])
+    assert figures._room([six, small]) == figures._room([small, six]) > figures._room([small])
+    room = figures._room([six]) - 1.3
+    letters = 7 / 72 * 0.64 * len("45,629")  # DejaVu Sans, 7 points: a digit is 0.64 of it wide
+    assert room / 6 > letters
 
 
 def test_figures(table: Table) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +16,9 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from rich.console import Console
 
 from raycl.errors import UserError
-from raycl.sweep import cluster, expand, kinds, spec, trainable
+from raycl.sweep import cluster, expand, kinds, runner, spec, trainable
 from raycl.sweep.expand import Preview, TrialPlan
+from raycl.sweep.folder import SweepFolder
 from raycl.sweep.progress import Progress
 from raycl.training.checkpoint import CheckpointStore
 
@@ -97,8 +99,23 @@ def test_env_runners_are_no_part_of_a_trials_identity() -> None:
         ("benchmark.normalise={Boxing: [0, 1]}", "benchmark.normalise: KungFuMaster has no scores"),
         (
             "benchmark.normalise={Boxing: [0, 1], KungFuMaster: [3, 3]}",
-            "KungFuMaster: low and high must differ, not be 3 twice",
+            "KungFuMaster: low must be below high, not 3 and 3",
         ),
+        (
+            "benchmark.normalise={Boxing: [5, 1], KungFuMaster: [0, 9]}",
+            "Boxing: low must be below high, not 5 and 1",
+        ),
+        ("benchmark.normalise={Boxing: 3}", "benchmark.normalise.Boxing: it should be a list"),
+        ("benchmark.games=null", "benchmark.games: it should be a valid string, not null"),
+        ("benchmark.games=BOXING", "unknown game 'BOXING'; did you mean 'Boxing'?"),
+        ("benchmark.games=[ALE/Pong-v5]", "'ALE/Pong-v5'; did you mean 'Pong'?"),
+        ("benchmark.games=PongNoFrameskip-v4", "; did you mean 'Pong'?"),
+        (
+            "benchmark.games=[blip3, Pong]",
+            "unknown game 'blip3'; blip3 is a sequence, and stands alone: games: blip3",
+        ),
+        ("methods.blip.f_prior=0", "f_prior: it should be greater than 1e-30, not 0"),
+        ("published={source: x, raw/Boxing: {blip: 3}}", "unknown readout 'raw'; valid: normal"),
         (
             "benchmark.normalise={Boxing: [0, 1], KungFuMaster: [0, 9], Kull: [0, 1]}",
             "'Kull' is none of the games",
@@ -278,6 +295,21 @@ def test_a_local_ray_is_not_started_for_too_many_runners() -> None:
     lines = expand.preview(load("resources.env_runners=1000", *sizes))
     with pytest.raises(UserError, match=r"resources.env_runners: .*1000 env runners of 1 each"):
         cluster.fits_here(lines)
+
+
+def test_what_does_not_fit_is_named_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    text = GOOD.replace("env_runners: 2", "env_runners: 0")
+    own = text.replace("- blip", "- {name: blip, resources: {env_runners: 4}}")
+    for wrong, place in (
+        (GOOD, "s.yaml:10: resources.env_runners: trial finetune-s0 asks for 1 CPUs and 2 env"),
+        (own, "s.yaml:6: methods[2].resources.env_runners: trial blip-s0 asks for 1 CPUs and 4"),
+    ):
+        sweep = load(text=wrong)
+        folder = SweepFolder(Path("runs"), "demo")
+        with pytest.raises(UserError) as error:
+            runner.Execution(sweep, folder, "local", None, "sqlite:///x.db").run()
+        assert str(error.value).startswith(place)
 
 
 # ---------------------------------------------------------------------- the adapter

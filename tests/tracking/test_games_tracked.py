@@ -95,6 +95,14 @@ def test_many_games_and_long_names_fit() -> None:
     assert (pixels[:, -2:] == 255).all()
 
 
+def test_the_title_of_a_single_game_fits() -> None:
+    for readout in ("normalised", "score"):
+        picture = plots.score_matrix([[54.0]], readout, {"Pong": (-20.7, 14.6)})
+        title = np.asarray(picture.convert("L"))[:TOP]
+        assert (title < 255).any()
+        assert (title[:, -2:] == 255).all()
+
+
 def test_pages_use_the_words_of_games() -> None:
     sweep = SweepRecord("s", "id", kind="games")
     note = names.experiment_note(sweep)

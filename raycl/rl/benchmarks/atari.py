@@ -120,19 +120,30 @@ def _sequence(games: str | Iterable[str]) -> tuple[str, ...]:
     Raises:
         ValueError: A game is unknown, or given twice.
     """
-    from envs.games import SEQUENCES, UnknownGame, names, sequence
+    from envs.games import UnknownGame, sequence
 
     try:
         found = sequence(games if isinstance(games, str) else list(games))
     except UnknownGame as error:
-        valid = [*SEQUENCES, *names()] if isinstance(games, str) else names()
-        hint = nearest(error.name, valid)
-        if not hint.startswith("did you mean"):  # a hundred names are no hint
-            hint = f"there are {len(names())} games, e.g. {', '.join(SEQUENCES['blip6'][:3])}"
-        raise ValueError(f"unknown game '{error.name}'; {hint}") from error
+        raise ValueError(f"unknown game '{error.name}'; {_hint(error.name, games)}") from error
     if not found:
         raise ValueError("must not be empty")
     return found
+
+
+def _hint(name: str, games: str | Iterable[str]) -> str:
+    """What may have been meant by the name of no game."""
+    from envs.games import SEQUENCES, names
+
+    listed = not isinstance(games, str)
+    if listed and name in SEQUENCES:
+        return f"{name} is a sequence, and stands alone: games: {name}"
+    valid = names() if listed else [*SEQUENCES, *names()]
+    bare = name.rpartition("/")[2].partition("NoFrameskip")[0].partition("-")[0]
+    hint = nearest({known.lower(): known for known in valid}.get(bare.lower(), name), valid)
+    if hint.startswith("did you mean"):
+        return hint
+    return f"there are {len(names())} games, e.g. {', '.join(SEQUENCES['blip6'][:3])}"
 
 
 def _references(
@@ -141,7 +152,7 @@ def _references(
     """Low and high raw score of each game.
 
     Raises:
-        ValueError: A game has none, a name is not among the games, or the two are the same.
+        ValueError: A game has none, a name is not among the games, or low is not below high.
     """
     if isinstance(normalise, str):
         from envs.games import SCORES
@@ -152,8 +163,8 @@ def _references(
         for game, (low, high) in known.items():
             if game not in games:
                 raise ValueError(f"'{game}' is none of the games; {nearest(game, games)}")
-            if low == high:
-                raise ValueError(f"{game}: low and high must differ, not be {low:g} twice")
+            if low >= high:
+                raise ValueError(f"{game}: low must be below high, not {low:g} and {high:g}")
     for game in games:
         if game not in known:
             raise ValueError(lacks.format(game, game))
