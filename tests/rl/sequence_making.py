@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from raycl.rl.config import SequenceConfig
 
+if TYPE_CHECKING:
+    from raycl.rl.sequence import SequenceRun
+
 UPDATES = 3
+Make = Callable[..., "SequenceRun"]
 
 
 def tiny(method: str = "finetune", **options: Any) -> SequenceConfig:
@@ -36,3 +43,15 @@ def tiny(method: str = "finetune", **options: Any) -> SequenceConfig:
     for key, value in options.items():
         config[key] = config[key] | value if isinstance(value, dict) else value
     return SequenceConfig.model_validate(config)
+
+
+def state(run: SequenceRun) -> dict[str, torch.Tensor]:
+    """A copy of the policy's weights."""
+    policy = run.algorithm.learner.policy.state_dict()
+    return {name: value.clone() for name, value in policy.items()}
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], prefix: str = "") -> bool:
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left if name.startswith(prefix)
+    )

@@ -1,0 +1,97 @@
+"""What scores are played with: weights, seeds, whole games."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sequence_making import UPDATES, Make, same, state, tiny
+
+from envs.base import Finished
+from raycl.rl.runner import Job, Order
+from raycl.rl.seeds import game_seeds
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+def test_every_start_of_a_game_has_seeds_of_its_own(make: Make) -> None:
+    run = make(tiny())
+    runner = run.algorithm.env_runner_group.local_env_runner
+    reset, context = runner.env.reset, runner.config.env_config
+
+    def seeds(game: int = 0, update: int = 0, worker: int = 0, data: int = 7) -> list[int]:
+        told: list[int] = []
+        runner.env.reset = lambda seed: (told.extend(seed), reset(seed=seed))[1]
+        runner.worker_index, runner.config.env_config = worker, context | {"seed": data}
+        runner._start(Order(run.algorithm.weights(), game, update, "any"))
+        return told
+
+    whole = seeds()
+    assert seeds() == whole
+    others = [seeds(game=1), seeds(update=1), seeds(update=2), seeds(data=8), seeds(worker=2)]
+    scored = [game_seeds(7, purpose, game, 4) for purpose in (10, 11) for game in (0, 1)]
+    everything = [seed for some in [whole, *others, *scored] for seed in some]
+    assert len(set(everything)) == len(everything) == 40
+    runner.num_envs, runner.env = 2, runner.benchmark.make(2, training=True)
+    reset = runner.env.reset
+    assert seeds(worker=1) + seeds(worker=2) == whole  # however many runners share them
+
+
+def test_a_row_is_played_with_what_the_end_of_the_game_left(make: Make) -> None:
+    """BLIP rounds first; what that costs is the score before it less the one after it."""
+    run = make(tiny("blip", benchmark={"evaluation": {"episodes": 2, "validation_episodes": 3}}))
+    runner, end = run.algorithm.env_runner_group.local_env_runner, run.algorithm.end_game
+    played: list[tuple[Job, dict[str, torch.Tensor]]] = []
+    before: list[dict[str, torch.Tensor]] = []
+
+    def scores(job: Job) -> list[float]:
+        weights = runner.policy.state_dict()
+        played.append((job, {name: value.clone() for name, value in weights.items()}))
+        return [float(len(played))] * len(job.seeds)
+
+    runner._scores = scores
+    run.algorithm.end_game = lambda generator: (before.append(state(run)), end(generator))[1]
+    for _ in range(UPDATES):
+        row = run.advance()
+    data, left = run.seeds.data, state(run)
+    evaluation, validation = Job(0, game_seeds(data, 10, 0, 2)), Job(0, game_seeds(data, 11, 0, 3))
+    assert [job for job, _ in played] == [evaluation, validation, evaluation]
+    assert not same(before[0], left)
+    assert [same(weights, left) for _, weights in played] == [True, True, False]
+    assert same(played[2][1], before[0])
+    assert (run.scores.test[0, 0], run.scores.validation[0, 0]) == (1, 2)
+    low, high = run.scores.references[0]
+    assert row["method/consolidation_cost"] == pytest.approx(100 * (3 - 1) / (high - low))
+
+
+def test_a_score_is_of_the_first_whole_game_on_each_seed(make: Make) -> None:
+    runner = make(tiny()).algorithm.env_runner_group.local_env_runner
+    ends = [[], [Finished(1, 5.0, 2)], [Finished(1, 99.0, 1), Finished(0, 7.0, 3)]]
+
+    class Scripted:
+        def set_task(self, game: int) -> None:
+            assert game == 1
+
+        def reset(self, seed: list[int]) -> Any:
+            assert seed == [11, 12]
+            return np.zeros((2, 4, 84, 84), np.uint8), {}
+
+        def step(self, actions: Any) -> Any:
+            self.now = ends.pop(0)
+            return np.zeros((2, 4, 84, 84), np.uint8), None, None, None, {}
+
+        def finished_games(self) -> list[Finished]:
+            return self.now
+
+        def close(self) -> None:
+            ends.append([])
+
+    def made(count: int, *, training: bool, num_threads: int) -> Scripted:
+        assert (count, training) == (2, False)  # raw rewards, no end at a lost life
+        return Scripted()
+
+    runner.benchmark.make = made
+    assert runner._scores(Job(1, (11, 12))) == [7.0, 5.0]
+    assert ends == [[]]  # closed
