@@ -75,6 +75,19 @@ def test_a_game_leaves_the_heads_of_the_others_as_they_were(make: Make, method: 
         before = after
 
 
+def test_a_frozen_trunk_and_the_returns_of_the_game_before(make: Make) -> None:
+    method = {"name": "finetune", "freeze_trunk": True}
+    run = make(tiny().model_copy(update={"method": method}))
+    for _ in range(UPDATES):
+        run.advance()
+    before = state(run)
+    run.recent.append(1e6)  # of the first game
+    rest(run)
+    assert 1e6 not in run.recent
+    assert same(before, state(run), "trunk.")
+    assert not same(before, state(run), "actors.1.")
+
+
 def test_every_step_of_the_optimiser_is_followed_by_one_projection(make: Make) -> None:
     run = make(tiny("blip"))
     method, calls = run.algorithm.learner.method, []
@@ -248,11 +261,11 @@ def test_a_run_stopped_inside_a_game_keeps_its_place(make: Make) -> None:
     assert resumed.algorithm.env_runner_group.local_env_runner.env.game == "KungFuMaster"
 
 
-@pytest.mark.parametrize("updates", [UPDATES, UPDATES + 1])
-def test_everything_comes_back_from_a_checkpoint(make: Make, updates: int) -> None:
+@pytest.mark.parametrize("method, updates", [("blip", UPDATES), ("scratch", UPDATES + 1)])
+def test_everything_comes_back_from_a_checkpoint(make: Make, method: str, updates: int) -> None:
     """At the end of a game and inside one: what is read, written again, is the same."""
     evaluation = {"episodes": 1, "max_frames": 400, "every": 2, "zero_shot": True}
-    config = tiny("blip", benchmark={"evaluation": evaluation | {"validation_episodes": 1}})
+    config = tiny(method, benchmark={"evaluation": evaluation | {"validation_episodes": 1}})
     run = make(config)
     for _ in range(updates):
         run.advance()
@@ -263,7 +276,7 @@ def test_everything_comes_back_from_a_checkpoint(make: Make, updates: int) -> No
     torch.rand(3)  # the process's generator has moved on
     resumed.load_state_dict(saved)
     again = resumed.state_dict()
-    assert saved["histograms"]
+    assert bool(saved["histograms"]) == (method == "blip")
     assert saved["costs"]["measured"]
     assert saved.keys() == again.keys()
     for name in saved:
