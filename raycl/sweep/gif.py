@@ -243,7 +243,7 @@ def _chapter(group: Sequence[_Pending], methods: Any, say: Any) -> Chapter:
         drawn.append(Drawn(trial.plan.method, trial.folder, cells, grid, trial.note))
         say(f"{trial.plan.name}: {len(cells)} games, grid {size(grid)}, {shown(grid)}")
     first = group[0].trial
-    games, references = first.games.games, first.games.references
+    games, references = first.games.games[: first.count], first.games.references[: first.count]
     sheet: Gif = ray.get(methods)
     return Chapter(first.plan.benchmark, first.chapter, games, references, drawn, sheet)
 

@@ -78,7 +78,7 @@ def page(name: str, seed: int, fps: float, chapters: Sequence[Chapter], embed: b
     body = "\n".join(_chapter(chapter, fps, embed) for chapter in chapters)
     note = (
         "Each tile is one full game, or its beginning: the first of the games that the mean score "
-        "below it was taken from, played greedily on the settings of the trial. "
+        "below it was taken from, with the same choice of actions and the settings of the trial. "
         f"Agent steps are shown at {fps:g} a second. Pale: the game had not been learnt yet."
     )
     return (

@@ -125,7 +125,7 @@ class Source:
         """Put a value at a dotted path, making mappings on the way.
 
         Elements of lists are named by index (``methods[0].lam``) or by label or name
-        (``methods.ewc.lam``).
+        (``methods.ewc.lam``); a list of one benchmark is like that benchmark (``benchmark.tasks``).
 
         Args:
             path: Where.
@@ -141,9 +141,18 @@ class Source:
             raise UserError(origin, str(error)) from error
         self._put(parts, value, origin)
 
+    def _with_only_benchmark(self, path: KeyPath) -> KeyPath:
+        """The same, with the index that a path into the only one of a list of benchmarks lacks."""
+        only = self.data.get("benchmark") if path[:1] == ("benchmark",) else None
+        if not isinstance(only, list) or len(only) != 1 or not path[1:]:
+            return path
+        named = isinstance(path[1], int) or path[1] in _names(only[0])
+        return path if named else ("benchmark", 0, *path[1:])
+
     def _put(self, path: KeyPath, value: Any, origin: str) -> None:
         tree: Any = self.data
         real: list[str | int] = []
+        path = self._with_only_benchmark(path)
         for part, following in zip(path, [*path[1:], None], strict=True):
             part = _index(tree, part, origin, tuple(real))
             real.append(part)

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
+from raycl.sweep import expand, spec
 from raycl.sweep.schema import schema
 from raycl.sweep.source import read, read_text
 
@@ -38,6 +40,15 @@ def validator():
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
 def test_our_sweeps_are_valid(validator, path):
     assert [e.json_path for e in validator.iter_errors(read(path).data)] == []
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("smoke", [False, True])
+def test_what_is_kept_of_our_sweeps_can_be_read_again(path, smoke, tmp_path):
+    """``raycl resume`` and ``raycl gif`` read the complete sweep, its ``smoke`` block included."""
+    sweep = spec.load(path, (), smoke)
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep.resolved(), sort_keys=False))
+    assert expand.spec_hash(spec.load(tmp_path / "sweep.yaml")) == expand.spec_hash(sweep)
 
 
 GAMES = """\

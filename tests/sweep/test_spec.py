@@ -419,6 +419,16 @@ def test_short_forms_and_round_trip(here):
     assert again.train["clip_norm"] is None
 
 
+def test_a_list_of_one_benchmark_is_like_that_benchmark(here):
+    one = GOOD.replace("benchmark: {", "benchmark: [{").replace("}\nmethods", "}]\nmethods")
+    assert load(one, "benchmark.tasks=2").benchmark[0]["tasks"] == 2
+    assert load(one, "benchmark[0].tasks=2").benchmark[0]["tasks"] == 2
+    assert load(one, "benchmark.split.tasks=2").benchmark[0]["tasks"] == 2
+    two = one.replace("}]\nmethods", "}, permuted]\nmethods")
+    with pytest.raises(UserError, match="benchmark has no 'tasks'; valid: permuted, split"):
+        load(two, "benchmark.tasks=2")
+
+
 def test_mode_follows_the_metric(here):
     assert load(GOOD, "search.metric=validation/forgetting").search.mode == "min"
     assert load(GOOD, "search.num_samples=3").search.mode == "max"
