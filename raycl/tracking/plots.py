@@ -129,7 +129,7 @@ def pictures(result: Mapping[str, Any]) -> Iterator[tuple[str, Image.Image]]:
         group, _, rest = name.partition("/")
         groups[file_name(group)][rest or group] = rows
     for group, members in groups.items():
-        yield group, histograms(members, group)
+        yield group, histograms(members, group, "task" if references is None else "game")
 
 
 def accuracy_matrix(matrix: Matrix, readout: str) -> Image.Image:
@@ -185,12 +185,13 @@ def score_matrix(
     return picture
 
 
-def histograms(members: Mapping[str, Rows], label: str) -> Image.Image:
+def histograms(members: Mapping[str, Rows], label: str, task: str = "task") -> Image.Image:
     """Draw distributions over tasks, one heat map each: the share of each bin, white if empty.
 
     Args:
         members: Counts [T, bins] by name: row = after learning this task.
         label: What the bins are, e.g. ``bits``.
+        task: What one is called.
     """
     titles = [f"{name}: {sum(rows[-1]):,} elements" for name, rows in members.items()]
     shares = [_shares(rows) for rows in members.values()]
@@ -204,7 +205,7 @@ def histograms(members: Mapping[str, Rows], label: str) -> Image.Image:
     picture = Image.new("RGB", (columns * across, deep * down), "white")
     for i, (title, share) in enumerate(zip(titles, shares, strict=True)):
         column, row = divmod(i, deep)
-        panel = Panel(share, column * across + LEFT, row * down + TOP, width, height)
+        panel = Panel(share, column * across + LEFT, row * down + TOP, width, height, task)
         panel.draw(picture, f"% of {title}", label, 0, step)
         panel.bar(picture)
         if tasks <= NUMBERS_UP_TO and width >= 24:

@@ -129,3 +129,12 @@ def test_pictures_are_named_by_what_they_show() -> None:
     found = dict(plots.pictures(RESULT))
     assert set(found) == {"score_matrix_normalised", "score_matrix_score"}
     assert all(isinstance(picture, Image.Image) for picture in found.values())
+
+
+def test_pictures_say_game() -> None:
+    bits = {"bits/a": [[1, 2], [3, 0]]}
+    pictures = dict(plots.pictures(RESULT | {"histograms": bits}))
+    named = {
+        word: plots.histograms({"a": [[1, 2], [3, 0]]}, "bits", word) for word in ("task", "game")
+    }
+    assert pictures["bits"].tobytes() == named["game"].tobytes() != named["task"].tobytes()
