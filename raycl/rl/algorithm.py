@@ -14,7 +14,7 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import gymnasium as gym
@@ -222,15 +222,21 @@ class SequencePPO(PPO):  # type: ignore[misc]
         parts = min(len(job.seeds), -(-max(1, self.config.num_env_runners) // jobs))
         return [Job(job.game, job.seeds[i::parts]) for i in range(parts)]
 
-    def scores(self, jobs: Sequence[Job], weights: Weights | None = None) -> dict[Job, list[float]]:
+    def scores(
+        self, jobs: Sequence[Job], state: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[Job, list[float]]:
         """Raw scores of whole games; all runners play, and what one leaves undone another does.
 
         Args:
             jobs: What to play.
-            weights: Of the policy, with a version below 0; by default the current ones.
+            state: Of the policy; by default its current one.
         """
         done: dict[Job, list[float]] = {}
-        weights = weights or self.weights()
+        weights = self.weights()
+        if state is not None:
+            self.changed()  # a version of its own
+            weights = Weights(self._version, {k: v.cpu() for k, v in state.items()})
+            self.changed()
 
         def play(ids: list[int]) -> int:
             left = [job for job in jobs if job not in done]

@@ -20,6 +20,7 @@ from raycl.rl.config import SequenceConfig
 from raycl.rl.player import Player
 from raycl.rl.policy import Policy
 from raycl.rl.ppo import advantages
+from raycl.rl.seeds import training_seeds
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -142,12 +143,12 @@ class ArrayEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]
                 actions[t], log_probs[t], values[t] = a, p, v
                 obs, reward, terminated, truncated, info = self.env.step(a)
                 if truncated.any():  # cut short, not over: what was still to come counts
-                    last = self._tensor(info["final_obs"][truncated])
-                    _, ahead = self.policy.heads(self.policy.features(last), order.game)
-                    reward[truncated] += self.trial.train.gamma * ahead.cpu().numpy()
+                    cut = truncated & ~terminated
+                    ahead = self._values(info["final_obs"][cut], order.game)
+                    reward[cut] += self.trial.train.gamma * ahead
                 rewards[t], continues[t] = reward, ~(terminated | truncated)
                 self._obs = obs
-            _, values[steps] = self._heads(order.game)
+            values[steps] = self._values(self._obs, order.game)
         train = self.trial.train
         gains = advantages(rewards, values, continues, train.gamma, train.gae_lambda)
         arrays = {
@@ -177,11 +178,11 @@ class ArrayEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]
     def _start(self, order: Order) -> None:
         """The game from its first frame, on seeds that no other start of it has."""
         self.env.set_task(order.game)
-        key = [self.config.env_config["seed"], order.game, order.update]
         first = max(0, self.worker_index - 1) * self.num_envs
-        seeds = np.random.SeedSequence(key).generate_state(first + self.num_envs)[first:]
-        self._obs, _ = self.env.reset(seed=[int(seed) >> 1 for seed in seeds])  # ALE's are int32
-        self._generator = torch.Generator(self._device).manual_seed(int(seeds[0]))
+        data_seed, count = self.config.env_config["seed"], first + self.num_envs
+        seeds = training_seeds(data_seed, order.game, order.update, count)[first:]
+        self._obs, _ = self.env.reset(seed=list(seeds))
+        self._generator = torch.Generator(self._device).manual_seed(seeds[0])
         self.env.finished_games()
         self._at = order.session
 
@@ -192,9 +193,11 @@ class ArrayEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]
         a, p, v = self.policy.act(self._tensor(self._obs), game, self._generator)
         return a.cpu().numpy(), p.cpu().numpy(), v.cpu().numpy()
 
-    def _heads(self, game: int) -> tuple[torch.Tensor, NDArray[Any]]:
-        logits, v = self.policy.heads(self.policy.features(self._tensor(self._obs)), game)
-        return logits, v.cpu().numpy()
+    def _values(self, obs: NDArray[np.uint8], game: int) -> NDArray[Any]:
+        """Values (B,) of observations; B may be 0."""
+        _, values = self.policy.heads(self.policy.features(self._tensor(obs)), game)
+        found: NDArray[Any] = values.cpu().numpy()
+        return found
 
     def _scores(self, job: Job) -> list[float]:
         count = len(job.seeds)

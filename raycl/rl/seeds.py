@@ -1,4 +1,4 @@
-"""Seeds of the games that are played for scores and for pictures."""
+"""Seeds of all games that are played: for training, for scores and for pictures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from raycl.rl.config import SequenceConfig
 from raycl.training.randomness import Seeds
 
-EVALUATION, VALIDATION = 10, 11
+EVALUATION, VALIDATION, TRAINING = 10, 11, 12
 """Purposes of seeds; those of ``Seeds`` are 1 and 2."""
 
 
@@ -20,8 +20,24 @@ def game_seeds(data_seed: int, purpose: int, game: int, count: int) -> tuple[int
         game: Index in the sequence.
         count: How many games.
     """
-    seeds = np.random.SeedSequence([data_seed, purpose, game]).generate_state(count)
-    return tuple(int(seed) >> 1 for seed in seeds)  # the emulator's are int32
+    return _seeds([data_seed, purpose, game], count)
+
+
+def training_seeds(data_seed: int, game: int, update: int, count: int) -> tuple[int, ...]:
+    """Of each environment, for a start of a game that no other start shares.
+
+    Args:
+        data_seed: ``Seeds.data`` of the trial.
+        game: Index in the sequence.
+        update: Updates made on the game before: above 0 after a restore, or in a new runner.
+        count: How many environments.
+    """
+    return _seeds([data_seed, TRAINING, game, update], count)
+
+
+def _seeds(key: list[int], count: int) -> tuple[int, ...]:
+    words = np.random.SeedSequence(key).generate_state(count)
+    return tuple(int(word) >> 1 for word in words)  # the emulator's are int32
 
 
 def first_seed(config: SequenceConfig, game: int) -> int:

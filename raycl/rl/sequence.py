@@ -20,7 +20,7 @@ from raycl.rl.algorithm import SequencePPO, algorithm_config
 from raycl.rl.benchmarks.base import build_games
 from raycl.rl.config import SequenceConfig
 from raycl.rl.policy import plasticity
-from raycl.rl.runner import Job, Weights
+from raycl.rl.runner import Job
 from raycl.rl.scores import Scores
 from raycl.rl.seeds import EVALUATION, VALIDATION, game_seeds
 from raycl.training.costs import Costs
@@ -350,10 +350,7 @@ class SequenceRun:
         for game in games:
             seeds = game_seeds(self.seeds.data, purpose, game, count)
             jobs += self.algorithm.split(Job(game, seeds), len(games))
-        weights = None
-        if state is not None:
-            weights = Weights(-2 - next(iter(games)), {k: v.cpu() for k, v in state.items()})
-        found = self.algorithm.scores(jobs, weights)
+        found = self.algorithm.scores(jobs, state)
         return {
             game: statistics.fmean(s for job in jobs if job.game == game for s in found[job])
             for game in games

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from sequence_making import UPDATES, Make, same, state, tiny
 
 from envs.base import Finished
 from raycl.rl.runner import Job, Order
-from raycl.rl.seeds import game_seeds
+from raycl.rl.seeds import game_seeds, training_seeds
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -95,3 +96,36 @@ def test_a_score_is_of_the_first_whole_game_on_each_seed(make: Make) -> None:
     runner.benchmark.make = made
     assert runner._scores(Job(1, (11, 12))) == [7.0, 5.0]
     assert ends == [[]]  # closed
+
+
+def test_scores_are_played_as_the_sweep_file_says(make: Make) -> None:
+    job = Job(0, (3, 4))
+    asked: list[str] = []
+    for how in ("greedy", "sampled"):
+        evaluation = {"episodes": 2, "max_frames": 400, "actions": how}
+        run = make(tiny(benchmark={"evaluation": evaluation}))
+        run.algorithm.changed()
+        policy = run.algorithm.env_runner_group.local_env_runner.policy
+        greedy = policy.greedy
+        policy.greedy = lambda *a, greedy=greedy: (asked.append("greedy"), greedy(*a))[1]
+        run.algorithm.scores([job])
+        assert bool(asked) == (how == "greedy")
+        asked.clear()
+
+
+def test_seeds_of_training_are_those_of_no_score_and_of_no_generator() -> None:
+    training = training_seeds(7, 10, 10, 8)
+    assert not set(training) & {s for p in (10, 11) for s in game_seeds(7, p, 10, 8)}
+    own = np.random.SeedSequence(7).generate_state(8) >> 1  # of ``Randomness``
+    assert not set(training_seeds(7, 0, 0, 8)) & set(own.tolist())
+
+
+def test_the_reported_return_is_a_mean_over_the_last_games(make: Make) -> None:
+    run = make(tiny())
+    run.advance()
+    rollout = run.algorithm.rollouts[0]
+    run.algorithm._collect = lambda: [replace(rollout, scores=[1.0, 6.0], lengths=[10, 30])]
+    row = run.advance()
+    assert row["train/return"] == pytest.approx(np.mean([*run.recent]))
+    assert list(run.recent)[-2:] == [1.0, 6.0]
+    assert row["train/length"] == 20
