@@ -39,6 +39,12 @@ class Scores:
         self.evaluation: dict[str, Curve] = {game: [] for game in games}
         self.training: dict[str, Curve] = {game: [] for game in games}
 
+    def keep(self, index: int) -> None:
+        """Begin a row with what was there: earlier games as before, later ones as untrained."""
+        for matrix in (self.test, self.validation):
+            matrix[index, :index] = matrix[index - 1, :index] if index else math.nan
+        self.test[index, index + 1 :] = self.untrained[index + 1 :]
+
     def normalised(self, scores: Matrix) -> Matrix:
         """Percent of the reference; the last axis is the game."""
         low, high = (np.array(values) for values in zip(*self.references, strict=True))

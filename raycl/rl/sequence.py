@@ -314,7 +314,11 @@ class SequenceRun:
     def _evaluate(self, game: int, fill: bool) -> Row:
         """Score the games seen so far, or all of them; into ``R`` at a game's end."""
         evaluation = self.benchmark.config.evaluation
-        wanted = range(len(self.games) if fill and evaluation.zero_shot else game + 1)
+        separate = self.algorithm.learner.method.separate
+        seen = range(game if separate else 0, game + 1)
+        wanted = range(len(self.games)) if fill and evaluation.zero_shot and not separate else seen
+        if fill and separate:
+            self.scores.keep(game)
         row: Row = {}
         for column, score in self._play(wanted, EVALUATION).items():
             name = self.games[column]
@@ -324,7 +328,7 @@ class SequenceRun:
             if fill:
                 self.scores.test[game, column] = score
         if fill and evaluation.validation_episodes:
-            for column, score in self._play(range(game + 1), VALIDATION).items():
+            for column, score in self._play(seen, VALIDATION).items():
                 self.scores.validation[game, column] = score
         return row
 

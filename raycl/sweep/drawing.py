@@ -29,7 +29,8 @@ class Job:
 
     Attributes:
         storage: Folder or URL of the trial's checkpoints.
-        after: The policy after which game of the sequence.
+        after: Row of the picture: after which game of the sequence.
+        network: The policy after which game plays.
         game: Which game it plays.
         games: Names of all games.
         method: Label of the trial's method.
@@ -39,6 +40,7 @@ class Job:
 
     storage: str
     after: int
+    network: int
     game: int
     games: tuple[str, ...]
     method: str
@@ -126,7 +128,7 @@ def draw_methods(title: str, *cells: Cell) -> Gif:
 
 
 def _state(job: Job) -> dict[str, Any]:
-    name = f"after-{job.after:02d}"
+    name = f"after-{job.network:02d}"
     try:
         state = CheckpointStore(job.storage).get(name)
     except ValueError as error:
@@ -143,7 +145,7 @@ def _play(job: Job, state: dict[str, Any]) -> Clip:
     try:
         policy.load_state_dict(state["policy"])
     except RuntimeError as error:
-        raise Unusable(f"after-{job.after:02d}.pt does not fit the network") from error
+        raise Unusable(f"after-{job.network:02d}.pt does not fit the network") from error
     steps = max(1, int(job.max_seconds * EMULATOR_HZ / games.frames_per_step))
     seed = first_seed(config, job.game)
     player = Player(policy, games.config.evaluation.actions, [seed])

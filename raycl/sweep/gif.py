@@ -72,10 +72,12 @@ class Trial:
     def jobs(self, wish: Wish) -> list[Job]:
         """Every game to be played; those not learnt yet only where they are scored too."""
         unseen = self.games.config.evaluation.zero_shot
+        method = kinds.GAMES.named("method", self.plan.config["method"])
         return [
             Job(
                 self.storage,
                 after,
+                min(after, game) if method.separate else after,
                 game,
                 self.games.games[: self.count],
                 self.plan.method,

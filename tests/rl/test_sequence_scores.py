@@ -129,3 +129,31 @@ def test_the_reported_return_is_a_mean_over_the_last_games(make: Make) -> None:
     assert row["train/return"] == pytest.approx(np.mean([*run.recent]))
     assert list(run.recent)[-2:] == [1.0, 6.0]
     assert row["train/length"] == 20
+
+
+def test_weights_of_ones_own_keep_their_scores(make: Make) -> None:
+    evaluation = {
+        "episodes": 1,
+        "max_frames": 400,
+        "every": 2,
+        "zero_shot": True,
+        "validation_episodes": 1,
+    }
+    run = make(tiny("scratch", benchmark={"evaluation": evaluation}))
+    runner, played = run.algorithm.env_runner_group.local_env_runner, []
+
+    def scores(job: Job) -> list[float]:
+        played.append(job.game)
+        return [float(len(played))]
+
+    runner._scores = scores
+    while not run.done:
+        row = run.advance()
+    result = row["result"]
+    assert played == [0, 1, 0, 0, 0, 1, 1, 1]  # untrained; then the current game alone
+    assert result["baseline"]["score"] == [1, 2]
+    assert result["matrices"]["score"] == [[4, 2], [4, 7]]
+    assert result["validation_matrices"]["score"] == [[5, None], [5, 8]]
+    metrics = result["metrics"]["normalised"]
+    assert metrics["average_performance"] == metrics["learning_performance"]
+    assert metrics["forgetting"] == metrics["zero_shot_transfer"] == 0

@@ -111,6 +111,15 @@ def test_games_to_come_are_played_where_they_are_scored(tmp_path: Path) -> None:
     assert places(trials[0]) == [(0, 0), (0, 1)]
 
 
+def test_weights_of_ones_own_play_their_game(tmp_path: Path) -> None:
+    sweep, folder = sweep_of(tmp_path, methods=["scratch"])
+    for after in (0, 1):
+        keep(folder, plans_of(sweep)[0], after)
+    (trial,), _ = find_trials(sweep, folder, Wish())
+    found = [(job.after, job.game, job.network) for job in trial.jobs(Wish())]
+    assert found == [(0, 0, 0), (1, 0, 0), (1, 1, 1)]
+
+
 def test_only_the_first_games_if_the_sweep_stops_there(tmp_path: Path) -> None:
     sweep, folder = sweep_of(tmp_path, stop={"tasks": 1})
     keep(folder, plans_of(sweep)[0], 0)

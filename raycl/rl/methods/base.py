@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -24,6 +24,9 @@ class SequenceMethod(nn.Module):
         policy: The policy it will be used with, freshly initialised. It may change the initial
             weights; it may keep references to parameters, but not register them.
     """
+
+    separate: ClassVar[bool] = False
+    """Whether every game has weights of its own, so that its score stays what it was."""
 
     class Config(BaseModel):
         """Options every method has."""

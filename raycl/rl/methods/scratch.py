@@ -26,10 +26,12 @@ class Scratch(SequenceMethod):
         The initial weights: the buffer ``start``, 4 bytes per weight.
 
     Departures from the papers: one seed draws one set of initial weights, not one for each game.
-    Scores of games that were learnt before the current one are those of their heads on another
-    trunk, and mean nothing: read the diagonal of the matrix and the curves.
+    The weights of each game are its own (``separate``): a score stays what it was right after the
+    game, and what is still to come scores as the untrained network does. They are in the trial's
+    checkpoints of the games' ends; what it stores for a game is one network, not all of them.
     """
 
+    separate = True
     start: Tensor
 
     def __init__(self, config: SequenceMethod.Config, policy: Policy) -> None:
