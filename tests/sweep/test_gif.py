@@ -226,7 +226,7 @@ def test_a_game_is_played_with_its_head_and_scores(kept: tuple[SweepFolder, Job]
     assert Image.open(io.BytesIO(cell.gif.data)).n_frames > 20  # type: ignore[attr-defined]
     again = draw_cell(job)
     assert again.gif == cell.gif, "the same game every time"
-    unseen = draw_cell(replace(job, after=0))
+    unseen = draw_cell(replace(job, after=0, network=0))
     assert unseen.tile.faded
     assert unseen.tile.caption == "", "it was not scored"
 
@@ -257,7 +257,10 @@ def test_weights_of_another_network_are_named(
 
 def test_sheets_have_a_row_for_each_game_and_each_method(kept: tuple[SweepFolder, Job]) -> None:
     _, job = kept
-    jobs = [replace(job, after=after, game=game) for after, game in ((0, 0), (1, 0), (1, 1))]
+    jobs = [
+        replace(job, after=after, network=after, game=game)
+        for after, game in ((0, 0), (1, 0), (1, 1))
+    ]
     cells = [draw_cell(job) for job in jobs]
     grid = picture(draw_grid("t", *cells).data)
     others = [replace(cell, job=replace(cell.job, method="blip")) for cell in cells[1:]]
