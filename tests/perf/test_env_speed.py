@@ -17,7 +17,7 @@ from envs.vector import SequentialAtari
 
 pytestmark = pytest.mark.perf
 
-ROUNDS, AGENT_STEPS = 6, 1_600
+ROUNDS, AGENT_STEPS = 8, 3_200
 
 
 def cheapest(*functions: Callable[[], None]) -> list[float]:
