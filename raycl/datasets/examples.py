@@ -51,6 +51,14 @@ class Examples(ABC):
         """Images as uint8 (n, C, H, W): transformed by the benchmark, not augmented."""
 
     @abstractmethod
+    def subset(self, index: Tensor) -> Examples:
+        """Some of the images, in the order of ``index``; of a union, part by part.
+
+        Args:
+            index: int64 (n,), positions, on the device.
+        """
+
+    @abstractmethod
     def prepare(self, raw: Tensor) -> Tensor:
         """Normalise uint8 (B, C, H, W) to float32 of the same shape."""
 
@@ -117,6 +125,13 @@ class Normalised(Examples):
         self.scale = scale.view(-1, 1, 1).to(labels.device)
         self.shift = shift.view(-1, 1, 1).to(labels.device)
 
+    def subset(self, index: Tensor) -> Normalised:
+        """See ``Examples.subset``; points into the same store."""
+        chosen = copy(self)
+        chosen.rows = self.rows.index_select(0, index.to(self.rows.device))
+        chosen.labels = self.labels.index_select(0, index)
+        return chosen
+
     def prepare(self, raw: Tensor) -> Tensor:
         """See ``Examples.prepare``."""
         # in place on the float copy: three times faster on a CPU than one addcmul of mixed types
@@ -163,6 +178,16 @@ class UnionSet(Examples):
         self._ends = torch.tensor([len(part) for part in parts]).cumsum(0)
         self._scale = torch.stack([part.scale for part in parts])
         self._shift = torch.stack([part.shift for part in parts])
+
+    def subset(self, index: Tensor) -> Examples:
+        """See ``Examples.subset``."""
+        part = self._part(index.cpu()).to(index.device)
+        starts = [int(end) - len(one) for end, one in zip(self._ends, self.parts, strict=True)]
+        chosen = [
+            one.subset(index[part == p] - start)
+            for p, (one, start) in enumerate(zip(self.parts, starts, strict=True))
+        ]
+        return UnionSet(chosen)
 
     def raw(self, index: Tensor) -> Tensor:
         """See ``Examples.raw``."""

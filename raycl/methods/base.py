@@ -97,6 +97,8 @@ class Phase:
         stop: (score, learning rate) to whether the phase ends early.
         diverged: What a loss that is not finite does: ``"fail"`` ends the run with an error,
             ``"stop"`` ends the phase with the kept epoch, if there is one.
+        validate: Whether the accuracy on the current task is measured after each epoch; not where
+            the phase leaves the outputs as they are.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Phase:
     )
     stop: Callable[[float, float], bool] | None = None
     diverged: Literal["fail", "stop"] = "fail"
+    validate: bool = True
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -193,6 +196,16 @@ class Method(nn.Module, ABC):
         """
         return {}
 
+    def pictures(self) -> dict[str, Tensor]:
+        """Images of its own at a task's end, kept as PNG files in MLflow.
+
+        Random numbers come from a generator made here, so that looking changes nothing.
+
+        Returns:
+            Name (a file's stem, e.g. ``inversion``) to one image: uint8 (3, H, W).
+        """
+        return {}
+
     def saved_state(self) -> dict[str, Any]:
         """The state without what is ``fixed``: what a checkpoint holds."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith(self.fixed)}
@@ -236,6 +249,7 @@ class Classifier(Method):
         super().__init__(config, context)
         self.backbone = context.build_network()
         self.head = nn.Linear(self.backbone.num_features, context.stream.num_outputs)
+        self.backbone.init_head(self.head)
 
     @property
     def network(self) -> nn.Sequential:

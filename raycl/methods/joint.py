@@ -40,6 +40,7 @@ class Joint(MixedClassifier):
         if task.info.index:
             self.backbone = self.context.build_network().to(self.context.device)
             self.head.reset_parameters()
+            self.backbone.init_head(self.head)
 
     def train_batches(self, task: Task) -> Iterable[Batch]:
         """One epoch of the data of all tasks so far."""

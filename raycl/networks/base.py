@@ -30,6 +30,9 @@ class Backbone(nn.Module, ABC):
     Config: type[NetworkConfig] = NetworkConfig
     num_features: int
 
+    def init_head(self, head: nn.Linear) -> None:
+        """Start a linear head that reads the features; as PyTorch does, unless overridden."""
+
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Float images (B, C, H, W) to features (B, num_features)."""

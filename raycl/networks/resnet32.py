@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from raycl.networks.base import Backbone, NetworkConfig
@@ -46,25 +47,38 @@ class ResNet32(Backbone):
     the map. 470,004 parameters with a head of 100 outputs on colour images. Any channel count and
     image size works: the map shrinks twice by two, rounded up.
 
-    Convolution weights start He-normal (fan-in, gain sqrt 2). The code of arXiv 2106.09701 also
-    starts its head that way; in raycl a head belongs to the method, which chooses.
+    Convolution and head weights start He-normal (fan-in, gain sqrt 2); the head's bias as PyTorch
+    does. (The code of arXiv 2106.09701.)
+
+    With ``blocks: 2`` it is a ResNet-14 (236,856 parameters with 1000 outputs), which is what the
+    ImageNet script of that code trains under the name of a ResNet-18; a true one is ``resnet18``
+    of ``torchvision``.
     """
 
-    Config = NetworkConfig
+    class Config(NetworkConfig):
+        """Options."""
+
+        blocks: int = Field(5, ge=1, description="residual blocks per stage; layers = 6 blocks + 2")
+
     num_features = 64
 
-    def __init__(self, config: NetworkConfig, input_shape: tuple[int, int, int]) -> None:
+    def __init__(self, config: Config, input_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(input_shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
         )
-        widths = [16] * 6 + [32] * 5 + [64] * 5
+        n = config.blocks
+        widths = [16] * (n + 1) + [32] * n + [64] * n
         self.blocks = nn.Sequential(
             *(Block(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(widths))
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+    def init_head(self, head: nn.Linear) -> None:
+        """See ``Backbone.init_head``: He-normal weights."""
+        nn.init.kaiming_normal_(head.weight, nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
         """See ``Backbone.forward``."""

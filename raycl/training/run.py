@@ -100,13 +100,16 @@ class Run:
         self.costs.start()
         task = self._enter_task()
         row: Row = {"task": self.task_index, "at_task_end": False}
+        validate = True
         if self.phase_index < len(self._phases):
-            row |= self._train_epoch(self._phases[self.phase_index])
+            phase = self._phases[self.phase_index]
+            row |= self._train_epoch(phase)
+            validate = phase.validate
         self.progress += 1
         self.costs.stop()
         if self.phase_index == len(self._phases):
             self._finish_task(task, row)
-        else:
+        elif validate:
             row |= self._validate_current(task)
         row |= {"progress": self.progress, "tasks_done": self.task_index, "finished": self.done}
         average = self.matrices.validation_average()
