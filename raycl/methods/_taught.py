@@ -1,0 +1,52 @@
+"""The classifier of methods that keep a frozen copy of the network as the last task left it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from raycl.benchmarks.base import Task, TaskInfo
+from raycl.methods.base import Classifier, Context
+
+
+class TaughtClassifier(Classifier):
+    """``Classifier`` with a teacher: the network before the task, in eval mode, never trained.
+
+    Attributes:
+        teacher: Backbone and head; ``None`` in the first task.
+    """
+
+    teacher: nn.Sequential | None
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__(config, context)
+        self.teacher = None
+
+    def add_task(self, task: TaskInfo) -> None:
+        """Make room for the teacher when the second task comes."""
+        if task.index == 1:
+            self.teacher = copy.deepcopy(self.network)
+
+    def begin_task(self, task: Task) -> None:
+        """The network as it is becomes the teacher."""
+        if self.teacher is not None:
+            self.teacher.load_state_dict(self.network.state_dict())
+
+    def train(self, mode: bool = True) -> Self:
+        """See ``nn.Module.train``; the teacher stays in eval mode."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def trainable(self) -> list[nn.Parameter]:
+        """See ``Classifier.trainable``; without the teacher."""
+        return list(self.network.parameters())
+
+    def old(self, task: TaskInfo) -> Tensor:
+        """Sorted output ids of all earlier tasks: the n_old classes that the teacher knows."""
+        seen = self.context.stream.seen(task.index - 1) if task.index else ()
+        return torch.tensor(sorted(seen), dtype=torch.int64, device=self.context.device)
