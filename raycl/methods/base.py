@@ -218,7 +218,9 @@ class Method(nn.Module, ABC):
 
 def total(losses: Losses) -> Tensor:
     """What is minimised: a loss, or the sum of its terms."""
-    return losses if isinstance(losses, Tensor) else torch.stack(list(losses.values())).sum()
+    if isinstance(losses, Tensor):
+        return losses
+    return torch.stack([term.float() for term in losses.values()]).sum()
 
 
 def masked_cross_entropy(logits: Tensor, labels: Tensor, outputs: Tensor) -> Tensor:
@@ -257,8 +259,9 @@ class Classifier(Method):
         return nn.Sequential(self.backbone, self.head)
 
     def logits(self, images: Tensor, task_id: int | None) -> Tensor:
-        """See ``Method.logits``; the task id is not used."""
-        return self.head(self.backbone(images))  # type: ignore[no-any-return]
+        """See ``Method.logits``; the task id is not used. float32 under autocast too."""
+        logits: Tensor = self.head(self.backbone(images))
+        return logits.float()
 
     def active(self, task: TaskInfo) -> Tensor:
         """Sorted output ids that enter the cross-entropy while ``task`` is learnt."""

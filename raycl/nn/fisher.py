@@ -174,7 +174,7 @@ def _of_weight(layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
     if g.ndim == 2:
         return g.square().t() @ x.square()
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    total = torch.zeros_like(weight).view(groups, len(weight) // groups, -1)
+    total = weight.new_zeros(groups, len(weight) // groups, weight[0].numel())
     positions = g[0].numel() // len(weight)
     chunk = max(1, CHUNK_ELEMENTS // max(weight.numel(), total.shape[2] * groups * positions))
     for x_n, g_n in zip(torch.split(x, chunk), torch.split(g, chunk), strict=True):

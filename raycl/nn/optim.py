@@ -51,6 +51,12 @@ class TrainConfig(BaseModel):
     select: Literal["last", "validation_loss", "validation_accuracy"] = Field(
         "last", description="which epoch's weights a task ends with"
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the losses; bfloat16: autocast, weights stay float32"
+    )
+    channels_last: bool = Field(
+        False, description="memory format of convolutions: faster on many devices, rounds otherwise"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

@@ -10,10 +10,10 @@ import math
 import time
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raycl import datasets, registry
 from raycl.benchmarks.base import Benchmark, Task
@@ -27,9 +27,11 @@ from raycl.training.costs import Costs
 from raycl.training.evaluation import Evaluator
 from raycl.training.matrices import Matrices
 from raycl.training.phase import PhaseState
+from raycl.training.precision import to_channels_last, with_precision
 from raycl.training.randomness import Randomness, Seeds
 
 Row = dict[str, Any]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class TrainingError(RuntimeError):
@@ -63,7 +65,7 @@ class Run:
         )
         info = self.stream.info
         self.num_tasks = min(len(info.tasks), self.config.tasks or len(info.tasks))
-        self.method = self._build_method().to(self.device)
+        self.method = self._placed(self._build_method())
         self.readouts = choose_readouts(info.readouts, type(self.method), self.config.readouts)
         self.evaluator = Evaluator(info, self.readouts, self.device)
         self.costs = Costs(self.device)
@@ -162,11 +164,11 @@ class Run:
         self.task_index, self.phase_index, self.progress, self._begun = state["position"]
         for info in self.stream.info.tasks[: self.task_index + self._begun]:
             self.method.add_task(info)
-        self.method.to(self.device)
+        self._placed(self.method)
         self.method.load_saved_state(state["method"])
         if self._begun:
             self._task = self.stream.open(self.task_index, self.method.memory)
-            self._phases = self.method.phases(self._task)
+            self._phases = self._make_phases(self._task)
             if state["phase"] is not None:
                 self._phase = PhaseState(self._phases[self.phase_index], self.method)
                 self._phase.load_state_dict(state["phase"])
@@ -183,7 +185,7 @@ class Run:
         context = Context(
             stream=self.stream.info,
             train=self.config.train,
-            build_network=lambda block=None: self._build_network(block).to(self.device),
+            build_network=lambda block=None: self._placed(self._build_network(block)),
             device=self.device,
             data_generator=self.random.data,
             method_generator=self.random.method,
@@ -199,19 +201,32 @@ class Run:
     def _enter_task(self) -> Task:
         if self._task is None:
             self.method.add_task(self.stream.info.tasks[self.task_index])
-            self.method.to(self.device)
+            self._placed(self.method)
             self._task = self.stream.open(self.task_index, self.method.memory)
             self.method.eval()  # whatever came before: a restore, a task, nothing
             self.method.begin_task(self._task)
+            self._placed(self.method)  # networks made there: a restore finds them placed
             self._begun, self.phase_index = True, 0
-            self._phases = self.method.phases(self._task)
+            self._phases = self._make_phases(self._task)
         return self._task
+
+    def _placed(self, module: Module) -> Module:
+        """On the run's device, in its memory format."""
+        module.to(self.device)
+        if self.config.train.channels_last:
+            to_channels_last(module)
+        return module
+
+    def _make_phases(self, task: Task) -> list[Phase]:
+        train, device = self.config.train, self.device
+        return [with_precision(phase, train, device) for phase in self.method.phases(task)]
 
     def _train_epoch(self, phase: Phase) -> Row:
         if self._phase is None:
             if phase.before is not None:
                 self.method.eval()
                 phase.before()
+                self._placed(self.method)
             self._phase = PhaseState(phase, self.method)
         started = time.perf_counter()
         row: Row = {"phase": phase.name, "epoch": self._phase.epoch}
@@ -381,7 +396,7 @@ def train_one_epoch(
         examples, steps = examples + size, steps + 1
         for name, value in {"loss": loss, **terms}.items():
             if name not in sums:
-                sums[name] = torch.zeros_like(value, requires_grad=False)
+                sums[name] = torch.zeros_like(value, dtype=torch.float32, requires_grad=False)
             sums[name].add_(value.detach(), alpha=size or 1)
     if not steps:
         raise TrainingError(f"phase {phase.name} has no batches: is drop_last leaving nothing?")

@@ -1,0 +1,47 @@
+"""Arithmetic of a phase in bfloat16, and weights in the channels-last memory format."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from raycl.methods.base import Phase
+from raycl.nn.optim import TrainConfig
+
+
+def with_precision(phase: Phase, train: TrainConfig, device: torch.device) -> Phase:
+    """The phase with its loss and its score computed in ``train.precision``.
+
+    Under ``torch.autocast`` to bfloat16, convolutions and matrix products take their inputs rounded
+    to 8 bits of significand and give such numbers; the backward pass follows. Parameters, gradients
+    of parameters, the optimiser, what happens between phases, and evaluation stay float32. So do,
+    on every device, ``F.cross_entropy``, ``F.nll_loss``, ``F.binary_cross_entropy_with_logits``,
+    ``F.kl_div`` and ``F.mse_loss``. Measured with PyTorch 2.13: softmax, log_softmax, exp, log,
+    sum and norms are float32 on CUDA but have the type of their input on the CPU; mean and var, and
+    so statistics of a batch, have it on both. A loss that is made of those takes ``x.float()``
+    first; ``Classifier.logits`` does.
+
+    Args:
+        phase: What is run.
+        train: The train block.
+        device: Where.
+    """
+    if train.precision == "float32":
+        return phase
+    # The cache of rounded weights would hand weights rounded without gradients to a later pass with
+    # gradients in the same loss, which then trains nothing.
+    context = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+    score = phase.score
+    return replace(phase, loss=context(phase.loss), score=None if score is None else context(score))
+
+
+def to_channels_last(module: nn.Module) -> None:
+    """Put the weights of two-dimensional convolutions into channels-last order, in place.
+
+    Their outputs follow. Shapes, names and values stay; buffers, such as stored images, too.
+    """
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
