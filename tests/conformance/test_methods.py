@@ -6,14 +6,25 @@ from raycl import registry
 from raycl.testing import MethodConformance
 
 OPTIONS: dict[str, dict[str, object]] = {
+    "dgr": {"latent": 16, "width": 0.1},
     "ewc": {"lam": 5.0},  # 5000 needs train.clip_norm
     "imm_mode": {"merge": "mode"},
     "naive_rehearsal": {"memory_size": 12},
     "online_ewc": {"fisher_samples": 20},
 }
 
+TRAIN: dict[str, dict[str, object]] = {
+    "dgr": {"epochs": 6, "lr": 0.2},  # images in [0, 1] make small gradients
+}
+
 for _name in registry.names("raycl.methods"):
     _class = f"Test_{_name}"
     globals()[_class] = type(
-        _class, (MethodConformance,), {"method": _name, "options": OPTIONS.get(_name, {})}
+        _class,
+        (MethodConformance,),
+        {
+            "method": _name,
+            "options": OPTIONS.get(_name, {}),
+            "train": {**MethodConformance.train, **TRAIN.get(_name, {})},
+        },
     )
