@@ -206,6 +206,46 @@ def test_file_sets_of_one_folder_are_merged(photos: Path) -> None:
     assert torch.equal(union.raw(torch.tensor([len(sets[0]) + 5])), sets[1].raw(torch.tensor([5])))
 
 
+def test_a_subset_keeps_images_labels_and_order_and_shares_the_store() -> None:
+    whole = image_set(transform=lambda x: 255 - x)
+    chosen = torch.tensor([7, 2, 2, 19])
+    part = whole.subset(chosen)
+    assert isinstance(part, ImageSet)
+    assert part.images is whole.images
+    assert torch.equal(part.raw(torch.arange(4)), whole.raw(chosen))
+    assert torch.equal(part.labels, whole.labels[chosen])
+    assert len(whole) == 20
+    assert len(whole.subset(chosen[:0])) == 0
+    again = part.subset(torch.tensor([3, 0]))
+    assert torch.equal(again.raw(torch.arange(2)), whole.raw(torch.tensor([19, 7])))
+    assert equal(run(concat([part, part]), None), run(whole.subset(chosen.repeat(2)), None))
+
+
+def test_a_subset_of_a_union_goes_part_by_part() -> None:
+    first, second = image_set(5), image_set(4, transform=lambda x: 255 - x)
+    union = concat([first, second])
+    assert isinstance(union, UnionSet)
+    part = union.subset(torch.tensor([8, 1, 5, 0]))
+    in_parts = torch.tensor([1, 0, 8, 5])  # first those of the first part, in the given order
+    assert torch.equal(part.raw(torch.arange(4)), union.raw(in_parts))
+    assert torch.equal(part.labels, union.labels[in_parts])
+    expected = torch.cat([b.images for b in run(union, None)])[in_parts]
+    assert torch.equal(run(part, None)[0].images, expected)
+    alone = union.subset(torch.tensor([6]))  # nothing of the first part
+    assert torch.equal(alone.raw(torch.tensor([0])), second.raw(torch.tensor([1])))
+
+
+def test_a_subset_of_files(photos: Path) -> None:
+    whole = file_sets(photos)[0]
+    chosen = torch.tensor([3, 0])
+    part = whole.subset(chosen)
+    assert isinstance(part, FileSet)
+    assert part.files is whole.files
+    assert torch.equal(part.raw(torch.arange(2)), whole.raw(chosen))
+    (batch,) = run(part, None)
+    assert torch.equal(batch.labels, whole.labels[chosen])
+
+
 def test_a_file_that_breaks_while_training_is_named(tmp_path: Path) -> None:
     root = write_tree(tmp_path, ("a", "b"), each=10, side=70)
     examples = file_sets(root)[0]

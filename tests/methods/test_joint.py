@@ -34,6 +34,16 @@ def test_starts_anew_at_every_task_but_the_first(build):
     assert torch.equal(anew, torch.cat([p.detach().flatten() for p in network.parameters()]))
 
 
+def test_its_new_head_starts_as_the_network_says(build):
+    """The head of a resnet32 is He-normal: standard deviation sqrt(2 / 64), not U(-1/8, 1/8)."""
+    run = build("joint", network={"name": "resnet32", "blocks": 1})
+    for _ in range(2):
+        assert run.method.head.weight.std().item() == pytest.approx(0.177, abs=0.03)
+        assert run.method.head.weight.abs().max() > 0.3
+        run.method.head.weight.data.zero_()
+        run.method.begin_task(run.stream.open(1, "all"))
+
+
 def test_new_weights_are_on_the_device_of_the_run(build):
     run = build("joint")
     elsewhere = replace(run.method.context, device=torch.device("meta"))

@@ -76,6 +76,30 @@ def test_resnet32_parameters():
     assert sum(isinstance(m, nn.Conv2d) for m in network.modules()) == 31
 
 
+def test_resnet32_with_fewer_blocks():
+    """What the ImageNet script of arXiv 2106.09701 calls a ResNet-18."""
+    network = build("resnet32", COLOUR, blocks=2)
+    assert count(network) + count(nn.Linear(64, 1000)) == 236_856
+    assert sum(isinstance(m, nn.Conv2d) for m in network.modules()) == 13
+    assert network(torch.randn(2, *COLOUR)).shape == (2, 64)
+    assert [block.conv1.stride[0] for block in network.blocks] == [1, 1, 2, 1, 2, 1]
+    with pytest.raises(ValidationError):
+        build("resnet32", COLOUR, blocks=0)
+
+
+def test_a_head_starts_as_its_network_says():
+    torch.manual_seed(0)
+    plain, head = nn.Linear(64, 1000), nn.Linear(64, 1000)
+    bias = head.bias.detach().clone()
+    build("resnet32", COLOUR).init_head(head)
+    assert head.weight.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.01)  # He, fan-in
+    assert head.weight.mean().item() == pytest.approx(0, abs=0.005)
+    assert torch.equal(head.bias, bias)
+    before = plain.weight.detach().clone()
+    build("mlp", GREY).init_head(plain)
+    assert torch.equal(plain.weight, before)
+
+
 def test_resnet32_maps():
     network = build("resnet32", COLOUR).eval()
     shapes = []
