@@ -28,6 +28,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from raycl import datasets, registry
 from raycl.datasets.base import Arrays, Dataset, DatasetConfig
 from raycl.methods.base import Method
+from raycl.training import pictures
 from raycl.training.run import Run
 
 CHANCE = 50.0
@@ -216,6 +217,8 @@ class MethodConformance:
             run.evaluator.accuracy(run.method, run.stream.data[i].test, i, 1)
         run.method.diagnostics()
         run.method.histograms()
+        for image in pictures.of(run.method, 1, 2).values():
+            assert pictures.png(image)
         _assert_same(_load(before), _load(_save(run)))
 
     def test_uneven_batches(self) -> None:

@@ -197,12 +197,14 @@ class Method(nn.Module, ABC):
         return {}
 
     def pictures(self) -> dict[str, Tensor]:
-        """Images of its own at a task's end, kept as PNG files in MLflow.
+        """Images of its own at a task's end, kept as ``pictures/NAME-task-N.png`` in MLflow.
 
-        Random numbers come from a generator made here, so that looking changes nothing.
+        In eval mode. Random numbers come from a generator made here, so that looking changes
+        nothing.
 
         Returns:
-            Name (a file's stem, e.g. ``inversion``) to one image: uint8 (3, H, W).
+            Name (a file's stem, e.g. ``inversion``: letters, digits, ``.``, ``_``, ``-``) to one
+            image: uint8 (3, H, W). At most 16; sides longer than 1024 pixels are shrunk.
         """
         return {}
 

@@ -24,8 +24,9 @@ from raycl.rl.runner import Job
 from raycl.rl.scores import Scores
 from raycl.rl.seeds import EVALUATION, VALIDATION, game_seeds
 from raycl.training.costs import Costs
+from raycl.training.phase import TrainingError
 from raycl.training.randomness import Randomness, Seeds
-from raycl.training.run import Row, TrainingError
+from raycl.training.run import Row
 
 ROWS_PER_GAME = 200
 """Rows that a game's training is reported in, if it has as many updates."""

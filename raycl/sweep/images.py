@@ -37,6 +37,13 @@ def build(
     return Run(config, data, device)
 
 
+def pictures(run: Any) -> dict[str, bytes]:
+    """Those of the method, as PNG files."""
+    from raycl.training.pictures import FOLDER, png
+
+    return {f"{FOLDER}/{name}.png": png(image) for name, image in run.pictures.items()}
+
+
 def _cells(row: Row, tasks: int) -> list[str]:
     accuracy = row.get("validation/average_accuracy")
     return [

@@ -72,6 +72,7 @@ class Kind:
         published: Of the benchmark blocks: further readouts, and the names they have numbers of.
         build: Of a finished configuration, data, device and resources: the run.
         keepsake: Of a run at a task's end: what is kept for good, besides checkpoints.
+        pictures: Of a run at a task's end: files by path; a row's ``pictures`` are their stems.
         close: Of a run: lets go what it holds (processes).
         shown: How progress is told.
     """
@@ -94,6 +95,7 @@ class Kind:
     published: Callable[[Iterable[Config]], Mapping[str, Iterable[str]]]
     build: Callable[[Config, Mapping[str, Any], str, Config], Any]
     keepsake: Callable[[Any], dict[str, Any]] | None
+    pictures: Callable[[Any], dict[str, bytes]] | None
     close: Callable[[Any], None] | None
     shown: Shown
 
@@ -159,6 +161,7 @@ IMAGES = Kind(
     published=lambda benchmarks: {},
     build=images.build,
     keepsake=None,
+    pictures=images.pictures,
     close=None,
     shown=images.SHOWN,
 )
@@ -185,6 +188,7 @@ GAMES = Kind(
     published=games.published,
     build=games.build,
     keepsake=games.keepsake,
+    pictures=None,
     close=games.close,
     shown=games.SHOWN,
 )

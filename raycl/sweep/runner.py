@@ -176,9 +176,10 @@ class Execution:
         # between stages too, SIGTERM ends like SIGINT; Ray has set a handler of its own
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         sweep, folder = self.sweep, self.folder.path
-        hub = Hub([Tracked(tracker), Recorder(self.outcomes)])  # an outcome is always tracked
+        storage = f"{sweep.storage}/{sweep.name}" if sweep.storage else "trials"
+        hub = Hub([Tracked(tracker, storage), Recorder(self.outcomes)])  # an outcome is tracked
         settings = Settings(
-            storage=f"{sweep.storage}/{sweep.name}" if sweep.storage else str(folder / "trials"),
+            storage=storage if sweep.storage else str(folder / storage),
             every_s=sweep.checkpoint.every_s,
             keep=sweep.checkpoint.keep,
             metric=sweep.search.metric,

@@ -12,10 +12,15 @@ from raycl.tracking.tracker import Tracker
 
 
 class Tracked:
-    """The listener that passes everything on to the tracker."""
+    """The listener that passes everything on to the tracker.
 
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
+    Args:
+        tracker: To be told.
+        storage: Where each trial has a folder; relative: to the sweep's.
+    """
+
+    def __init__(self, tracker: Tracker, storage: str) -> None:
+        self.tracker, self.storage = tracker, storage
 
     def started(self, plan: TrialPlan) -> None:
         """A trial starts, or starts again after its worker was lost."""
@@ -31,6 +36,7 @@ class Tracked:
                     "config_key": plan.config_key,
                 },
                 params=plan.config,
+                storage=f"{self.storage}/{plan.key}",
             )
         )
 

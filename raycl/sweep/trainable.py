@@ -98,8 +98,8 @@ def _advance(run: Any, kind: kinds.Kind, store: CheckpointStore, settings: Setti
         while not run.done:
             row = run.advance()
             now = time.monotonic()
-            if row["at_task_end"] and kind.keepsake is not None:  # before what says it is there
-                store.put(f"after-{row['task']:02d}", kind.keepsake(run))
+            if row["at_task_end"]:
+                _keep(run, kind, store, row["task"])  # before what says it is there
             if row["at_task_end"] or now - saved_at > settings.every_s:
                 store.save(run.state_dict(), run.progress)
                 saved, saved_at = run.progress, now
@@ -110,6 +110,15 @@ def _advance(run: Any, kind: kinds.Kind, store: CheckpointStore, settings: Setti
         if saved != run.progress:
             store.save(run.state_dict(), run.progress)
         raise
+
+
+def _keep(run: Any, kind: kinds.Kind, store: CheckpointStore, task: int) -> None:
+    """What a task leaves for good."""
+    if kind.keepsake is not None:
+        store.put(f"after-{task:02d}", kind.keepsake(run))
+    if kind.pictures is not None:
+        for name, file in kind.pictures(run).items():
+            store.put_bytes(name, file)
 
 
 def report(row: Row, settings: Settings) -> None:

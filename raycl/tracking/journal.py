@@ -103,6 +103,7 @@ class Ledger:
         attempts: How often the trial was started.
         statuses: How the trial ended; None while it is open.
         nonfinite: How many values were dropped because they were not finite.
+        pictures: (key, name) of those there are.
         closed: Whether the last execution of the sweep was closed.
     """
 
@@ -110,6 +111,7 @@ class Ledger:
     attempts: dict[str, int] = field(default_factory=dict)
     statuses: dict[str, str | None] = field(default_factory=dict)
     nonfinite: dict[str, int] = field(default_factory=dict)
+    pictures: set[tuple[str, str]] = field(default_factory=set)
     closed: bool = True
 
     @classmethod
@@ -135,6 +137,8 @@ class Ledger:
             case "trial":
                 self.attempts[event["key"]] = event["attempt"]
                 self.statuses[event["key"]] = None
+            case "pictures":
+                self.pictures |= {(event["key"], name) for name in event["names"]}
             case "end":
                 self.statuses[event["key"]] = event["status"]
             case "sweep":

@@ -9,6 +9,7 @@ event      further fields
 sweep      name, sweep_id, note, yaml, resolved, tags, kind (missing: images)
 trial      name, tags, params, attempt (1, 2, ...)
 metrics    axis, step, values {name: number}, nonfinite (values dropped in this trial so far)
+pictures   folder (relative: to the journal's), names (of PNG files in it, without suffix)
 end        status (a `TrialStatus`), error (text or null), result (see `raycl.training`, or null)
 close      status (a `SweepStatus`), counts {trial status: number}
 =========  ====================================================================================
@@ -22,6 +23,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+PICTURES = "pictures"
+"""Folder of a method's pictures, below a trial's own and among the artifacts of its run."""
 TrialStatus = Literal["finished", "stopped-early", "error", "killed", "orphaned"]
 SweepStatus = Literal["FINISHED", "FAILED", "KILLED"]
 Event = dict[str, Any]
@@ -70,12 +73,14 @@ class TrialRecord:
         tags: At least kind, method, benchmark, seed, config_key; a key without a dot gets the
             prefix ``raycl.``.
         params: The finished configuration, nested or flat.
+        storage: Folder of its own files: any URL fsspec knows, or relative to the sweep's folder.
     """
 
     key: str
     name: str
     tags: dict[str, str]
     params: dict[str, Any]
+    storage: str = ""
 
 
 def now_ms() -> int:

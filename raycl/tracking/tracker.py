@@ -6,13 +6,14 @@ import logging
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from raycl.tracking import names, store
 from raycl.tracking.journal import JOURNAL, Journal, Ledger, Lock
 from raycl.tracking.records import (
+    PICTURES,
     Event,
     SweepRecord,
     SweepStatus,
@@ -64,6 +65,7 @@ class Tracker:
         self._append_lock = threading.Lock()
         self._wake, self._closing, self._abandon = (threading.Event() for _ in range(3))
         self._thread = threading.Thread(target=self._run, name="raycl-tracking", daemon=True)
+        self._storage: dict[str, str] = {}
         self._steps = 0
         self.lost = 0
         self.problem: str | None = None
@@ -107,6 +109,7 @@ class Tracker:
     def trial_started(self, record: TrialRecord) -> None:
         """A trial begins, or begins again after a failure or a resume."""
         with self._append_lock:
+            self._storage[record.key] = record.storage
             attempt = self._ledger.attempts.get(record.key, 0) + 1
             self._append(
                 [
@@ -123,7 +126,7 @@ class Tracker:
             )
 
     def trial_row(self, key: str, row: Mapping[str, Any]) -> None:
-        """A row of `training.Run.advance`. Steps that were seen before are left out."""
+        """A row of `training.Run.advance`. Steps and pictures seen before are left out."""
         with self._append_lock:
             events: list[Event] = []
             before = self._ledger.nonfinite.get(key, 0)
@@ -141,7 +144,7 @@ class Tracker:
                             "nonfinite": before,
                         }
                     )
-            self._append(events)
+            self._append(events + self._pictures(key, row.get("pictures", ())))
 
     def trial_ended(
         self,
@@ -196,6 +199,15 @@ class Tracker:
         return self._writer.left() + self.lost
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _pictures(self, key: str, names: Sequence[str]) -> list[Event]:
+        """The line for pictures that are new; a row has the names of all there are so far."""
+        new = [name for name in names if (key, name) not in self._ledger.pictures]
+        if not new:
+            return []
+        folder = f"{self._storage.get(key, '')}/{PICTURES}"
+        line = {"event": "pictures", "ms": now_ms(), "key": key, "folder": folder, "names": new}
+        return [line]
 
     def _append(self, events: list[Event]) -> None:
         if not events:

@@ -35,7 +35,8 @@ IMAGES = Words(
     axes="""`eval/*` is drawn over tasks learned
 (1...T), `train/*` over epochs of the whole stream.""",
     files="""Each finished run has its accuracy matrix under *Artifacts*, drawn in `plots/` and
-exact in `results/matrix.json`; so are the distributions of its method, if it has any.""",
+exact in `results/matrix.json`; so are the distributions of its method, if it has any. Images that
+its method makes are in `pictures/`, after each task.""",
 )
 GAMES = Words(
     headlines=tuple(

@@ -17,14 +17,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import yaml
 
 import raycl
-from raycl.tracking import journal, names, plots, store, views
-from raycl.tracking.records import RUN_STATUS, Event, SweepRecord
+from raycl.tracking import journal, names, pictures, plots, store, views
+from raycl.tracking.records import PICTURES, RUN_STATUS, Event, SweepRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -220,7 +221,7 @@ class Writer:
         self.state.files += [
             start
             for start, _, event in chunk
-            if event["event"] == "sweep" or (event["event"] == "end" and event["result"])
+            if event["event"] in ("sweep", "pictures") or event.get("result")
         ]
         self.state.offset = chunk[-1][1]
         self.state.save(self._state_path)
@@ -303,10 +304,17 @@ class Writer:
             _try(client.log_text, run_id, event["yaml"], "sweep/sweep.yaml")
             resolved = yaml.safe_dump(event["resolved"], sort_keys=False)
             _try(client.log_text, run_id, resolved, "sweep/resolved.yaml")
+        elif run_id is not None and event["event"] == "pictures":
+            self._pictures(client, run_id, event)
         elif run_id is not None:
             self._results(client, run_id, event["result"])
         del self.state.files[0]
         self.state.save(self._state_path)
+
+    def _pictures(self, client: MlflowClient, run_id: str, event: Event) -> None:
+        with TemporaryDirectory() as folder:
+            if pictures.copy(event["names"], event["folder"], self._journal.parent, Path(folder)):
+                _try(client.log_artifacts, run_id, folder, PICTURES)
 
     def _results(self, client: MlflowClient, run_id: str, result: dict[str, Any]) -> None:
         _try(client.log_dict, run_id, result, "results/matrix.json")

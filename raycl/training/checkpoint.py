@@ -72,13 +72,26 @@ class CheckpointStore:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         payload = buffer.getbuffer()
-        self.fs.makedirs(self.root, exist_ok=True)
-        path = f"{self.root}/{name}.pt"
-        draft = f"{self.root}/.{uuid.uuid4().hex}.tmp"
+        return self.put_bytes(f"{name}.pt", MAGIC + hashlib.sha256(payload).digest(), payload)
+
+    def put_bytes(self, name: str, *parts: bytes | memoryview) -> str:
+        """Write a file as it is, whole or not at all, in the place of an older one.
+
+        Args:
+            name: Of the file; may have folders.
+            parts: What it holds, piece by piece.
+
+        Returns:
+            Its path.
+        """
+        path = f"{self.root}/{name}"
+        folder = path.rpartition("/")[0]
+        self.fs.makedirs(folder, exist_ok=True)
+        draft = f"{folder}/.{uuid.uuid4().hex}.tmp"
         try:
             with self.fs.open(draft, "wb") as file:
-                file.write(MAGIC + hashlib.sha256(payload).digest())
-                file.write(payload)
+                for part in parts:
+                    file.write(part)
             self.fs.mv(draft, path)
         except OSError:
             if self.fs.exists(draft):

@@ -1,4 +1,4 @@
-"""A phase that is under way: its optimiser, schedule, and the best epoch so far."""
+"""A phase that is under way: an epoch of it, its optimiser and schedule, the best epoch so far."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from raycl.methods.base import Method, Phase
+from raycl.datasets.examples import Batch
+from raycl.methods.base import Method, Phase, total
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (a loss that is not a number)."""
 
 
 class PhaseState:
@@ -81,6 +87,48 @@ class PhaseState:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
+
+
+def train_one_epoch(
+    phase: Phase, optimizer: torch.optim.Optimizer, method: Method, schedule: Any = None
+) -> tuple[dict[str, float], int]:
+    """One pass over a phase's batches; nothing is read from the device before its end.
+
+    Args:
+        phase: What to do.
+        optimizer: Its optimiser.
+        method: Put into train mode.
+        schedule: To be stepped after every optimiser step.
+
+    Returns:
+        Mean of the loss and of each named term over examples, and the number of examples.
+    """
+    method.train()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    sums: dict[str, Tensor] = {}
+    examples = steps = 0
+    for batch in phase.batches():
+        losses = phase.loss(batch)
+        terms = {} if isinstance(losses, Tensor) else losses
+        loss = total(losses)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if phase.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, phase.clip_norm)
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        if phase.after_step is not None:
+            phase.after_step()
+        size = len(batch) if isinstance(batch, Batch) else 0
+        examples, steps = examples + size, steps + 1
+        for name, value in {"loss": loss, **terms}.items():
+            if name not in sums:
+                sums[name] = torch.zeros_like(value, dtype=torch.float32, requires_grad=False)
+            sums[name].add_(value.detach(), alpha=size or 1)
+    if not steps:
+        raise TrainingError(f"phase {phase.name} has no batches: is drop_last leaving nothing?")
+    return {name: float(value) / (examples or steps) for name, value in sums.items()}, examples
 
 
 def _clone(value: Any) -> Any:

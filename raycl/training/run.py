@@ -18,24 +18,20 @@ from torch import Tensor, nn
 from raycl import datasets, registry
 from raycl.benchmarks.base import Benchmark, Task
 from raycl.datasets.base import Dataset
-from raycl.datasets.examples import Batch
 from raycl.errors import UserError
-from raycl.methods.base import Context, Method, Phase, total
+from raycl.methods.base import Context, Method, Phase
 from raycl.networks.base import Backbone
+from raycl.training import pictures
 from raycl.training.config import TrialConfig
 from raycl.training.costs import Costs
 from raycl.training.evaluation import Evaluator
 from raycl.training.matrices import Matrices
-from raycl.training.phase import PhaseState
+from raycl.training.phase import PhaseState, TrainingError, train_one_epoch
 from raycl.training.precision import to_channels_last, with_precision
 from raycl.training.randomness import Randomness, Seeds
 
 Row = dict[str, Any]
 Module = TypeVar("Module", bound=nn.Module)
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on (a loss that is not a number)."""
 
 
 class Run:
@@ -48,6 +44,10 @@ class Run:
         config: The finished trial configuration.
         data: Loaded data sets by ``raycl.datasets.key``.
         device: ``"cpu"`` or ``"cuda"``.
+
+    Attributes:
+        pictures: The method's pictures of the task that ended in the last step, by the names of
+            their files; for whoever keeps files.
     """
 
     def __init__(
@@ -71,6 +71,8 @@ class Run:
         self.costs = Costs(self.device)
         self.matrices = Matrices(self.readouts, self.num_tasks)
         self.histograms: dict[str, list[list[int]]] = {}
+        self.pictures: dict[str, Tensor] = {}
+        self.picture_names: list[str] = []
         self.task_index = self.phase_index = self.progress = 0
         self._begun = False
         self._task: Task | None = None
@@ -95,11 +97,13 @@ class Run:
         """Train one epoch; at a phase's or task's end also what follows.
 
         Returns:
-            A flat row of numbers and short strings; the last one also holds ``result``.
+            A flat row of numbers and short strings; the last one also holds ``result``. At a task's
+            end ``pictures`` are the names of all pictures so far, if there are any.
         """
         if self.done:
             raise RuntimeError("the run is done")
         self.costs.start()
+        self.pictures = {}
         task = self._enter_task()
         row: Row = {"task": self.task_index, "at_task_end": False}
         validate = True
@@ -148,6 +152,7 @@ class Run:
             "phase": None if self._phase is None else self._phase.state_dict(),
             "matrices": self.matrices.state_dict(),
             "histograms": self.histograms,
+            "pictures": self.picture_names,
             "costs": self.costs.state_dict(),
             "last": self._last,
             "random": self.random.state_dict(),
@@ -174,6 +179,7 @@ class Run:
                 self._phase.load_state_dict(state["phase"])
         self.matrices.load_state_dict(state["matrices"])
         self.histograms = {name: list(rows) for name, rows in state["histograms"].items()}
+        self.picture_names = list(state["pictures"])
         self.costs.load_state_dict(state["costs"])
         self._last = dict(state["last"])
         self.random.load_state_dict(state["random"])
@@ -276,6 +282,10 @@ class Run:
         row |= {f"cost/{name}": value for name, value in costs.items()}
         row |= {f"method/{k}": float(v) for k, v in self.method.diagnostics().items()}
         self._add_histograms()
+        self.pictures = pictures.of(self.method, self.task_index, self.num_tasks)
+        self.picture_names += self.pictures
+        if self.picture_names:
+            row["pictures"] = list(self.picture_names)
         current = self.matrices.current_validation(index)
         if current is not None:
             row["validation/accuracy_current"] = current
@@ -359,45 +369,3 @@ def choose_readouts(
     if not usable:
         raise UserError("readouts", f"{method.__name__} supports none of {defined}")
     return tuple(wanted) if wanted else usable
-
-
-def train_one_epoch(
-    phase: Phase, optimizer: torch.optim.Optimizer, method: Method, schedule: Any = None
-) -> tuple[dict[str, float], int]:
-    """One pass over a phase's batches; nothing is read from the device before its end.
-
-    Args:
-        phase: What to do.
-        optimizer: Its optimiser.
-        method: Put into train mode.
-        schedule: To be stepped after every optimiser step.
-
-    Returns:
-        Mean of the loss and of each named term over examples, and the number of examples.
-    """
-    method.train()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    sums: dict[str, Tensor] = {}
-    examples = steps = 0
-    for batch in phase.batches():
-        losses = phase.loss(batch)
-        terms = {} if isinstance(losses, Tensor) else losses
-        loss = total(losses)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if phase.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, phase.clip_norm)
-        optimizer.step()
-        if schedule is not None:
-            schedule.step()
-        if phase.after_step is not None:
-            phase.after_step()
-        size = len(batch) if isinstance(batch, Batch) else 0
-        examples, steps = examples + size, steps + 1
-        for name, value in {"loss": loss, **terms}.items():
-            if name not in sums:
-                sums[name] = torch.zeros_like(value, dtype=torch.float32, requires_grad=False)
-            sums[name].add_(value.detach(), alpha=size or 1)
-    if not steps:
-        raise TrainingError(f"phase {phase.name} has no batches: is drop_last leaving nothing?")
-    return {name: float(value) / (examples or steps) for name, value in sums.items()}, examples

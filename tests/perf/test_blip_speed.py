@@ -15,7 +15,8 @@ from torch import nn
 
 from raycl.nn import fisher
 from raycl.nn.fisher import fisher_diagonal
-from raycl.training.run import Run, train_one_epoch
+from raycl.training.phase import train_one_epoch
+from raycl.training.run import Run
 
 pytestmark = pytest.mark.perf
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from perf_helpers import fastest, random_data
 from torch import nn
 
-from raycl.training.run import Run, train_one_epoch
+from raycl.training.phase import train_one_epoch
+from raycl.training.run import Run
 
 pytestmark = pytest.mark.perf
 

@@ -17,7 +17,7 @@ from raycl.rl.algorithm import RunnersLostError
 from raycl.rl.ppo import normalised
 from raycl.rl.runner import Job
 from raycl.rl.sequence import SequenceRun
-from raycl.training.run import TrainingError
+from raycl.training.phase import TrainingError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 METHODS = registry.names("raycl.rl.methods")

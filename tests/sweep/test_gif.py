@@ -338,7 +338,7 @@ def test_the_command_draws_on_ray_and_logs_to_mlflow(tmp_path: Path) -> None:
     tracker.start()
     plans = plans_of(sweep)
     for plan in plans:
-        Tracked(tracker).started(plan)
+        Tracked(tracker, "trials").started(plan)
         keep(folder, plan, 0)
         keep(folder, plan, 1)
     assert tracker.close("FINISHED", 60) == 0

@@ -1,0 +1,59 @@
+"""Pictures that a method makes of itself: what they may be, and their files."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from raycl.methods.base import Method
+
+FOLDER = "pictures"
+"""Of the files, below the trial's; ``raycl.tracking.records`` knows it, too."""
+MOST = 16
+"""Pictures of one task."""
+LONGEST = 1024
+"""Pixels of a side; what is larger is shrunk in its file."""
+_STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def of(method: Method, task: int, tasks: int) -> dict[str, Tensor]:
+    """What a method shows after a task, as ``named`` has it."""
+    with torch.no_grad():
+        return named(method.pictures(), task, tasks)
+
+
+def named(found: Mapping[str, Tensor], task: int, tasks: int) -> dict[str, Tensor]:
+    """``Method.pictures`` by the names that their files will have, without ``.png``.
+
+    Args:
+        found: What the method gave.
+        task: Number of the task that has ended, from 1.
+        tasks: Number of all tasks; names are padded with zeros so that they sort.
+
+    Raises:
+        ValueError: Not uint8 of shape (3, H, W), a name that is no file's, or too many.
+    """
+    if len(found) > MOST:
+        raise ValueError(f"a method has at most {MOST} pictures of a task, not {len(found)}")
+    for stem, image in found.items():
+        if not _STEM.fullmatch(stem):
+            raise ValueError(f"picture {stem!r}: up to 64 letters, digits and . _ - make a name")
+        if image.dtype != torch.uint8 or image.dim() != 3 or len(image) != 3 or not image.numel():
+            what = f"{image.dtype} {tuple(image.shape)}"
+            raise ValueError(f"picture {stem} must be torch.uint8 (3, H, W), not {what}")
+    width = len(str(tasks))
+    return {f"{stem}-task-{task:0{width}d}": image.cpu() for stem, image in found.items()}
+
+
+def png(image: Tensor) -> bytes:
+    """A PNG file of uint8 (3, H, W), shrunk if a side is longer than ``LONGEST``."""
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return file.getvalue()
