@@ -44,8 +44,11 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     schedule: Schedule = Schedule()
     clip_norm: float | None = Field(None, gt=0, description="bound of the gradient's global norm")
-    augment: Literal["none", "flip", "crop_flip"] = Field(
-        "none", description="crop_flip: random crop after 4 pixels of zero padding, horizontal flip"
+    augment: Literal["none", "flip", "crop_flip", "jitter_crop_flip", "resized_crop_flip"] = Field(
+        "none",
+        description="crop_flip: random crop after 4 pixels of zero padding, horizontal flip; "
+        "jitter_crop_flip: brightness and contrast before it; "
+        "resized_crop_flip: a random part of the image, enlarged, and flip",
     )
     drop_last: bool = Field(False, description="leave out a last short batch")
     select: Literal["last", "validation_loss", "validation_accuracy"] = Field(
