@@ -12,7 +12,7 @@ from torch import Tensor
 from raycl.benchmarks.base import Task, TaskInfo
 from raycl.datasets.examples import Batch
 from raycl.errors import UserError
-from raycl.methods.base import Classifier, Context, Losses
+from raycl.methods.base import Classifier, Context, Losses, masked_cross_entropy
 
 
 class MixedClassifier(Classifier):
@@ -31,18 +31,19 @@ class MixedClassifier(Classifier):
         if config.outputs == "task":
             rivals(context.stream.tasks, context.stream.num_outputs)  # refuse before training
 
-    def objective(self, task: Task) -> Callable[[Batch], Losses]:
-        """See ``Classifier.objective``."""
+    def cross_entropy(self, task: TaskInfo) -> Callable[[Tensor, Tensor], Tensor]:
+        """The first term of the loss while ``task`` is learnt: of (logits, labels), their mean."""
         if self.config.outputs != "task":
-            return super().objective(task)
+            active = self.active(task)
+            return lambda z, labels: masked_cross_entropy(z, labels, active)
         stream = self.context.stream
         allowed = rivals(stream.tasks, stream.num_outputs).to(self.context.device)
+        return lambda z, labels: F.cross_entropy(z.where(allowed[labels], -torch.inf), labels)
 
-        def loss(batch: Batch) -> Tensor:
-            z = self.logits(batch.images, None)
-            return F.cross_entropy(z.where(allowed[batch.labels], -torch.inf), batch.labels)
-
-        return loss
+    def objective(self, task: Task) -> Callable[[Batch], Losses]:
+        """See ``Classifier.objective``."""
+        cross_entropy = self.cross_entropy(task.info)
+        return lambda batch: cross_entropy(self.logits(batch.images, None), batch.labels)
 
 
 def rivals(tasks: tuple[TaskInfo, ...], num_outputs: int) -> Tensor:

@@ -46,6 +46,13 @@ class TaughtClassifier(Classifier):
         """See ``Classifier.trainable``; without the teacher."""
         return list(self.network.parameters())
 
+    @torch.no_grad()
+    def taught(self, images: Tensor) -> Tensor:
+        """The teacher's logits, float32 (B, num_outputs) in any precision; from the second task."""
+        if self.teacher is None:
+            raise ValueError("no teacher in the first task")
+        return self.teacher(images).float()  # type: ignore[no-any-return]
+
     def old(self, task: TaskInfo) -> Tensor:
         """Sorted output ids of all earlier tasks: the n_old classes that the teacher knows."""
         seen = self.context.stream.seen(task.index - 1) if task.index else ()

@@ -6,9 +6,12 @@ from raycl import registry
 from raycl.testing import MethodConformance
 
 OPTIONS: dict[str, dict[str, object]] = {
+    "bic": {"memory_size": 20},
     "dgr": {"latent": 16, "width": 0.1},
+    "e2e": {"memory_size": 12},
     "ewc": {"lam": 5.0},  # 5000 needs train.clip_norm
     "imm_mode": {"merge": "mode"},
+    "lwf_coreset": {"memory_size": 12, "replay": "list_with_duplicates"},
     "naive_rehearsal": {"memory_size": 12},
     "online_ewc": {"fisher_samples": 20},
 }

@@ -9,7 +9,9 @@ from raycl.errors import UserError
 from raycl.testing import finish, tensors
 
 METHODS: dict[str, tuple[str, dict[str, object]]] = {
+    "bic": ("bic", {"memory_size": 40}),
     "blip": ("blip", {}),
+    "e2e": ("e2e", {"memory_size": 40}),
     "ewc": ("ewc", {"lam": 50}),
     "ewc, single images": ("ewc", {"lam": 5, "fisher": "per_example"}),
     "finetune": ("finetune", {}),
@@ -17,10 +19,12 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "imm_mode, merged": ("imm_mode", {"lam": 0.1, "merge": "mode"}),
     "joint": ("joint", {}),
     "lwf": ("lwf", {}),
+    "lwf_coreset": ("lwf_coreset", {"memory_size": 40}),
     "lwf_mc": ("lwf_mc", {}),
     "lwf_mc, softmax": ("lwf_mc", {"loss": "softmax"}),
     "lwf_seen": ("lwf_seen", {}),
     "naive_rehearsal": ("naive_rehearsal", {}),
+    "naive_rehearsal, list": ("naive_rehearsal", {"replay": "list"}),
     "online_ewc": ("online_ewc", {}),
     "sgd_frozen": ("sgd_frozen", {}),
 }
@@ -34,12 +38,16 @@ PENALISED = [
 ]
 """Those with a second term of their loss, weighed by ``lam``."""
 OLD_HEADS_MOVE = {
+    "bic",
+    "e2e",
     "joint",
     "lwf",
+    "lwf_coreset",
     "lwf_mc",
     "lwf_mc, softmax",
     "lwf_seen",
     "naive_rehearsal",
+    "naive_rehearsal, list",
 }
 """Those that train the outputs of earlier tasks even with ``outputs: task``."""
 
@@ -77,7 +85,7 @@ def test_every_output_setting_learns(build, method, outputs):
     assert matrix[1][1] > 80
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"bic"}))  # which refuses them
 @pytest.mark.parametrize("name", ["permuted", "rotated", "split"])
 def test_shared_outputs(build, method, name):
     run = build(method, benchmark={"name": name}, train={"augment": "flip", "clip_norm": 1.0})
