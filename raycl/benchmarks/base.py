@@ -155,6 +155,9 @@ class BenchmarkConfig(BaseModel):
         0.1,
         description="share of each task's training data held out; train: the training data itself",
     )
+    top_k: int = Field(
+        1, ge=1, description="an image is right if its class is among so many highest outputs"
+    )
 
     @field_validator("validation", mode="before")
     @classmethod
@@ -175,8 +178,9 @@ class Benchmark(ABC):
 
     @property
     def label(self) -> str:
-        """Name in tables and tags, e.g. ``"split-digits-5"``."""
-        return str(self.config.label or self.default_label())
+        """Name in tables and tags, e.g. ``"split-digits-5"``, or ``"split-imagenet-5-top5"``."""
+        top = f"-top{self.config.top_k}" if self.config.top_k > 1 else ""
+        return str(self.config.label or self.default_label() + top)
 
     @abstractmethod
     def default_label(self) -> str:

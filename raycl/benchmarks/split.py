@@ -22,13 +22,16 @@ from raycl.benchmarks._pieces import (
 )
 from raycl.benchmarks.base import Benchmark, BenchmarkConfig, Stream
 from raycl.datasets.base import Dataset, DatasetConfig, key
+from raycl.errors import UserError
 
 
 class Split(Benchmark):
     """Each task owns some classes; output ids are numbered in the order in which classes appear.
 
     If the classes cannot be divided evenly, the first (classes mod tasks) tasks have one more.
-    ``class_order: numpy`` is the order of BLIP on miniImageNet, arXiv 2105.04444.
+    ``class_order: numpy`` is the order of BLIP on miniImageNet, arXiv 2105.04444; with
+    ``classes: 50`` and ``fixed_seeds: {class_order: 1993}`` it chooses the classes of ImageNet-50
+    in arXiv 2106.09701.
     """
 
     class Config(BenchmarkConfig):
@@ -36,6 +39,9 @@ class Split(Benchmark):
 
         dataset: DatasetConfig = DatasetConfig(name="digits")
         tasks: int = Field(5, ge=1, description="number of tasks, at most one per class")
+        classes: int | None = Field(
+            None, ge=2, description="only the first so many classes of the order; default: all"
+        )
         class_order: Literal["seed", "numpy", "none"] | tuple[int, ...] = Field(
             "seed",
             description="seed: random.Random(seed).shuffle; "
@@ -45,8 +51,9 @@ class Split(Benchmark):
     config: Config
 
     def default_label(self) -> str:
-        """E.g. ``split-digits-5``."""
-        return f"split-{self.config.dataset.label}-{self.config.tasks}"
+        """E.g. ``split-digits-5``, or ``split-imagenet-first50-5`` with ``classes: 50``."""
+        some = f"first{self.config.classes}-" if self.config.classes else ""
+        return f"split-{self.config.dataset.label}-{some}{self.config.tasks}"
 
     def datasets(self) -> list[DatasetConfig]:
         """See ``Benchmark.datasets``."""
@@ -60,6 +67,11 @@ class Split(Benchmark):
         source = Source(data[key(config.dataset)], device)
         names = source.data.classes
         order = class_order(config.class_order, len(names), seed)
+        if config.classes is not None:
+            if config.classes > len(order):
+                what = f"{config.classes} classes, but {config.dataset.label} has {len(order)}"
+                raise UserError("benchmark.classes", what)
+            order = order[: config.classes]
         parts = groups(order, config.tasks, "benchmark.tasks", config.dataset.label)
         pieces = [
             Piece(source, part, outputs, describe([names[c] for c in part]))

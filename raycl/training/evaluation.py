@@ -22,12 +22,22 @@ class Evaluator:
     * ``domain``: the task is unknown and does not matter; the position inside its task of the best
       of all outputs seen so far.
 
+    With ``top_k``, one of the k best outputs has to be right instead of the best; where fewer than
+    k compete, all of them count.
+
     (van de Ven, Tuytelaars & Tolias, "Three types of incremental learning", Nature Machine
     Intelligence 2022.)
     """
 
-    def __init__(self, stream: StreamInfo, readouts: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self,
+        stream: StreamInfo,
+        readouts: Sequence[str],
+        device: torch.device,
+        top_k: int = 1,
+    ) -> None:
         self.stream, self.readouts, self.device = stream, tuple(readouts), device
+        self.top_k = top_k
         local = torch.zeros(stream.num_outputs, dtype=torch.int64)
         for task in stream.tasks:
             local[list(task.classes)] = torch.arange(len(task.classes))
@@ -50,15 +60,23 @@ class Evaluator:
         right = {r: torch.zeros((), dtype=torch.int64, device=self.device) for r in self.readouts}
         for batch in examples.batches(BATCH):
             known, unknown = self._logits(method, batch.images, index)
+            labels = batch.labels.unsqueeze(1)
             if known is not None and "task" in right:
-                right["task"] += (own[known[:, own].argmax(1)] == batch.labels).sum()
+                right["task"] += (self._best(known, own) == labels).any(1).sum()
             if unknown is not None:
-                predicted = seen[unknown[:, seen].argmax(1)]
+                predicted = self._best(unknown, seen)
                 if "class" in right:
-                    right["class"] += (predicted == batch.labels).sum()
+                    right["class"] += (predicted == labels).any(1).sum()
                 if "domain" in right:
-                    right["domain"] += (self.local[predicted] == self.local[batch.labels]).sum()
+                    right["domain"] += (self.local[predicted] == self.local[labels]).any(1).sum()
         return {readout: 100 * int(n) / len(examples) for readout, n in right.items()}
+
+    def _best(self, logits: Tensor, outputs: Tensor) -> Tensor:
+        """The k outputs with the highest logits among ``outputs``: int64 (B, k)."""
+        among = logits[:, outputs]
+        if self.top_k == 1:
+            return outputs[among.argmax(1, keepdim=True)]
+        return outputs[among.topk(min(self.top_k, len(outputs)), dim=1).indices]
 
     def _logits(
         self, method: Method, images: Tensor, index: int

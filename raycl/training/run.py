@@ -60,14 +60,14 @@ class Run:
         self.device = torch.device(device)
         self.seeds = Seeds.derive(self.config.seed, **self.config.fixed_seeds.model_dump())
         self.random = Randomness(self.seeds, self.device, self.config.threads)
-        self.stream = build_benchmark(self.config.benchmark).stream(
-            data, self.seeds.class_order, self.device
-        )
+        benchmark = build_benchmark(self.config.benchmark)
+        self.stream = benchmark.stream(data, self.seeds.class_order, self.device)
         info = self.stream.info
         self.num_tasks = min(len(info.tasks), self.config.tasks or len(info.tasks))
         self.method = self._placed(self._build_method())
         self.readouts = choose_readouts(info.readouts, type(self.method), self.config.readouts)
-        self.evaluator = Evaluator(info, self.readouts, self.device)
+        top_k = int(benchmark.config.top_k)
+        self.evaluator = Evaluator(info, self.readouts, self.device, top_k)
         self.costs = Costs(self.device)
         self.matrices = Matrices(self.readouts, self.num_tasks)
         self.histograms: dict[str, list[list[int]]] = {}

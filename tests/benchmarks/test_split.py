@@ -56,6 +56,36 @@ def test_class_order_of_mini_imagenet() -> None:
     assert class_order("numpy", 100, 3) == other
 
 
+IMAGENET_50 = """
+54 7 894 512 126 337 988 11 284 493, 133 783 192 979 622 215 240 548 238 419,
+274 108 928 856 494 836 473 650 85 262, 508 590 390 174 637 288 658 219 912 142,
+852 160 704 289 123 323 600 542 999 634
+"""
+"""Classes of the five tasks of every trial, as tabled for arXiv 2106.09701."""
+
+
+def test_class_order_of_imagenet_50() -> None:
+    data = make(classes=1000, each=1, shape=(1, 1, 1))
+    config = {"tasks": 5, "classes": 50, "class_order": "numpy", "validation": 0}
+    made = stream(data, seed=1993, **config)
+    tabled = [[int(c) for c in task.split()] for task in IMAGENET_50.split(",")]
+    names = made.info.class_names
+    found = [[int(names[c].removeprefix("toy")) for c in task.classes] for task in made.info.tasks]
+    assert found == tabled
+    assert made.info.num_outputs == 50
+    for t, task in enumerate(made.data):
+        assert sorted(task.train.labels.tolist()) == list(range(10 * t, 10 * t + 10))
+
+
+def test_the_first_classes_of_the_order() -> None:
+    data = make()
+    whole, some = stream(data, seed=3), stream(data, seed=3, classes=6, tasks=3)
+    assert some.info.class_names == whole.info.class_names[:6]
+    assert [task.classes for task in some.info.tasks] == [(0, 1), (2, 3), (4, 5)]
+    assert [len(task.test) for task in some.data] == [6, 6, 6]
+    assert stream(data, seed=3, classes=10).info == whole.info
+
+
 def test_each_task_owns_a_range_of_outputs_in_class_order() -> None:
     data = make()
     made = stream(data, seed=3)
@@ -164,6 +194,8 @@ def test_all_tasks_point_into_one_tensor() -> None:
     "options, where, text",
     [
         ({"tasks": 11}, "benchmark.tasks", "11 tasks, but mnist has 10 classes"),
+        ({"classes": 11}, "benchmark.classes", "11 classes, but mnist has 10"),
+        ({"classes": 4}, "benchmark.tasks", "5 tasks, but mnist has 4 classes"),
         ({"class_order": [0, 1, 2]}, "benchmark.class_order", r"each of 0..9 once: .*\[3, 4"),
         ({"class_order": [10, *range(9)]}, "benchmark.class_order", r"each of 0..9 once: .*\[10\]"),
         ({"class_order": [*range(10), 0]}, "benchmark.class_order", "has repetitions"),
@@ -187,3 +219,4 @@ def test_a_task_without_test_images() -> None:
 def test_label() -> None:
     assert Split(Split.Config(name="split")).label == "split-digits-5"
     assert Split(Split.Config(name="split", label="mine")).label == "mine"
+    assert Split(Split.Config(name="split", classes=6)).label == "split-digits-first6-5"
