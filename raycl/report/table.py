@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycl.errors import UserError, nearest
-from raycl.report import games
+from raycl.report import bounds, games
 from raycl.report.load import TrackedRun, TrackedSweep
 from raycl.report.notes import notes
 from raycl.report.published import join_published
@@ -72,12 +72,13 @@ def make_table(sweep: TrackedSweep, baseline: str | None = None) -> Table:
     methods = method_order(sweep.spec, final)
     baseline = _choose_baseline(baseline, sweep.spec, methods)
     usable, repeated = _latest(run for run in final if run.result is not None)
-    usable = games.prepare(usable, sweep.spec)
+    usable = bounds.prepare(games.prepare(usable, sweep.spec), sweep.spec)
     groups = _group(usable, methods)
     rows = [row for group in groups for row in _rows(group, _others(groups, group, baseline))]
     join_published(rows, sweep.spec.get("published") or {})
     rows.sort(key=_sort_key(rows))
-    below = [*games.notes(usable, sweep.spec), *notes(sweep, rows, repeated, baseline)]
+    above = [*games.notes(usable, sweep.spec), *bounds.notes(usable, sweep.spec)]
+    below = [*above, *notes(sweep, rows, repeated, baseline)]
     return Table(sweep.name, baseline, rows, groups, below)
 
 

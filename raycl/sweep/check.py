@@ -249,10 +249,14 @@ class _Checked:
     def references(self) -> None:
         """Labels, metrics and readouts mentioned by the report and by published numbers."""
         methods = [entry.label for entry in self.sweep.methods]
-        baseline = self.sweep.report.baseline
-        if baseline is not None and baseline not in methods:
-            what = f"no method has the label '{baseline}'"
-            raise self.error(("report", "baseline"), what, nearest(baseline, methods))
+        for key in ("baseline", "upper_bound"):
+            label = getattr(self.sweep.report, key)
+            if label is not None and label not in methods:
+                what = f"no method has the label '{label}'"
+                raise self.error(("report", key), what, nearest(label, methods))
+        if self.sweep.report.upper_bound is not None and not self.kind.bound_metrics():
+            what = f"{self.kind.name} have no metric that is relative to an upper bound"
+            raise self.error(("report", "upper_bound"), what, "leave it out")
         if self.sweep.published is None:
             return
         for key, numbers in (self.sweep.published.model_extra or {}).items():
@@ -270,7 +274,12 @@ class _Checked:
         if readout and readout not in readouts:
             hint = nearest(readout, readouts)
             raise self.error(("published", key), f"unknown readout '{readout}'", hint)
-        valid = further.get(readout, self.kind.all_metrics())
+        relative = {} if readout in further else self.kind.bound_metrics()
+        valid = [*further.get(readout, self.kind.all_metrics()), *relative]
+        if metric in relative and self.sweep.report.upper_bound is None:
+            what = f"{metric} is relative to an upper bound, and the sweep names none"
+            hint = "set report.upper_bound to the label of a method such as joint"
+            raise self.error(("published", key), what, hint)
         if metric not in valid:
             hint = nearest(metric, valid)
             raise self.error(("published", key), f"unknown metric '{metric}'", hint)

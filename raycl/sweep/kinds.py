@@ -57,6 +57,7 @@ class Kind:
         parts: ``benchmark``, ``method`` and ``network`` blocks.
         train: ``module:Class``, the model of the ``train`` block.
         metrics: ``module:NAME``, the metrics of a matrix.
+        against_bound: ``module:NAME``, the metrics that need an upper bound's matrix too, if any.
         readouts: Ways a matrix is read that have metrics, the primary one first.
         asks: Whether a sweep file chooses among the readouts.
         search_metric: What a search looks at unless the file says.
@@ -81,6 +82,7 @@ class Kind:
     parts: Mapping[str, Part]
     train: str
     metrics: str
+    against_bound: str | None
     readouts: tuple[str, ...]
     asks: bool
     search_metric: str
@@ -126,6 +128,10 @@ class Kind:
         metrics: Mapping[str, Metric] = _loaded(self.metrics)
         return metrics
 
+    def bound_metrics(self) -> Mapping[str, Metric]:
+        """The metrics that a report can give when it knows an upper bound, by name."""
+        return _loaded(self.against_bound) if self.against_bound else {}
+
 
 def _loaded(location: str) -> Any:
     module, _, name = location.partition(":")
@@ -147,6 +153,7 @@ IMAGES = Kind(
     },
     train="raycl.nn.optim:TrainConfig",
     metrics="raycl.training.metrics:METRICS",
+    against_bound="raycl.training.metrics:AGAINST_BOUND",
     readouts=("class", "task", "domain"),
     asks=True,
     search_metric="validation/average_accuracy",
@@ -174,6 +181,7 @@ GAMES = Kind(
     },
     train="raycl.rl.ppo:PPOConfig",
     metrics="raycl.rl.metrics:METRICS",
+    against_bound=None,
     readouts=("normalised",),
     asks=False,
     search_metric="validation/average_performance",

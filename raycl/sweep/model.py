@@ -206,6 +206,9 @@ class Report(_Model):
     """How results are shown."""
 
     baseline: str | None = Field(None, description="label of the method differences are taken to")
+    upper_bound: str | None = Field(
+        None, description="images: label of the method omega is relative to, e.g. joint"
+    )
 
 
 class Published(BaseModel):

@@ -61,8 +61,7 @@ def average_accuracy_by_item(R: ArrayLike, sizes: Sequence[int]) -> float:
 
 def average_incremental_accuracy(R: ArrayLike) -> float:
     """mean_t mean_{i<=t} R[t, i]."""
-    r = _lower(R)
-    return float(np.mean([r[t, : t + 1].mean() for t in range(len(r))]))
+    return float(_averages(R).mean())
 
 
 def forgetting(R: ArrayLike) -> float:
@@ -126,6 +125,25 @@ def one_step_forgetting(R: ArrayLike) -> float:
     return float(np.mean([(r[t - 1, :t] - r[t, :t]).mean() for t in range(1, len(r))]))
 
 
+def omega(R: ArrayLike, upper: ArrayLike) -> float:
+    """100 mean_t A_t / A_UB,t, where A_t = mean_{i<=t} R[t, i] and A_UB,t is the same of ``upper``.
+
+    The column next to A_N in table 2 of Smith et al., "Always Be Dreaming: A New Approach for
+    Data-Free Class-Incremental Learning", ICCV 2021, arXiv 2106.09701. Its code does not compute
+    it; name and formula are as they were reconstructed and could not be checked in the paper.
+
+    Args:
+        R: The matrix.
+        upper: That of an upper bound that is trained anew at every prefix of the same stream.
+    """
+    own, bound = (_averages(values) for values in (R, upper))
+    if own.shape != bound.shape:
+        raise ValueError(f"the upper bound has {len(bound)} tasks, and not {len(own)}")
+    if not (bound > 0).all():
+        raise ValueError("the upper bound is 0 after a task")
+    return float(100 * (own / bound).mean())
+
+
 METRICS: dict[str, Metric] = {
     "average_accuracy": Metric("mean_i R[T,i]", True, average_accuracy),
     "average_accuracy_by_item": Metric(
@@ -154,6 +172,12 @@ METRICS: dict[str, Metric] = {
         "mean_{t>=2} mean_{i<t} (R[t-1,i] - R[t,i])", False, one_step_forgetting, min_tasks=2
     ),
 }
+
+
+AGAINST_BOUND: dict[str, Metric] = {
+    "omega": Metric("100 mean_t A_t / A_UB,t, A_t = mean_{i<=t} R[t,i]", True, omega),
+}
+"""Metrics of R and of an upper bound's R, which only a report has side by side."""
 
 
 def compute(
@@ -197,6 +221,12 @@ def _lower(values: ArrayLike, tasks: int = 1) -> Matrix:
     r = _matrix(values, tasks)
     _known(r[np.tril_indices(len(r))])
     return r
+
+
+def _averages(values: ArrayLike) -> Matrix:
+    """mean_{i<=t} R[t, i] for each t."""
+    r = _lower(values)
+    return np.array([r[t, : t + 1].mean() for t in range(len(r))])
 
 
 def _known(values: Matrix) -> Matrix:

@@ -152,6 +152,10 @@ def test_env_runners_are_no_part_of_a_trials_identity() -> None:
         ("resources.env_runners=-1", "resources.env_runners: it should be greater than or equal"),
         ("resources.env_runner=1", "unknown key 'env_runner'; did you mean 'env_runners'?"),
         ("readouts=[class]", "readouts: games have no readouts to choose from"),
+        (
+            "report.upper_bound=finetune",
+            "report.upper_bound: games have no metric that is relative to an upper bound",
+        ),
         ("stop.tasks=3", "stop.tasks: 3 tasks, but atari-KungFuMaster-Boxing has 2"),
         ("fixed_seeds.class_order=1", "fixed_seeds.class_order: games have no such seed"),
         ("fixed_seeds={init: 0, data: 0}", "every seed would be the same trial"),

@@ -124,6 +124,19 @@ OVERRIDES = [
     ("readouts=[clas]", "readouts[0]: unknown value 'clas'; did you mean 'class'?"),
     ("readouts=[class, class]", "readouts: class is given twice"),
     ("report.baseline=fintune", "no method has the label 'fintune'; did you mean 'finetune'?"),
+    (
+        "report.upper_bound=fintune",
+        "report.upper_bound: no method has the label 'fintune'; did you mean 'finetune'?",
+    ),
+    (
+        "published={source: x, omega: {finetune: 73.4}}",
+        "published.omega: omega is relative to an upper bound, and the sweep names none; "
+        "set report.upper_bound to the label of a method such as joint",
+    ),
+    (
+        "published={source: x, task/omga: {finetune: 73.4}}",
+        "unknown metric 'omga'; did you mean 'omega'?",
+    ),
     # search spaces
     (
         "benchmark.tasks={grid: [2, 5]}",
@@ -246,6 +259,17 @@ def test_bad_value_is_one_line_and_exit_2(here, capsys, override, expected):
     assert err.startswith(("error: --set ", "error: s.yaml"))
     assert err.count("\n") == 1
     assert expected in err
+
+
+def test_omega_may_be_published_beside_an_upper_bound(here, capsys):
+    (here / "s.yaml").write_text(
+        GOOD
+        + "report: {upper_bound: ewc}\n"
+        + "published: {source: x, omega: {finetune: 73.4}, task/omega: {ewc: 100}}\n"
+    )
+    code, out, err = run_cli(capsys, "run", "s.yaml", "--dry-run")
+    assert (code, err) == (0, "")
+    assert "finetune" in out
 
 
 FILES = [

@@ -13,6 +13,7 @@ from raycl.training.metrics import (
     forgetting_nonnegative,
     forward_transfer,
     learning_accuracy,
+    omega,
     one_step_forgetting,
 )
 
@@ -150,3 +151,20 @@ def test_shapes_are_checked():
     for bad in (np.zeros((2, 3)), np.zeros(3), np.zeros((0, 0))):
         with pytest.raises(ValueError, match="square"):
             compute(bad)
+
+
+def test_omega():
+    own, upper = (
+        [[a, NAN, NAN], [b - 5, b + 5, NAN], [c + 1, c - 3, c + 2]]
+        for a, b, c in ((80, 60, 45), (82, 75, 70))
+    )
+    assert omega(own, upper) == pytest.approx(80.6156, abs=1e-4)
+    assert omega(upper, upper) == 100
+    assert omega(upper, own) > 100
+    with pytest.raises(ValueError, match="the upper bound has 2 tasks, and not 3"):
+        omega(own, [row[:2] for row in upper[:2]])
+    with pytest.raises(ValueError, match="the upper bound is 0"):
+        omega([[5.0]], [[0.0]])
+    with pytest.raises(ValueError, match="NaN"):
+        omega(own, [[82, NAN, NAN], [NAN, 75, NAN], [70, 70, 70]])
+    assert "omega" not in METRICS, "it needs a second run"

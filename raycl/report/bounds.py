@@ -1,0 +1,87 @@
+"""What a report adds when the sweep file names an upper bound: metrics relative to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from raycl.report.load import TrackedRun
+from raycl.training.metrics import AGAINST_BOUND
+
+Result = Mapping[str, Any]
+
+
+def prepare(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> list[TrackedRun]:
+    """Runs with ``AGAINST_BOUND`` among their metrics, where the upper bound has the same seed.
+
+    Args:
+        runs: Finished ones.
+        spec: The sweep file.
+    """
+    bounds = _bounds(runs, spec)
+    return [_with_bound(run, bounds.get((run.benchmark, run.seed))) for run in runs]
+
+
+def notes(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> Iterable[str]:
+    """What these metrics are, and which runs have none."""
+    label = _label(spec)
+    if label is None or not runs:
+        return
+    if not _bounds(runs, spec):
+        yield f"no omega: {label}, the upper bound, has not finished"
+        return
+    yield (
+        f"omega = 100 mean over t of A_t / A_UB,t, with A_t the average accuracy after task t and "
+        f"A_UB,t that of {label} with the same seed; name and formula were not verified in the "
+        "paper, arXiv 2106.09701, whose deviations are over n, ours over n - 1"
+    )
+    several = len({run.benchmark for run in runs}) > 1
+    lacking = [
+        f"{run.method} seed {run.seed}" + (f" on {run.benchmark}" if several else "")
+        for run in runs
+        if run.result is not None and not any(map(_has, run.result["metrics"].values()))
+    ]
+    if lacking:
+        yield f"omega leaves out {', '.join(lacking)}: {label} has not finished with that seed"
+
+
+def _has(metrics: Mapping[str, float]) -> bool:
+    return any(name in metrics for name in AGAINST_BOUND)
+
+
+def _label(spec: Mapping[str, Any]) -> str | None:
+    label: str | None = (spec.get("report") or {}).get("upper_bound")
+    return label
+
+
+def _bounds(
+    runs: Sequence[TrackedRun], spec: Mapping[str, Any]
+) -> dict[tuple[str, int], TrackedRun]:
+    """The upper bound's run by benchmark and seed."""
+    return {(run.benchmark, run.seed): run for run in runs if run.method == _label(spec)}
+
+
+def _with_bound(run: TrackedRun, bound: TrackedRun | None) -> TrackedRun:
+    if bound is None or run.result is None or bound.result is None:
+        return run
+    if run.result["tasks"] != bound.result["tasks"]:
+        return run
+    metrics = {
+        readout: {**found, **_relative(run.result, bound.result, readout)}
+        for readout, found in run.result["metrics"].items()
+    }
+    return replace(run, result={**run.result, "metrics": metrics})
+
+
+def _relative(result: Result, bound: Result, readout: str) -> dict[str, float]:
+    """Of one readout; nothing where one of the two has it not, or the upper bound is 0."""
+    if readout not in bound["matrices"] or readout not in result["matrices"]:
+        return {}
+    found = {}
+    for name, metric in AGAINST_BOUND.items():
+        try:
+            found[name] = metric.function(result["matrices"][readout], bound["matrices"][readout])
+        except ValueError:
+            continue
+    return found
