@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from raycl.datasets import digits, idx
+from raycl.datasets import digits, idx, tiny_imagenet
 from raycl.datasets.base import Arrays
 from raycl.errors import UserError
 
@@ -28,10 +28,11 @@ class Standard:
         classes: How many.
         shape: Channels, height, width.
         files: Below the data root; all must be there (for IDX each may end in ``.gz``).
-        torchvision: Class in ``torchvision.datasets`` that fetches it; empty: bundled.
+        torchvision: Class in ``torchvision.datasets`` that fetches it; empty: bundled, or by hand.
         names: Class names, where the files hold none.
         mean: Per channel, in units of 0..1; ``None``: computed from the training images.
         std: Likewise.
+        by_hand: How to get it where nothing fetches it.
     """
 
     classes: int
@@ -41,6 +42,7 @@ class Standard:
     names: tuple[str, ...] = ()
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    by_hand: str = ""
 
     @property
     def is_idx(self) -> bool:
@@ -65,6 +67,7 @@ def _idx_files(folder: str, prefix: str = "", test: str = "t10k") -> tuple[str, 
 
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
+TINY = "tiny-imagenet-200"
 FASHION = (
     "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
 )  # fmt: skip
@@ -93,6 +96,14 @@ STANDARD = {
         100, COLOUR, ("cifar-100-python",), "CIFAR100", (),
         (0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047),
     ),
+    "tiny_imagenet": Standard(
+        200, tiny_imagenet.SHAPE,
+        tuple(f"{TINY}/{name}" for name in (
+            "wnids.txt", "train", "val/val_annotations.txt", "val/images",
+        )),
+        mean=(0.4389, 0.4114, 0.3682), std=(0.2402, 0.2350, 0.2268),
+        by_hand=f"torchvision has no downloader: unpack {TINY}.zip (Stanford, CS231n) there",
+    ),
 }  # fmt: skip
 
 
@@ -110,18 +121,19 @@ def load(name: str, root: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
         raise UserError(
             WHERE,
             f"{name} is not in {root} (looked for {looked})",
-            f"fetch it: raycl data fetch {name}",
+            known.by_hand or f"fetch it: raycl data fetch {name}",
         )
-    if not known.is_idx:
+    folder = (root / known.files[0]).parent
+    if name == "tiny_imagenet":
+        train, test, stored = tiny_imagenet.load(folder)
+    elif known.is_idx:
+        files = idx.find(folder, Path(known.files[0]).name.partition("train")[0])
+        train, test, stored = idx.read(files, transposed=name == "emnist")
+    else:
         return _torchvision(name, root)
-    first = root / known.files[0]
-    files = idx.find(first.parent, first.name.partition("train")[0])
-    train, test, stored = idx.read(files, transposed=name == "emnist")
     if len(stored) != known.classes:
-        raise UserError(
-            WHERE, f"{first.parent} has {len(stored)} classes; {name} has {known.classes}"
-        )
-    return train, test, known.names
+        raise UserError(WHERE, f"{folder} has {len(stored)} classes; {name} has {known.classes}")
+    return train, test, known.names or stored
 
 
 def fetch(name: str, root: Path) -> None:
@@ -131,10 +143,12 @@ def fetch(name: str, root: Path) -> None:
         UserError: Bundled, no network, or ``root`` cannot be written.
     """
     known = STANDARD[name]
-    if not known.torchvision:
+    if not known.files:
         raise UserError("raycl data fetch", f"{name} is bundled; there is nothing to fetch")
     if known.missing(root) is None:
         return
+    if known.by_hand:
+        raise UserError("raycl data fetch", f"{name} is not in {root}", known.by_hand)
     try:
         root.mkdir(parents=True, exist_ok=True)
         for split in ("train", "test"):

@@ -110,6 +110,14 @@ def test_missing_data_says_what_where_and_how(tmp_path: Path, name: str) -> None
     assert name in (datasets.present(config, tmp_path) or "")
 
 
+def test_missing_data_that_nothing_fetches(tmp_path: Path) -> None:
+    said = r"unpack tiny-imagenet-200\.zip .* there"
+    with pytest.raises(UserError, match=f"looked for {tmp_path}/tiny-imagenet-200/.*{said}"):
+        datasets.load(DatasetConfig(name="tiny_imagenet"), tmp_path)
+    with pytest.raises(UserError, match=f"tiny_imagenet is not in {tmp_path}; .*{said}"):
+        datasets.fetch("tiny_imagenet", tmp_path)
+
+
 def test_present(tmp_path: Path) -> None:
     write_idx_set(tmp_path / "MNIST" / "raw")
     assert datasets.present(DIGITS, tmp_path) is None
