@@ -13,6 +13,7 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 from raycl.errors import UserError, nearest
+from raycl.report import pictures
 from raycl.report.formats import FORMATS, WIDTH, print_table, render
 from raycl.report.load import load
 from raycl.report.table import Table, make_table
@@ -32,7 +33,8 @@ def report(
         name: The sweep's name.
         uri: An MLflow tracking URI.
         fmt: One of ``FORMATS``.
-        out: Also write ``report.md``, ``table.csv``, ``table.json`` and ``figures/`` there.
+        out: Also write ``report.md``, ``table.csv``, ``table.json``, ``figures/`` there, and
+            ``pictures/`` if methods made any.
         baseline: The method differences are taken to; ``None``: as the sweep file says.
         file: Where to print; ``None``: standard output.
 
@@ -51,7 +53,7 @@ def report(
     else:
         file.write(render(table, fmt))
     if out is not None:
-        _write(report_files(table), out)
+        _write(report_files(table, MlflowClient(uri)), out)
 
 
 def write_report(
@@ -67,7 +69,7 @@ def write_report(
     Args:
         name: The sweep's name.
         uri: An MLflow tracking URI.
-        out: Folder for ``report.md``, ``table.csv``, ``table.json`` and ``figures/``.
+        out: Folder for the files; see ``report``.
         baseline: As for ``report``.
         log_to_parent: Also attach the files to the sweep's parent run, under ``report/``.
 
@@ -79,27 +81,31 @@ def write_report(
     """
     sweep = load(name, uri)
     table = make_table(sweep, baseline)
-    files = report_files(table)
+    client = MlflowClient(uri)
+    files = report_files(table, client)
     _write(files, out)
     if log_to_parent:
-        _attach(files, MlflowClient(uri), sweep.parent_id)
+        _attach(files, client, sweep.parent_id)
     return table
 
 
-def report_files(table: Table) -> dict[str, bytes]:
+def report_files(table: Table, client: MlflowClient) -> dict[str, bytes]:
     """Every file of a report by its path in the report's folder."""
     from raycl.report import figures  # importing matplotlib takes a second
 
+    of_methods = pictures.fetch(table, client)
     drawn = figures.draw(table)
     shown = [name for name in drawn if name.endswith(".png")]
-    pictures = "\n".join(f"![{Path(name).stem}](figures/{name})\n" for name in shown)
-    text = f"# {table.name}\n\n{pictures}\n{render(table, 'markdown')}"
+    figured = "\n".join(f"![{Path(name).stem}](figures/{name})\n" for name in shown)
+    text = f"# {table.name}\n\n{figured}\n{render(table, 'markdown')}"
+    text += pictures.markdown(of_methods)
     files = {
         "report.md": text.encode(),
         "table.csv": render(table, "csv").encode(),
         "table.json": render(table, "json").encode(),
     }
-    return files | {f"figures/{name}": data for name, data in drawn.items()}
+    files |= {f"figures/{name}": data for name, data in drawn.items()}
+    return files | pictures.files(of_methods)
 
 
 def _write(files: Mapping[str, bytes], folder: Path) -> None:

@@ -215,6 +215,57 @@ def test_report_can_be_attached_to_the_sweep(
     }
 
 
+@pytest.fixture(scope="session")
+def painted(store: Store) -> SweepWriter:
+    """Two benchmarks; pictures of one method on both, with two seeds."""
+    writer = store.sweep("painted", {"methods": [{"name": m} for m in TWO]})
+    for benchmark in ("a", "b"):
+        writer.trial("joint", 0, result({"class": flat(1.0)}), benchmark=benchmark)
+        for seed in (3, 4):
+            found = result({"class": flat(1.0)})
+            run = writer.trial("finetune", seed, found, benchmark=benchmark)
+            for task in (1, 2):
+                picture = Image.new("RGB", (40, 40), (seed, task, 0))
+                store.client.log_image(run, picture, artifact_file=f"pictures/x-task-{task}.png")
+    return writer
+
+
+def test_pictures_of_methods_are_in_the_report(
+    store: Store, painted: SweepWriter, tmp_path: Path
+) -> None:
+    """Those of the first seed; all are in MLflow."""
+    write_report("painted", store.uri, tmp_path, log_to_parent=True)
+    found = {str(p.relative_to(tmp_path)) for p in tmp_path.glob("pictures/**/*.png")}
+    names = [f"pictures/{b}/finetune/x-task-{task}.png" for b in "ab" for task in (1, 2)]
+    assert found == set(names)
+    assert Image.open(tmp_path / names[1]).getpixel((0, 0)) == (3, 2, 0)
+    text = (tmp_path / "report.md").read_text()
+    assert "### pictures: finetune on a, seed 3" in text
+    assert [text.index(f"]({name})") for name in names] == sorted(
+        text.index(f"]({name})") for name in names
+    )
+    below = store.client.list_artifacts(painted.parent, "report")
+    assert "report/pictures" in {file.path for file in below}
+
+
+def test_pictures_that_cannot_be_had_are_left_out(
+    store: Store, painted: SweepWriter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    whole = MlflowClient.download_artifacts
+
+    def lost(self: MlflowClient, run_id: str, path: str, *args: str) -> str:
+        if path == "pictures":
+            raise OSError("gone")
+        return whole(self, run_id, path, *args)
+
+    monkeypatch.setattr(MlflowClient, "download_artifacts", lost)
+    write_report("painted", store.uri, tmp_path)
+    assert not (tmp_path / "pictures").exists()
+    assert "pictures:" not in (tmp_path / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     "value,text", [(None, "–"), (-0.001, "+0.00"), (-1.25, "−1.25"), (37.564, "+37.56")]
 )
