@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -106,7 +107,12 @@ class Normalised(Examples):
         mean: Per channel, in units of 0..1, after ``transform``.
         std: Likewise.
         transform: The benchmark's fixed change of the images, applied batch by batch.
+
+    Attributes:
+        reads_ahead: Whether ``stream`` starts processes of its own.
     """
+
+    reads_ahead: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -131,6 +137,17 @@ class Normalised(Examples):
         chosen.rows = self.rows.index_select(0, index.to(self.rows.device))
         chosen.labels = self.labels.index_select(0, index)
         return chosen
+
+    def stream(self, index: Tensor, sizes: Sequence[int], share: int = 1) -> Iterator[Tensor]:
+        """``raw`` of one batch after another.
+
+        Args:
+            index: int64 (n,), the positions of all batches, on the CPU.
+            sizes: Images of each batch.
+            share: Sets that read ahead at the same time as this one.
+        """
+        for one in torch.split(index.to(self.labels.device), list(sizes)):  # one transfer for all
+            yield self.raw(one)
 
     def prepare(self, raw: Tensor) -> Tensor:
         """See ``Examples.prepare``."""
@@ -209,17 +226,35 @@ class UnionSet(Examples):
         drop_last: bool = False,
     ) -> Iterator[Batch]:
         """See ``Examples.batches``; the order is a permutation of the whole union."""
-        device = self.labels.device
-        for index in in_batches(self.order(batch_size, generator, drop_last), batch_size):
-            part = self._part(index)
-            raw = self._gather(index, part)
+        order = self.order(batch_size, generator, drop_last)
+        part = self._part(order)
+        # What goes where is worked out and moved to the device once: a transfer in every step
+        # would make the host wait for the step before.
+        batch = torch.arange(len(order)) // batch_size
+        place = (batch * len(self.parts) + part).argsort(stable=True).argsort() % batch_size
+        moved = (x.to(self.labels.device) for x in (order, part, place))
+        plan = zip(*(in_batches(x, batch_size) for x in moved), strict=True)
+        for (index, of, where), raw in zip(plan, self._stream(order, part, batch), strict=True):
+            raw = raw.index_select(0, where)
             raw = raw if augment is None else augment(raw)
-            index, part = index.to(device), part.to(device)
-            images = raw.float().mul_(self._scale[part]).add_(self._shift[part])
+            images = raw.float().mul_(self._scale[of]).add_(self._shift[of])
             yield Batch(images, self.labels.index_select(0, index), index)
 
+    def _stream(self, order: Tensor, part: Tensor, batch: Tensor) -> Iterator[Tensor]:
+        """Raw images of each batch, those of the first part first, in each part in ``order``."""
+        share = sum(one.reads_ahead for one in self.parts)
+        batches = int(batch[-1]) + 1 if len(batch) else 0
+        counts, streams = [], []
+        for p, one in enumerate(self.parts):
+            own = part == p
+            counts.append(batch[own].bincount(minlength=batches).tolist())
+            index = order[own] - (self._ends[p] - len(one))
+            streams.append(one.stream(index, [n for n in counts[p] if n], share))
+        for sizes in zip(*counts, strict=True):
+            yield torch.cat([next(s) for s, n in zip(streams, sizes, strict=True) if n])
+
     def _part(self, index: Tensor) -> Tensor:
-        """The part each position lies in; all on the CPU, so that the device need not wait."""
+        """The part each position lies in; all on the CPU."""
         return torch.searchsorted(self._ends, index, right=True)
 
     def _gather(self, index: Tensor, part: Tensor) -> Tensor:

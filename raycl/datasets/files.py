@@ -149,6 +149,8 @@ class FileSet(Normalised):
         rows: int64 (N,), on the CPU; see ``Normalised``, also for the rest.
     """
 
+    reads_ahead = True
+
     def __init__(
         self,
         files: Files,
@@ -179,22 +181,31 @@ class FileSet(Normalised):
         drop_last: bool = False,
     ) -> Iterator[Batch]:
         """See ``Examples.batches``."""
-        device = self.labels.device
-        indices = in_batches(self.order(batch_size, generator, drop_last), batch_size)
+        order = self.order(batch_size, generator, drop_last)
+        indices = in_batches(order.to(self.labels.device), batch_size)
+        stream = self.stream(order, [len(index) for index in indices])
+        for index, raw in zip(indices, stream, strict=True):
+            images = self.prepare(raw if augment is None else augment(raw))
+            yield Batch(images, self.labels.index_select(0, index), index)
+
+    def stream(self, index: Tensor, sizes: Sequence[int], share: int = 1) -> Iterator[Tensor]:
+        """See ``Normalised.stream``."""
+        indices, device = torch.split(index, list(sizes)), self.labels.device
+        workers = min(WORKERS // share, len(sizes))
+        if not workers:  # more sets than cores: decoded in threads of this process
+            yield from (self.raw(one) for one in indices)
+            return
         loader: DataLoader[Tensor | UserError] = DataLoader(
-            _Decoded(self.files, [self.rows[index] for index in indices]),
+            _Decoded(self.files, [self.rows[one] for one in indices]),
             batch_size=None,
-            num_workers=min(WORKERS, len(indices)),
+            num_workers=workers,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # else it draws from the global one
         )
-        for index, loaded in zip(indices, loader, strict=True):
+        for loaded in loader:
             if isinstance(loaded, UserError):
                 raise loaded
-            raw = self._transformed(loaded.to(device, non_blocking=True))
-            images = self.prepare(raw if augment is None else augment(raw))
-            index = index.to(device)
-            yield Batch(images, self.labels.index_select(0, index), index)
+            yield self._transformed(loaded.to(device, non_blocking=True))
 
 
 class _Decoded(TorchDataset[Tensor | UserError]):

@@ -206,6 +206,25 @@ def test_file_sets_of_one_folder_are_merged(photos: Path) -> None:
     assert torch.equal(union.raw(torch.tensor([len(sets[0]) + 5])), sets[1].raw(torch.tensor([5])))
 
 
+@pytest.mark.parametrize("workers", [1, 2])  # 1: fewer than sets that want one
+def test_files_in_a_union_are_read_ahead(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr("raycl.datasets.files.WORKERS", workers)
+    first, second = file_sets(photos)
+    assert isinstance(first, FileSet)
+    other = ((0.1,) * 3, (0.3,) * 3)
+    inverted = FileSet(first.files, first.rows, second.labels, *other, lambda x: 255 - x)
+    stored = ImageSet(first.raw(torch.arange(3)), torch.arange(3), torch.arange(3), *other)
+    parts = (first, stored, inverted)
+    batches = run(UnionSet(parts), 2, 8)
+    assert [len(batch) for batch in batches] == [8] * 4 + [3]
+    images = torch.cat([part.prepare(part.raw(torch.arange(len(part)))) for part in parts])
+    for batch in batches:
+        torch.testing.assert_close(batch.images, images[batch.index])
+        assert torch.equal(batch.labels, UnionSet(parts).labels[batch.index])
+
+
 def test_a_subset_keeps_images_labels_and_order_and_shares_the_store() -> None:
     whole = image_set(transform=lambda x: 255 - x)
     chosen = torch.tensor([7, 2, 2, 19])
