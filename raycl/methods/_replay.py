@@ -165,7 +165,7 @@ class RandomReplay(Replaying):
         scale, shift = 1 / (255 * std), -mean / std
         for batch in batches:
             drawn = torch.randint(stored, (len(batch),), generator=context.method_generator)
-            drawn = drawn.to(context.device)
+            drawn = drawn.to(context.device, non_blocking=True)
             raw, task = memory.images.index_select(0, drawn), memory.tasks.index_select(0, drawn)
             raw = raw if context.augment is None else context.augment(raw)
             old = raw.float().mul_(scale[task]).add_(shift[task])
