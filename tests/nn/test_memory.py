@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raycl.nn.memory import ExemplarMemory, quotas
+from raycl.nn.memory import ExemplarMemory, Order, herding, nearest, quotas
 
 
 class Fed:
@@ -125,3 +125,70 @@ def test_size_is_fixed_by_the_configuration() -> None:
         "labels": torch.int64,
         "tasks": torch.int64,
     }
+
+
+FEATURES = torch.tensor([0, 1, 1.2, 5])[:, None]  # their mean is 1.8
+
+
+def test_orders() -> None:
+    assert nearest(FEATURES, 4).tolist() == [2, 1, 0, 3]
+    assert herding(FEATURES, 4).tolist() == [2, 1, 3, 0]
+
+
+@pytest.mark.parametrize("order", [nearest, herding])
+def test_fewer_are_the_first_of_more(order: Order) -> None:
+    features = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
+    every = order(features, 30).tolist()
+    assert sorted(every) == list(range(30))
+    for count in (0, 1, 7, 29):
+        assert order(features, count).tolist() == every[:count]
+    assert order(features[:0], 0).tolist() == []
+
+
+def test_herding_is_greedy() -> None:
+    features = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    mean, chosen = features.mean(0), herding(features, 12).tolist()
+    for k in range(12):
+        distance = {
+            i: float((features[[*chosen[:k], i]].mean(0) - mean).norm())
+            for i in range(12)
+            if i not in chosen[:k]
+        }
+        assert min(distance, key=distance.__getitem__) == chosen[k]
+
+
+@pytest.mark.parametrize("order", [nearest, herding])
+def test_a_later_memory_is_a_prefix(order: Order) -> None:
+    memory = ExemplarMemory(13, (2, 1, 1))
+    generator = torch.Generator().manual_seed(0)
+    first: dict[int, list[int]] = {}
+    for task in range(4):
+        labels = torch.tensor([2 * task, 2 * task + 1]).repeat(9)
+        features = torch.randn(18, 3, generator=generator)
+        images = torch.stack([labels, torch.arange(18)], 1).to(torch.uint8)[:, :, None, None]
+        classes = [(c // 2, c) for c in range(2 * task + 2)]
+        memory.update_in_order(classes, labels, images.__getitem__, features, order)
+        for c in (2 * task, 2 * task + 1):
+            own = (labels == c).nonzero()[:, 0]
+            first[c] = own[order(features[own], 9)].tolist()
+        rows = memory.images[:, :, 0, 0].tolist()
+        for c, ranked in first.items():
+            kept = [number for label, number in rows if label == c]
+            assert kept == ranked[: len(kept)]
+        kept = quotas([9] * len(classes), 13)
+        assert [memory.labels.tolist().count(c) for c in first] == kept
+    assert kept == [1, 1, 1, 2, 2, 2, 2, 2]
+
+
+def test_old_images_come_from_the_slots_given() -> None:
+    fed = Fed(6)
+    fed.feed(0, {0: 20, 1: 20})
+    kept = fed.memory.images.clone()
+    classes, labels = [*fed.classes, (1, 2)], torch.full((20,), 2)
+    images = torch.full((20, 3, 1, 1), 9, dtype=torch.uint8)
+    slots = torch.tensor([1, 1, 1, 4, 5])
+    fed.memory.update(classes, labels, images.__getitem__, fed.generator, slots)
+    assert fed.memory.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    old = fed.memory.images[:4]
+    assert torch.equal(old[:2], kept[[1, 1]])  # twice the same
+    assert sorted(old[2:, 2, 0, 0].tolist()) == sorted(kept[[4, 5], 2, 0, 0].tolist())
