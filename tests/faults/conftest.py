@@ -66,6 +66,11 @@ class Fragile(Finetune):
             os.kill(os.getpid(), signal.SIGKILL)
 
         return with_accident
+
+    def pictures(self):
+        """The head's weights."""
+        grey = self.head.weight.sigmoid().mul(255).byte()
+        return {"head": grey.expand(3, -1, -1)}
 '''
 
 

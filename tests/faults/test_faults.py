@@ -57,6 +57,15 @@ def steps(lab: Lab, run: Any, metric: str) -> list[int]:
     return sorted(point.step for point in client.get_metric_history(run.info.run_id, metric))
 
 
+def pictures(lab: Lab, run: Any) -> list[str]:
+    """Those of the method among a run's artifacts."""
+    client = MlflowClient(f"sqlite:///{lab.runs}/mlflow.db")
+    return sorted(Path(a.path).name for a in client.list_artifacts(run.info.run_id, "pictures"))
+
+
+PICTURES = [f"head-task-{task}.png" for task in (1, 2, 3)]
+
+
 def test_worker_killed_at_a_random_step_of_each_task(lab: Lab) -> None:
     sweep = lab.sweep(checkpoint={"every_s": 0}, failures={"max_retries": 3})
     expected = undisturbed(sweep, lab.path)
@@ -73,6 +82,7 @@ def test_worker_killed_at_a_random_step_of_each_task(lab: Lab) -> None:
     assert sum(int(run.data.tags["raycl.attempt"]) for run in runs) == 3 + 3
     for run in runs:
         assert steps(lab, run, "eval/class/average_accuracy") == [1, 2, 3]
+        assert pictures(lab, run) == PICTURES
 
 
 def test_driver_killed(lab: Lab) -> None:
@@ -106,6 +116,7 @@ def test_driver_killed(lab: Lab) -> None:
     runs = tracked(lab)
     assert len(runs) == 4
     assert {run.info.status for run in runs} == {"FINISHED"}
+    assert all(pictures(lab, run) == PICTURES for run in runs)
 
     trace = lab.trace()
     assert "nothing to run" in lab.run("run", str(sweep))
@@ -141,6 +152,7 @@ def test_interrupted_damaged_and_resumed(lab: Lab, number: signal.Signals) -> No
         assert f"continues from {newest}" in output
     assert results(lab) == undisturbed(sweep, lab.path)
     assert {run.info.status for run in tracked(lab)} == {"FINISHED"}
+    assert all(pictures(lab, run) == PICTURES for run in tracked(lab))
 
 
 def test_one_failed_trial_stops_no_other(lab: Lab) -> None:

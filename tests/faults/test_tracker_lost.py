@@ -75,5 +75,8 @@ def test_values_wait_on_disk(lab: Lab) -> None:
             if run.data.tags["raycl.kind"] == "trial":
                 history = client.get_metric_history(run.info.run_id, "eval/class/average_accuracy")
                 assert sorted(point.step for point in history) == [1, 2, 3]
+                pictures = client.list_artifacts(run.info.run_id, "pictures")
+                names = [f"pictures/head-task-{task}.png" for task in (1, 2, 3)]
+                assert sorted(file.path for file in pictures) == names
         table = lab.run("report", "fault", "--tracking-uri", uri)
         assert "not in the table" not in table
