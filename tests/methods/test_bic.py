@@ -101,10 +101,10 @@ def test_loss_of_training(apply):
     """lambda = 2/3, and earlier pairs are used for both networks."""
     method, task = three_tasks(apply_at_eval=apply)
     says(method.head, [1.0, 2.0, 3.0])
-    says(method.teacher, [0.5, -1.0, 7.0])
+    says(method.teacher, [0.5, -3.0, 7.0])
     terms = method.objective(task)(image_of(2))
     plain = F.cross_entropy(torch.tensor([[1.0, 5.0, 3.0]]), torch.tensor([2]))
-    kept = soft_cross_entropy(torch.tensor([[1.0, 5.0]]), torch.tensor([[0.5, -1.0]]))
+    kept = soft_cross_entropy(torch.tensor([[1.0, 5.0]]), torch.tensor([[0.5, -5.0]]))
     assert terms["cross_entropy"].item() == pytest.approx(plain.item() / 3)
     assert terms["distillation"].item() == pytest.approx(2 / 3 * kept.item())
 
