@@ -204,7 +204,8 @@ class Method(nn.Module, ABC):
 
         Returns:
             Name (a file's stem, e.g. ``inversion``: letters, digits, ``.``, ``_``, ``-``) to one
-            image: uint8 (3, H, W). At most 16; sides longer than 1024 pixels are shrunk.
+            image: uint8 (3, H, W). At most 16. In the files, images with a side of more than 1024
+            pixels are shrunk, and each pixel of a small one is a square of several.
         """
         return {}
 

@@ -18,6 +18,9 @@ MOST = 16
 """Pictures of one task."""
 LONGEST = 1024
 """Pixels of a side; what is larger is shrunk in its file."""
+READABLE = 512
+"""Pixels of a side that a small picture may be enlarged to, each pixel to a square."""
+NEAREST = Image.Resampling.NEAREST
 _STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -51,9 +54,11 @@ def named(found: Mapping[str, Tensor], task: int, tasks: int) -> dict[str, Tenso
 
 
 def png(image: Tensor) -> bytes:
-    """A PNG file of uint8 (3, H, W), shrunk if a side is longer than ``LONGEST``."""
+    """A PNG file of uint8 (3, H, W), of a size that MLflow's page and a table can show."""
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     picture.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
+    times = max(1, READABLE // max(picture.size))
+    picture = picture.resize((times * picture.width, times * picture.height), NEAREST)
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return file.getvalue()

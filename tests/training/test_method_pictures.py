@@ -145,11 +145,14 @@ def opened(file: bytes) -> Image.Image:
     return Image.open(io.BytesIO(file))
 
 
-def test_a_file_holds_the_pixels() -> None:
+def test_a_file_holds_the_pixels_as_squares() -> None:
     image = noise().permute(0, 2, 1)  # not contiguous
     picture = opened(pictures.png(image))
-    assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (6, 8))
-    assert np.array_equal(np.asarray(picture), image.permute(1, 2, 0).numpy())
+    assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (6 * 64, 8 * 64))
+    squares = image.permute(1, 2, 0).numpy().repeat(64, axis=0).repeat(64, axis=1)
+    assert np.array_equal(np.asarray(picture), squares)
+    large = torch.zeros(3, 300, 257, dtype=torch.uint8)
+    assert opened(pictures.png(large)).size == (257, 300), "too large to be twice as large"
 
 
 def test_what_is_too_large_is_shrunk() -> None:
