@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from raycl.benchmarks.base import Task, TaskInfo
+from raycl.benchmarks.base import Task
 from raycl.datasets.examples import Batch
-from raycl.methods.base import Classifier, Context, Losses, Outputs, masked_cross_entropy
+from raycl.methods._taught import TaughtClassifier
+from raycl.methods.base import Losses, Outputs, masked_cross_entropy
 
 SMOOTHING = 1e-5
 """eps in ``distillation``."""
 
 
-class LwF(Classifier):
+class LwF(TaughtClassifier):
     """Knowledge distillation from the network as it was before the task, on the task's own images.
 
     Paper:
@@ -49,44 +49,17 @@ class LwF(Classifier):
         * Heads are rows of one linear layer, see ``finetune``.
     """
 
-    class Config(Classifier.Config):
+    class Config(TaughtClassifier.Config):
         """Options of LwF."""
 
         outputs: Outputs = "task"
         lam: float = Field(2.0, ge=0, description="weight of the distillation of each old head")
         temperature: float = Field(1.0, gt=0, description="divides the logits in the distillation")
 
-    teacher: nn.Sequential | None
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.teacher = None
-
-    def add_task(self, task: TaskInfo) -> None:
-        """Make room for the teacher when the second task comes."""
-        if task.index == 1:
-            self.teacher = copy.deepcopy(self.network)
-
-    def begin_task(self, task: Task) -> None:
-        """The network as it is becomes the teacher."""
-        if self.teacher is not None:
-            self.teacher.load_state_dict(self.network.state_dict())
-
-    def train(self, mode: bool = True) -> LwF:
-        """See ``nn.Module.train``; the teacher stays in eval mode."""
-        super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
-        return self
-
-    def trainable(self) -> list[nn.Parameter]:
-        """See ``Classifier.trainable``; without the teacher."""
-        return list(self.network.parameters())
-
     def objective(self, task: Task) -> Callable[[Batch], Losses]:
         """See ``Classifier.objective``."""
-        teacher, config = self.teacher, self.config
-        if teacher is None:
+        config = self.config
+        if self.teacher is None:
             return super().objective(task)
         active = self.active(task.info)
         old = [t.classes for t in self.context.stream.tasks[: task.info.index]]
@@ -94,8 +67,7 @@ class LwF(Classifier):
 
         def loss(batch: Batch) -> Losses:
             z = self.logits(batch.images, task.info.index)
-            with torch.no_grad():
-                target = teacher(batch.images)
+            target = self.taught(batch.images)
             return {
                 "cross_entropy": masked_cross_entropy(z, batch.labels, active),
                 "distillation": config.lam * distillation(z, target, heads, config.temperature),
