@@ -83,7 +83,9 @@ class Phase:
             gradients while the phase lasts.
         batches: Makes one epoch's batches.
         loss: A batch to a scalar, or to named terms whose sum is minimised (each is logged).
-            The method is in train mode.
+            The method is in train mode. With ``train.precision: bfloat16`` it is computed under
+            autocast, as is ``score``: networks give rounded numbers, see
+            ``raycl.training.precision``.
         schedule: Makes the learning-rate schedule of the optimiser, stepped once per epoch.
         step_schedule: Step the schedule after every optimiser step instead.
         clip_norm: Bound of the gradient's global norm.
