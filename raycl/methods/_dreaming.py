@@ -230,7 +230,7 @@ class Dreaming(Classifier):
             synthetic = self.generator(self.noise(len(real)))
         images = torch.cat([real, synthetic.to(real.dtype)])
         features = backbone(images)
-        logits = head(features)
+        logits = head(features).float()
         chosen = old[logits[len(real) :].index_select(1, old).argmax(1)]
         return Replay(images, features, logits, chosen)
 

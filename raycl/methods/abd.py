@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from raycl.benchmarks.base import Task, TaskInfo
 from raycl.datasets.examples import Batch
 from raycl.errors import UserError
-from raycl.methods._dreaming import Dreaming, Replay
+from raycl.methods._dreaming import Dreaming
 from raycl.methods.base import Context, Losses, masked_cross_entropy
 from raycl.nn.inversion import normalisations
 
@@ -105,8 +105,7 @@ class ABD(Dreaming):
             return super().objective(task)
         config, old, active = self.config, self.old(task.info), self.active(task.info)
         new = torch.tensor(sorted(task.info.classes), device=self.context.device)
-        n_old, n_new = len(old), len(new)
-        weight_old, weight_new = n_old / (n_old + n_new), n_new / (n_old + n_new)
+        weight_old, weight_new = balance(len(old), len(new))
         weights = torch.full((self.context.stream.num_outputs,), weight_new, device=old.device)
         weights[old] = weight_old
         head: nn.Linear = self.teacher[1]  # type: ignore[assignment]
@@ -120,26 +119,43 @@ class ABD(Dreaming):
                 features = self.backbone(replay.images)
             local = masked_cross_entropy(self.head(features[:size]), batch.labels, new)
             labels = torch.cat([batch.labels, replay.chosen])
-            z = self.head(features.detach()).index_select(1, active)
-            each = F.cross_entropy(z, torch.searchsorted(active, labels), reduction="none")
+            separated = separation(self.head(features.detach()), labels, active, weights)
             return {
                 "local": weight_new * local if config.local_ce_weighted else local,
-                "separation": config.ft_weight * (weights[labels] * each).mean(),
-                "distillation": config.mu * drift(features, replay, w_old),
+                "separation": config.ft_weight * separated,
+                "distillation": config.mu * drift(features, replay.features, w_old),
             }
 
         return loss
 
 
-def drift(features: Tensor, replay: Replay, head: Tensor) -> Tensor:
+def balance(n_old: int, n_new: int) -> tuple[float, float]:
+    """Weights w of an old and of a new class; half of the images being old, classes weigh alike."""
+    return n_old / (n_old + n_new), n_new / (n_old + n_new)
+
+
+def separation(logits: Tensor, labels: Tensor, outputs: Tensor, weights: Tensor) -> Tensor:
+    """L_ft: the mean over images of w(y) CE(z[outputs], y).
+
+    Args:
+        logits: (N, num_outputs).
+        labels: int64 (N,), output ids.
+        outputs: int64 (K,), sorted.
+        weights: w of every output, (num_outputs,).
+    """
+    chosen, targets = logits.index_select(1, outputs), torch.searchsorted(outputs, labels)
+    return (weights[labels] * F.cross_entropy(chosen, targets, reduction="none")).mean()
+
+
+def drift(features: Tensor, old_features: Tensor, head: Tensor) -> Tensor:
     """L_kd: the mean square, over images and old classes, of how far a logit of the old head moved.
 
     Args:
         features: (N, F).
-        replay: With the old features.
+        old_features: Those of the teacher, (N, F).
         head: W_old[old], (n_old, F).
     """
-    return F.linear(features - replay.features, head).square().mean()
+    return F.linear(features.float() - old_features.float(), head).square().mean()
 
 
 @contextmanager

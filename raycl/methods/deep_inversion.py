@@ -71,21 +71,37 @@ class DeepInversion(Dreaming):
         seen, tau = self.seen(task.info), float(config.temperature)
         among_seen = (seen[:, None] == old).any(1).nonzero().flatten()
 
-        def synthetic(z: Tensor, q: Tensor) -> Tensor:
-            p = (q.index_select(1, old) / tau).softmax(1)
-            log = (z.index_select(1, seen) / tau).log_softmax(1)
-            return -(p * log.index_select(1, among_seen)).sum() / len(z)
-
         def loss(batch: Batch) -> Losses:
             size = len(batch)
             replay = self.replay(batch.images, old)
             z = self.logits(replay.images, None)
-            q = replay.logits
-            student, teacher = (x[:size].index_select(1, old) for x in (z, q))
+            student, teacher = (x[:size].index_select(1, old) for x in (z, replay.logits))
+            dreamt = padded_distillation(
+                z[size:].index_select(1, seen),
+                replay.logits[size:].index_select(1, old),
+                among_seen,
+                tau,
+            )
             return {
                 "cross_entropy": masked_cross_entropy(z[:size], batch.labels, active),
                 "distillation": config.mu * soft_cross_entropy(student, teacher, tau),
-                "synthetic_distillation": config.mu * synthetic(z[size:], q[size:]),
+                "synthetic_distillation": config.mu * dreamt,
             }
 
         return loss
+
+
+def padded_distillation(
+    student: Tensor, teacher: Tensor, old: Tensor, temperature: float
+) -> Tensor:
+    """H': soft cross-entropy over seen classes, where the new ones have target zero.
+
+    Args:
+        student: Logits of seen classes (B, n_seen).
+        teacher: Logits of old classes (B, n_old), without gradient.
+        old: int64 (n_old,), where the old classes are among the seen ones.
+        temperature: tau.
+    """
+    p = (teacher / temperature).softmax(1)
+    log_p = (student / temperature).log_softmax(1).index_select(1, old)
+    return -(p * log_p).sum() / len(student)

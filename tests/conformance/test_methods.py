@@ -6,12 +6,15 @@ from raycl import registry
 from raycl.testing import MethodConformance
 
 OPTIONS: dict[str, dict[str, object]] = {
+    "abd": {"power_iterations": 6, "latent": 8},
     "bic": {"memory_size": 20},
+    "deep_inversion": {"power_iterations": 6, "latent": 8},
     "dgr": {"latent": 16, "width": 0.1},
     "e2e": {"memory_size": 12},
     "ewc": {"lam": 5.0},  # 5000 needs train.clip_norm
     "imm_mode": {"merge": "mode"},
     "lwf_coreset": {"memory_size": 12, "replay": "list_with_duplicates"},
+    "lwf_synthetic": {"power_iterations": 6, "latent": 8},
     "naive_rehearsal": {"memory_size": 12},
     "online_ewc": {"fisher_samples": 20},
 }

@@ -11,6 +11,7 @@ from raycl.testing import finish, tensors
 METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "bic": ("bic", {"memory_size": 40}),
     "blip": ("blip", {}),
+    "deep_inversion": ("deep_inversion", {"power_iterations": 4, "latent": 8}),
     "e2e": ("e2e", {"memory_size": 40}),
     "ewc": ("ewc", {"lam": 50}),
     "ewc, single images": ("ewc", {"lam": 5, "fisher": "per_example"}),
@@ -23,6 +24,7 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "lwf_mc": ("lwf_mc", {}),
     "lwf_mc, softmax": ("lwf_mc", {"loss": "softmax"}),
     "lwf_seen": ("lwf_seen", {}),
+    "lwf_synthetic": ("lwf_synthetic", {"power_iterations": 4, "latent": 8}),
     "naive_rehearsal": ("naive_rehearsal", {}),
     "naive_rehearsal, list": ("naive_rehearsal", {"replay": "list"}),
     "online_ewc": ("online_ewc", {}),
@@ -39,6 +41,7 @@ PENALISED = [
 """Those with a second term of their loss, weighed by ``lam``."""
 OLD_HEADS_MOVE = {
     "bic",
+    "deep_inversion",
     "e2e",
     "joint",
     "lwf",
@@ -46,6 +49,7 @@ OLD_HEADS_MOVE = {
     "lwf_mc",
     "lwf_mc, softmax",
     "lwf_seen",
+    "lwf_synthetic",
     "naive_rehearsal",
     "naive_rehearsal, list",
 }
