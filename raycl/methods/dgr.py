@@ -130,8 +130,8 @@ class DGR(Classifier):
         return [*self.network.parameters(), *self.vae.parameters()]
 
     def logits(self, images: Tensor, task_id: int | None) -> Tensor:
-        """See ``Method.logits``."""
-        return self.network(self.plain(images))  # type: ignore[no-any-return]
+        """See ``Method.logits``. float32 under autocast too."""
+        return self.network(self.plain(images)).float()  # type: ignore[no-any-return]
 
     def plain(self, images: Tensor) -> Tensor:
         """Normalised images to images in [0, 1]."""
@@ -149,7 +149,7 @@ class DGR(Classifier):
             if scholar is not None:
                 drawn, answers = self.replay(scholar, n, old)
                 x, y = torch.cat([x, drawn]), torch.cat([y, old[answers.argmax(1)]])
-            z = self.network(x)
+            z = self.network(x).float()
             w = weights.index_select(0, y)
             logits, mean, log_variance = self.vae(x, self._noise(len(x)))
             terms = {
@@ -168,7 +168,7 @@ class DGR(Classifier):
     def replay(self, scholar: nn.ModuleDict, count: int, old: Tensor) -> tuple[Tensor, Tensor]:
         """Images of the scholar's (count, C, H, W), and its logits of the old outputs for them."""
         drawn = scholar["vae"].sample(self._noise(count))  # type: ignore[operator]
-        return drawn, scholar["network"](drawn).index_select(1, old)
+        return drawn, scholar["network"](drawn).float().index_select(1, old)
 
     def class_weights(self, task: TaskInfo) -> Tensor:
         """w: float (num_outputs,); see ``DGR``."""

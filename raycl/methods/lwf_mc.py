@@ -62,7 +62,7 @@ class LwFMC(TaughtClassifier):
 
     def objective(self, task: Task) -> Callable[[Batch], Losses]:
         """See ``Classifier.objective``."""
-        teacher, device = self.teacher, self.context.device
+        device = self.context.device
         distilled = sorted(set(self.old(task.info).tolist()) - set(task.info.classes))
         rest = sorted(set(self.active(task.info).tolist()) - set(distilled))
         old, new = (
@@ -73,10 +73,9 @@ class LwFMC(TaughtClassifier):
         def loss(batch: Batch) -> Losses:
             z = self.logits(batch.images, None)
             labels = torch.searchsorted(new, batch.labels)
-            if teacher is None:
+            if self.teacher is None:
                 return terms(None, z.index_select(1, new), None, labels)["cross_entropy"]
-            with torch.no_grad():
-                target = teacher(batch.images).index_select(1, old)
+            target = self.taught(batch.images).index_select(1, old)
             return terms(z.index_select(1, old), z.index_select(1, new), target, labels)
 
         return loss

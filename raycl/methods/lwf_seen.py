@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from pydantic import Field
 
 from raycl.benchmarks.base import Task
@@ -54,15 +53,14 @@ class LwFSeen(TaughtClassifier):
 
     def objective(self, task: Task) -> Callable[[Batch], Losses]:
         """See ``Classifier.objective``."""
-        teacher, config = self.teacher, self.config
-        if teacher is None:
+        config = self.config
+        if self.teacher is None:
             return super().objective(task)
         active, old = self.active(task.info), self.old(task.info)
 
         def loss(batch: Batch) -> Losses:
             z = self.logits(batch.images, None)
-            with torch.no_grad():
-                target = teacher(batch.images).index_select(1, old)
+            target = self.taught(batch.images).index_select(1, old)
             kept = soft_cross_entropy(z.index_select(1, old), target, config.temperature)
             return {
                 "cross_entropy": masked_cross_entropy(z, batch.labels, active),

@@ -81,7 +81,7 @@ def reconstruction(logits: Tensor, images: Tensor) -> Tensor:
         logits: Of the reconstruction (B, C, H, W).
         images: (B, C, H, W) in [0, 1].
     """
-    pixels = F.binary_cross_entropy_with_logits(logits, images, reduction="none")
+    pixels = F.binary_cross_entropy_with_logits(logits.float(), images, reduction="none")
     return pixels.flatten(1).mean(1)
 
 
