@@ -110,6 +110,28 @@ def test_every_method_of_blip_competes_inside_the_task(path):
         assert cls.Config.model_validate(block).outputs == "task", plan.method
 
 
+@pytest.mark.parametrize("name, trials", [("table1", 63), ("table2", 54)])
+def test_tables_of_data_free_learning_are_trained_as_published(name, trials):
+    """The recipe of arXiv 2106.09701, in every trial; only dgr has no weight decay."""
+    sweep = spec.load(SWEEPS / "dfcil" / f"{name}.yaml")
+    plans = expand.final_plans(sweep, {})
+    assert len(plans) == trials
+    for plan in plans:
+        train, benchmark = plan.config["train"], plan.config["benchmark"]
+        assert (train["epochs"], train["batch_size"], train["drop_last"]) == (250, 128, True)
+        assert (train["lr"], train["momentum"], train["nesterov"]) == (0.1, 0.9, False)
+        assert train["weight_decay"] == (0 if plan.method == "dgr" else 2e-4)
+        assert train["schedule"]["milestones"] == [100, 150, 200]
+        assert train["augment"] == "jitter_crop_flip"
+        assert (benchmark["dataset"]["name"], benchmark["validation"]) == ("cifar100", 0)
+        cls = registry.find("raycl.methods", Method, plan.config["method"]["name"])
+        options = cls.Config.model_validate(plan.config["method"]).model_dump()
+        published = {"outputs": "seen", "power_iterations": 10_000, "memory_size": 2000}
+        published |= {"temperature": 2, "mu": 0.1 if plan.method == "abd" else 1}
+        published |= {"replay": "list_with_duplicates", "stage2_lr_factor": 0.01, "holdout": 0.1}
+        assert {k: v for k, v in options.items() if published.get(k, v) != v} == {}
+
+
 def test_quickstart_can_be_run_here(tmp_path):
     assert list(spec.check_data(spec.load(SWEEPS / "quickstart.yaml"), tmp_path)) == ["digits"]
 
