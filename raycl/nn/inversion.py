@@ -276,11 +276,10 @@ class ChannelMoments(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         """The mean's derivative is 1 / n, the variance's 2 (x - mean) / n."""
         x, mean = ctx.saved_tensors
-        count = x.numel() // x.shape[1]
-        scale = grads[1] * (2 / count)
-        shift = grads[0] / count - scale * mean
-        shape = _channels(x)
-        return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(x.dtype)
+        count, shape = x.numel() // x.shape[1], _channels(x)
+        shift = torch.addcmul(grads[0], grads[1], mean, value=-2) / count
+        grad = torch.addcmul(shift.view(shape), x, grads[1].view(shape), value=2 / count)
+        return grad.to(x.dtype)
 
 
 def _channels(x: Tensor) -> tuple[int, ...]:
