@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -56,8 +56,8 @@ class BiC(OrderedReplay, TaughtClassifier):
           ``apply_at_eval: false`` does that. Which of the two gave its figures is not known.
         * ``freeze_bn``: there running statistics move in the phase ``bias``; ``freeze_bn: false``.
         * With ``drop_last`` and fewer held-out images than a batch, that code takes no step, so
-          that the pair stays (1, 0) (Tiny-ImageNet in 20 tasks with batches of 128: from task 12
-          on). Here they are one short batch.
+          that the pair stays (1, 0) (Tiny-ImageNet in 20 tasks with batches of 128: in task 12,
+          with 120 images). Here they are one short batch.
         * Where h is 0, because fewer images were stored than there is room for, there is no phase
           ``bias`` and the pair stays (1, 0). A ``memory_size`` that makes h 0 is refused.
         * A class with no more than h images keeps one of them for training.
@@ -207,11 +207,12 @@ def _check(config: BiC.Config, stream: StreamInfo) -> None:
             "bic corrects the outputs of each task, but here tasks share outputs",
             "take a class-incremental stream",
         )
-    n_old = stream.num_outputs - len(tasks[-1].classes)
-    if int(config.holdout * config.memory_size) < n_old:
+    n_old, share = stream.num_outputs - len(tasks[-1].classes), config.holdout
+    if int(share * config.memory_size) < n_old:
+        least = next(m for m in itertools.count(int(n_old / share)) if int(share * m) >= n_old)
         raise UserError(
             "method.memory_size",
-            f"{config.holdout:g} of {config.memory_size} images is less than one of each of "
+            f"{share:g} of {config.memory_size} images is less than one of each of "
             f"{n_old} old classes",
-            f"at least {math.ceil(n_old / config.holdout)}",
+            f"at least {least}",
         )

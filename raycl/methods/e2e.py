@@ -51,7 +51,8 @@ class E2E(OrderedReplay, TaughtClassifier):
         * No noise on the gradients; augmentation as in the ``train`` block, not twelvefold.
     Departures from the code of arXiv 2106.09701:
         * ``fix_kd``: there the last term compares z[t] with the first n_t outputs of g, which are
-          of old classes, and h goes unused; ``fix_kd: false`` does that.
+          of old classes (as long as there are so many), and h goes unused; ``fix_kd: false`` does
+          that.
         * ``freeze_bn``: there running statistics move in the balanced phase; ``freeze_bn: false``.
         * With ``drop_last`` and fewer exemplars than a batch, the balanced phase takes them in one
           short batch.

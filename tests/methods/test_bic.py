@@ -96,15 +96,15 @@ def test_correction_at_test(apply):
 # ------------------------------------------------------------------ the losses
 
 
-@pytest.mark.parametrize("apply", [True, False])
-def test_loss_of_training(apply):
+@pytest.mark.parametrize("apply, tau", [(True, 2.0), (False, 2.0), (True, 5.0)])
+def test_loss_of_training(apply, tau):
     """lambda = 2/3, and earlier pairs are used for both networks."""
-    method, task = three_tasks(apply_at_eval=apply)
+    method, task = three_tasks(apply_at_eval=apply, temperature=tau)
     says(method.head, [1.0, 2.0, 3.0])
     says(method.teacher, [0.5, -3.0, 7.0])
     terms = method.objective(task)(image_of(2))
     plain = F.cross_entropy(torch.tensor([[1.0, 5.0, 3.0]]), torch.tensor([2]))
-    kept = soft_cross_entropy(torch.tensor([[1.0, 5.0]]), torch.tensor([[0.5, -5.0]]))
+    kept = soft_cross_entropy(torch.tensor([[1.0, 5.0]]), torch.tensor([[0.5, -5.0]]), tau)
     assert terms["cross_entropy"].item() == pytest.approx(plain.item() / 3)
     assert terms["distillation"].item() == pytest.approx(2 / 3 * kept.item())
 
@@ -153,7 +153,9 @@ def test_hold_out_of_the_paper(classes, tasks, monkeypatch):
         assert held.labels.bincount().tolist() == [h] * (len(held) // h)
         assert len(rest) + len(held) == len(task.train) + stored
         found.append((h, len(held)))
-        bias = method.phases(task)[1]
+        training, bias = method.phases(task)
+        if index == 1:
+            assert len(list(training.batches())) == len(rest) // 128
         steps = len(list(bias.batches()))
         # that code takes no step with 120 images; here they are one short batch
         assert steps == max(1, len(held) // 128)
@@ -298,3 +300,10 @@ def test_a_memory_that_holds_nothing_out_is_refused(build):
     build("bic", memory_size=20)
     with pytest.raises(UserError, match="at least 40"):
         build("bic", memory_size=39, holdout=0.05)
+
+
+def test_the_memory_that_is_asked_for_is_accepted():
+    """29 / 0.29 is 100, but int(0.29 * 100) is 28."""
+    with pytest.raises(UserError, match="at least 101"):
+        make("bic", split(58, 2), memory_size=100, holdout=0.29)
+    make("bic", split(58, 2), memory_size=101, holdout=0.29)
