@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,19 +82,22 @@ def test_loss_of_the_balanced_phase(fix_kd, own):
 
 
 def test_weights_of_three_tasks():
-    method = make("e2e", [[0, 1], [2, 3], [4, 5, 6]], width=3)
+    method = make("e2e", [[0, 1], [2, 3], [4, 5, 6]], width=3, temperature=3)
     for index in range(2):
         pass_over(method, numbered(method, index, 5))
     task = enter(method, numbered(method, 2, 5))
     z, q, h = (torch.randn(7).tolist() for _ in range(3))
-    terms = method.balanced_objective(task)(logits_of(method, z, q, h))
+    batch = logits_of(method, z, q, h)
+    terms = method.balanced_objective(task)(batch)
 
     def distilled(student, teacher, classes):
         s, t = (torch.tensor([[x[c] for c in classes]]) for x in (student, teacher))
-        return F.cross_entropy(s / 2, (t / 2).softmax(1)).item()
+        return F.cross_entropy(s / 3, (t / 3).softmax(1)).item()
 
-    old = (distilled(z, q, [0, 1]) + distilled(z, q, [2, 3])) * 2 / 7
-    assert terms["distillation"].item() == pytest.approx(old, rel=1e-5)
+    old = distilled(z, q, [0, 1]) + distilled(z, q, [2, 3])
+    first = method.objective(task)(batch)
+    assert first["distillation"].item() == pytest.approx(old * 2 / 4, rel=1e-5)
+    assert terms["distillation"].item() == pytest.approx(old * 2 / 7, rel=1e-5)
     own = distilled(z, h, [4, 5, 6]) * 3 / 7
     assert terms["distillation_new"].item() == pytest.approx(own, rel=1e-5)
 
@@ -221,6 +226,35 @@ def test_what_is_refused(build, method):
     plateau = {"select": "validation_loss", "schedule": {"name": "plateau"}}
     with pytest.raises(UserError, match=r"train\.schedule: plateau is not for"):
         build(method, train=plateau)
+
+
+MIXED = ["e2e", "bic", "naive_rehearsal", "lwf_coreset"]
+
+
+@pytest.mark.parametrize("method", MIXED)
+def test_images_are_augmented_in_training_and_as_they_are_in_ranking(method):
+    options = {} if method in ("e2e", "bic") else {"replay": "list"}
+    made = make(method, [[0], [1]], memory_size=20, train={"clip_norm": 0.5}, **options)
+    made.context = dataclasses.replace(made.context, augment=lambda images: 255 - images)
+    pass_over(made, numbered(made, 0, 30))
+    task = enter(made, numbered(made, 1, 30))
+    for phase in made.phases(task):
+        images = torch.cat([batch.images for batch in phase.batches()])
+        assert images[:, 1].round().eq(255).all(), phase.name  # the pixel is 0 in the data
+        assert phase.clip_norm == 0.5
+    if not options:
+        plain = task.train.raw(torch.arange(30)).flatten(1).float()
+        torch.testing.assert_close(made.features(task.train), plain)
+
+
+@pytest.mark.parametrize("method", ["e2e", "bic", "lwf_coreset"])
+def test_each_task_has_the_network_before_it_as_its_teacher(method):
+    made = make(method, split(4, 4), memory_size=40)
+    for index in range(4):
+        torch.nn.init.normal_(made.head.weight)
+        pass_over(made, numbered(made, index, 20))
+        if index:
+            assert torch.equal(made.teacher[1].weight, made.head.weight)
 
 
 class Interrupted(MethodConformance):
