@@ -11,7 +11,7 @@ from torch import nn
 from raycl.errors import UserError
 from raycl.methods._dreaming import arrangement
 from raycl.methods.abd import balance, drift, moved_twice, separation
-from raycl.nn.inversion import normalisations
+from raycl.nn.inversion import Seen, normalisations
 from raycl.testing import MethodConformance, finish
 
 RESNET = {"name": "resnet32", "blocks": 1}
@@ -282,6 +282,8 @@ def test_moments_are_carried_over(build):
     carried = run.method.get_extra_state()["adam"]["state"][0]["exp_avg"].clone()
     assert carried.any()
     until(run, 2)
+    for name, value in run.method.network.state_dict().items():
+        assert torch.equal(run.method.teacher.state_dict()[name], value)
     generator = {k: v.clone() for k, v in run.method.generator.state_dict().items()}
     optimizer = run._phases[0].optimizer()
     (group,) = optimizer.param_groups
@@ -319,6 +321,25 @@ def test_the_solver_stays_as_it_is(build, method):
     assert not any(layer._forward_pre_hooks for layer in teacher.modules())
     for name, value in run.method.network.state_dict().items():
         assert torch.equal(teacher.state_dict()[name], value)
+
+
+@pytest.mark.parametrize(
+    "method, mu", [("abd", 0.1), ("deep_inversion", 1), ("lwf_synthetic", 0.1)]
+)
+def test_defaults(build, method, mu):
+    run = build(method, power_iterations=10_000, latent=1000)
+    config = run.method.config
+    assert config == type(config)(name=method)
+    assert config.mu == mu
+    (phase, _) = run.method.phases(until(run, 1))
+    assert phase.epochs * len(list(phase.batches())) == 10_000
+    engine = run.method.engine(run.method.teacher, torch.tensor([0, 1]))
+    weights = {name: weight for name, (weight, _) in engine.terms.items()}
+    assert weights == {"content": 1, "diversity": 1, "statistics": 50, "prior": 1e-3}
+    images, logits = torch.zeros(1, 1, 8, 8), torch.tensor([[2.0, 0.0, -1.0]])
+    cool = engine.terms["content"][1](Seen(images, logits, None, None))
+    assert cool.item() == pytest.approx(1.096946, abs=1e-6)
+    assert next(iter(phase.batches())).shape == (8, 1000)
 
 
 def test_the_inversion_learns(build):
