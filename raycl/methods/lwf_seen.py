@@ -38,7 +38,7 @@ class LwFSeen(TaughtClassifier):
     Departures from the paper:
         * Class-incremental, with one head: the paper has a head per task and no softmax over the
           classes of several tasks.
-        * No warm-up in which only the new head is trained; no factor tau^2.
+        * No warm-up in which only the new head is trained.
     Departures from the code of arXiv 2106.09701:
         * None known. Optimiser and schedule are the sweep file's ``train`` block.
         * Where tasks share outputs, all outputs seen before are distilled, also those that the
