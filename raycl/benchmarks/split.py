@@ -71,6 +71,9 @@ class Split(Benchmark):
             if config.classes > len(order):
                 what = f"{config.classes} classes, but {config.dataset.label} has {len(order)}"
                 raise UserError("benchmark.classes", what)
+            if config.tasks > config.classes:
+                what = f"{config.tasks} tasks, but there are {config.classes} classes"
+                raise UserError("benchmark.tasks", what, "see benchmark.classes")
             order = order[: config.classes]
         parts = groups(order, config.tasks, "benchmark.tasks", config.dataset.label)
         pieces = [

@@ -43,6 +43,7 @@ def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
             info = benchmark.stream(data, seed).info
         except UserError as error:
             raise _placed(sweep, index, error) from error
+        _check_top(sweep, index, benchmark.config.top_k, info)
         _check_stream(sweep, config["label"], info)
     return data
 
@@ -63,6 +64,13 @@ def check_length(sweep: Sweep, label: str, tasks: int) -> None:
     ):
         if wanted is not None and wanted > tasks:
             raise sweep.source.error(path, f"{wanted} tasks, but {label} has {tasks}")
+
+
+def _check_top(sweep: Sweep, index: int, top_k: int, info: StreamInfo) -> None:
+    """Among as many outputs as there are, every image would be right."""
+    if top_k > 1 and top_k >= info.num_outputs:
+        what = f"is {top_k}, but there are {info.num_outputs} outputs: every image would be right"
+        raise sweep.source.error(("benchmark", index, "top_k"), what)
 
 
 def _check_stream(sweep: Sweep, label: str, info: StreamInfo) -> None:

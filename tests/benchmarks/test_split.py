@@ -195,7 +195,7 @@ def test_all_tasks_point_into_one_tensor() -> None:
     [
         ({"tasks": 11}, "benchmark.tasks", "11 tasks, but mnist has 10 classes"),
         ({"classes": 11}, "benchmark.classes", "11 classes, but mnist has 10"),
-        ({"classes": 4}, "benchmark.tasks", "5 tasks, but mnist has 4 classes"),
+        ({"classes": 4}, "benchmark.tasks", "5 tasks, but there are 4 classes"),
         ({"class_order": [0, 1, 2]}, "benchmark.class_order", r"each of 0..9 once: .*\[3, 4"),
         ({"class_order": [10, *range(9)]}, "benchmark.class_order", r"each of 0..9 once: .*\[10\]"),
         ({"class_order": [*range(10), 0]}, "benchmark.class_order", "has repetitions"),

@@ -508,6 +508,7 @@ def test_data_is_checked_with_the_place_in_the_file(here):
             r"readouts\[0\]: split-digits-3 has no readout 'domain'",
         ),
         (["stop.tasks=6"], "stop.tasks: 6 tasks, but split-digits-5 has 5"),
+        (["benchmark.top_k=10"], "benchmark.top_k: is 10, but there are 10 outputs: every image"),
         (
             ["benchmark.dataset.limit=2", "benchmark.validation=0.1"],
             "benchmark.validation: 0.1 of 4",
