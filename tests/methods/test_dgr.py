@@ -115,10 +115,12 @@ def test_a_weight_per_class_whatever_the_batch(build):
     assert all(value.isfinite().all() for value in tensors(run.method.state_dict()))
 
 
-def test_scholar_is_the_pair_before_the_task_in_eval_mode(build):
-    run = build("dgr", **TINY)
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_scholar_is_the_pair_before_the_task_in_eval_mode(build, tasks):
+    """Also before the third task, when there is a scholar of the second to replace."""
+    run = build("dgr", **TINY, benchmark={"tasks": 3})
     assert run.method.scholar is None
-    while run.task_index == 0:
+    while run.task_index < tasks:
         run.advance()
     before = copy.deepcopy(
         {"network": run.method.network.state_dict(), "vae": run.method.vae.state_dict()}
@@ -158,6 +160,22 @@ def test_state_round_trip_and_restored_pictures(build):
     assert picture.any()
     assert torch.equal(picture, twin.method.pictures()["samples"])
     assert torch.equal(state, run.random.method.get_state())
+
+
+def test_picture_has_all_values_and_all_classes_so_far(build, monkeypatch):
+    run = build("dgr", **TINY)
+    assert run.method.memory == "generator"
+    finish(run)
+    grids = []
+    monkeypatch.setattr(
+        "raycl.methods.dgr.class_grid", lambda *given: grids.append(given) or given[0][0]
+    )
+    monkeypatch.setattr(run.method.vae, "decode", lambda z: torch.zeros(len(z), 1, 8, 8) - 1.0)
+    run.method.pictures()
+    ((images, labels, classes),) = grids
+    assert set(images.flatten().tolist()) == {69}  # 255 sigmoid(-1), rounded
+    assert set(classes) == {0, 1, 2, 3}
+    assert len(images) == len(labels) == 256
 
 
 @pytest.mark.parametrize("outputs", ["seen", "task", "all"])

@@ -77,3 +77,20 @@ def test_shared_outputs_are_learnt_from_labels(build):
     assert "train/distillation" not in first
     assert second["train/distillation"] == 0
     assert second["train/cross_entropy"] > 0
+
+
+def test_own_outputs_beside_the_distilled_ones(build):
+    """With ``outputs: task`` labels act on the task's outputs, the teacher on the old ones."""
+    run = build("lwf_mc", outputs="task", benchmark={"tasks": 3})
+    while run.task_index < 2:
+        run.advance()
+    task = run._enter_task()
+    run.method.eval()
+    batch = next(iter(task.train.batches(8)))
+    z, q = run.method.network(batch.images), run.method.teacher(batch.images)
+    terms = run.method.objective(task)(batch)
+    bce = torch.nn.BCELoss(reduction="sum")
+    own = z[:, 3:].sigmoid()
+    torch.testing.assert_close(terms["cross_entropy"], bce(own, torch.ones(8, 1)) / 8)
+    old = bce(z[:, :3].sigmoid(), q[:, :3].sigmoid().detach()) / 8
+    torch.testing.assert_close(terms["distillation"], old)

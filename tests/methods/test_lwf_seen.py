@@ -85,11 +85,13 @@ def test_weight_decay_moves_unseen_rows(build):
     assert 0.9 < float(ratio[0, 0]) < 1
 
 
-def test_teacher_is_the_network_before_the_task_and_stays_in_eval_mode(build):
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_teacher_is_the_network_before_the_task_and_stays_in_eval_mode(build, tasks):
+    """Also before the third task, when there is a teacher of the second to replace."""
     network = {"name": "mlp", "hidden": [16], "dropout": 0.5}
-    run = build("lwf_seen", network=network)
+    run = build("lwf_seen", network=network, benchmark={"tasks": 3})
     assert run.method.teacher is None
-    while run.task_index == 0:
+    while run.task_index < tasks:
         run.advance()
     before = copy.deepcopy(run.method.network.state_dict())
     run.advance()
