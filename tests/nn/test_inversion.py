@@ -120,6 +120,13 @@ def test_statistics_of_a_dead_channel_are_finite():
     assert x.grad.isfinite().all()
 
 
+def test_statistics_of_a_channel_that_was_always_dead():
+    layer = nn.BatchNorm2d(2).eval()
+    layer.running_var.zero_()
+    moments = Moments(*ChannelMoments.apply(torch.zeros(4, 2, 3, 3)))
+    assert Statistics([layer])(seen(moments=moments)).item() == 0  # 1e-8 in both variances
+
+
 def test_moments_have_the_right_derivatives():
     for shape in ((4, 3), (3, 2, 4), (3, 2, 4, 2)):
         x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
