@@ -56,6 +56,14 @@ def test_official_layout(tiny: Path) -> None:
     datasets.fetch("tiny_imagenet", tiny.parent)  # there: nothing to do
 
 
+def test_files_are_read_in_portions(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = datasets.load(CONFIG, tiny.parent)
+    monkeypatch.setattr("raycl.datasets.tiny_imagenet.CHUNK", 60)
+    portions = datasets.load(CONFIG, tiny.parent)
+    assert np.array_equal(portions.train.images, whole.train.images)
+    assert np.array_equal(portions.test.images, whole.test.images)
+
+
 def test_what_is_incomplete_is_named(tiny: Path) -> None:
     def refused(text: str) -> None:
         with pytest.raises(UserError, match=text):

@@ -107,3 +107,17 @@ def test_rivals():
     assert torch.equal(rivals(tasks, 5), expected)
     with pytest.raises(UserError, match=r"method\.outputs.*ambiguous"):
         rivals((TaskInfo(0, "a", (0, 1)), TaskInfo(1, "b", (1, 2))), 3)
+
+
+def test_batches_are_full_and_augmented_if_the_train_block_says_so(build):
+    plain = build("joint", train={"batch_size": 50}, benchmark={"validation": 0})
+    run = build(
+        "joint",
+        train={"batch_size": 50, "drop_last": True, "augment": "flip"},
+        benchmark={"validation": 0},
+    )
+    kept, full = (list(r.method.train_batches(r.stream.open(1, "all"))) for r in (plain, run))
+    assert [len(batch) for batch in kept] == [50, 50, 32]  # 4 classes of 33 images
+    assert [len(batch) for batch in full] == [50, 50]
+    assert not torch.equal(full[0].images, kept[0].images)  # the same ones in the same order
+    assert torch.equal(full[0].labels, kept[0].labels)

@@ -124,9 +124,12 @@ def test_resnet32_shortcut():
 
 def test_resnet32_initial_weights():
     torch.manual_seed(0)
-    weight = build("resnet32", COLOUR).blocks[-1].conv1.weight
+    blocks = build("resnet32", COLOUR).blocks
+    weight = blocks[-1].conv1.weight
     assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
     assert weight.mean().item() == pytest.approx(0.0, abs=0.001)
+    wider = blocks[10].conv1.weight  # fan-in, not fan-out: 32 channels to 64
+    assert wider.std().item() == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.03)
 
 
 def test_torchvision_repeats_grey_images():
