@@ -8,11 +8,9 @@ import torch.nn.functional as F
 from stepping import until
 from torch import nn
 
-from raycl import registry
 from raycl.errors import UserError
 from raycl.methods._dreaming import arrangement
 from raycl.methods.abd import balance, drift, moved_twice, separation
-from raycl.methods.base import Method
 from raycl.nn.inversion import Inversion, Seen, Smoothness, Statistics, normalisations
 from raycl.testing import MethodConformance, finish
 
@@ -338,10 +336,67 @@ def test_the_solver_stays_as_it_is(build, method):
 @pytest.mark.parametrize(
     "method, mu", [("abd", 0.1), ("deep_inversion", 1), ("lwf_synthetic", 0.1)]
 )
-def test_weights_of_the_published_scripts(method, mu):
-    config = registry.find("raycl.methods", Method, method).Config(name=method)
+def test_defaults(build, method, mu):
+    run = build(method, power_iterations=10_000, latent=1000)
+    config = run.method.config
+    assert config == type(config)(name=method)
     assert config.mu == mu
-    assert getattr(config, "temperature", 2) == 2
+    (phase, _) = run.method.phases(until(run, 1))
+    assert phase.epochs * len(list(phase.batches())) == 10_000
+    engine = run.method.engine(run.method.teacher, torch.tensor([0, 1]))
+    weights = {name: weight for name, (weight, _) in engine.terms.items()}
+    assert weights == {"content": 1, "diversity": 1, "statistics": 50, "prior": 1e-3}
+    images, logits = torch.zeros(1, 1, 8, 8), torch.tensor([[2.0, 0.0, -1.0]])
+    cool = engine.terms["content"][1](Seen(images, logits, None, None))
+    assert cool.item() == pytest.approx(1.096946, abs=1e-6)
+    assert next(iter(phase.batches())).shape == (8, 1000)
+
+
+def test_the_inversion_learns(build):
+    run = build(power_iterations=60, train={"epochs": 3, "lr": 0.02})
+    until(run, 1)
+    rows = []
+    while run.phase_index == 0:
+        rows.append(run.advance())
+    terms = ("content", "diversity", "statistics", "prior")
+    assert {f"train/{t}" for t in terms} < rows[0].keys()
+    assert rows[-1]["train/statistics"] < 0.6 * rows[0]["train/statistics"]
+    method = run.method
+    method.eval()
+    classes = method.replay(torch.zeros(64, 1, 8, 8), torch.tensor([0, 1])).chosen.bincount()
+    assert classes.min() > 0
+
+
+def test_options_of_the_inversion(build):
+    run = build(
+        content_weight=2.0,
+        content_temperature=5.0,
+        stat_weight=3.0,
+        prior_weight=0.5,
+        inversion_lr=0.02,
+        inversion_batch_size=5,
+    )
+    until(run, 1)
+    method, phase = run.method, run._phases[0]
+    with torch.no_grad():  # far from uniform
+        method.teacher[1].weight.mul_(5)
+    noise = next(iter(phase.batches()))
+    assert noise.shape == (5, 8)
+    found = phase.loss(noise)
+    images = method.generator(noise)
+    o = method.teacher(images)[:, :2]
+    p = o.softmax(1).mean(0)
+    layers = normalisations(method.teacher)
+    plain = {"statistics": (1.0, Statistics(layers)), "prior": (1.0, Smoothness((8, 8)))}
+    other = Inversion(method.teacher, torch.arange(2), plain, layers).losses(images)
+    expected = {
+        "content": 2 * F.cross_entropy(o / 5, o.argmax(1)),
+        "diversity": 1 + (p * p.log()).sum() / torch.tensor(2.0).log(),
+        "statistics": 3 * other["statistics"],
+        "prior": 0.5 * other["prior"],
+    }
+    torch.testing.assert_close(found, expected)
+    assert phase.optimizer().param_groups[0]["lr"] == 0.02
 
 
 def test_without_batch_normalisation_there_is_no_statistics_term(build):
@@ -397,6 +452,11 @@ def test_one_pass_of_the_teacher_is_two(build):
             torch.testing.assert_close(replay.features[part], features)
             torch.testing.assert_close(replay.logits[part], head(features))
     assert torch.equal(replay.chosen, replay.logits[8:, :2].argmax(1))
+    with torch.no_grad():  # a new class is likelier: the old ones are asked all the same
+        head.bias[2:] += 100
+    replay = method.replay(real, torch.tensor([0, 1]))
+    assert torch.equal(replay.chosen, replay.logits[8:, :2].argmax(1))
+    assert replay.chosen.unique().tolist() == [0, 1]
     assert not torch.equal(method.replay(real, torch.tensor([0, 1])).images[8:], replay.images[8:])
 
 
