@@ -95,8 +95,9 @@ def test_local_loss_by_hand(build, weighted, expected):
     assert found.item() == pytest.approx(expected, abs=1e-6)
 
 
-def literal(method, batch, images, old, new):
-    """A step of the specification, with slices and separate passes. (Weights are halves.)"""
+def literal(method, batch, images, n_old, n_new):
+    """A step of the specification, with slices and separate passes."""
+    old, new = slice(0, n_old), slice(n_old, n_old + n_new)
     b, teacher = len(batch), method.teacher
     with torch.no_grad():
         dreamt = teacher(images[b:])[:, old].argmax(1)
@@ -107,15 +108,19 @@ def literal(method, batch, images, old, new):
     torch.testing.assert_close(again, features.detach())
     labels = torch.cat([batch.labels, dreamt])
     head, w_old = method.head, teacher[1].weight[old].detach()
-    local = 0.5 * F.cross_entropy(head(features[:b])[:, new], batch.labels - new.start)
-    ft = 0.5 * F.cross_entropy(head(again), labels)
-    kd = ((features - features_old) @ w_old.T).square().sum() / (2 * b * 2)
+    w = torch.where(labels < n_old, n_old / new.stop, n_new / new.stop)
+    local = F.cross_entropy(head(features[:b])[:, new], batch.labels - n_old, reduction="none")
+    local = (w[:b] * local).mean()
+    ft = (w * F.cross_entropy(head(again), labels, reduction="none")).mean()
+    kd = ((features - features_old) @ w_old.T).square().sum() / (2 * b * n_old)
     return {"local": local, "separation": ft, "distillation": 0.1 * kd}
 
 
-def test_a_step_against_the_specification(build):
-    run = build()
-    task = until(run, 1, phase=1)
+@pytest.mark.parametrize("index, n_old, n_new", [(1, 2, 2), (2, 8, 4)])
+def test_a_step_against_the_specification(build, index, n_old, n_new):
+    separate = {"name": "permuted", "outputs": "separate", "tasks": 3}
+    run = build(benchmark=separate if index == 2 else None)
+    task = until(run, index, phase=1)
     method = run.method
     method.train()
     with torch.no_grad():
@@ -132,7 +137,7 @@ def test_a_step_against_the_specification(build):
     method.backbone.load_state_dict(before)
     with torch.no_grad():
         images = torch.cat([batch.images, method.generator(method.noise(8))])
-    expected = literal(method, batch, images, slice(0, 2), slice(2, 4))
+    expected = literal(method, batch, images, n_old, n_new)
     literal_gradient = gradients(run, torch.stack(list(expected.values())).sum())
     torch.testing.assert_close(found, expected)
     assert found["distillation"] > 0
