@@ -67,6 +67,8 @@ class Randomness:
         torch.set_default_dtype(torch.float32)
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
+        # which would also write NaN into whatever is allocated: 7 % of a step of training
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
         torch.set_float32_matmul_precision("highest")
         torch.set_grad_enabled(True)
