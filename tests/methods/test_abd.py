@@ -148,6 +148,26 @@ def test_a_step_against_the_specification(build, index, n_old, n_new):
         assert "running" not in name or not torch.equal(value, before[name])
 
 
+@pytest.mark.parametrize("scope, outputs", [("all", 16), ("seen", 12)])
+def test_a_step_with_more_old_classes_than_new_ones(build, scope, outputs):
+    stream = {"name": "permuted", "outputs": "separate", "tasks": 4}
+    run = build(benchmark=stream, network={"name": "mlp", "hidden": [16]}, head_scope=scope)
+    task, method = until(run, 2, phase=1), run.method
+    batch = next(iter(task.train.batches(8)))
+    state = run.random.method.get_state()
+    found = method.objective(task)(batch)
+    run.random.method.set_state(state)
+    dreams = method.generator(method.noise(8))
+    dreamt = method.teacher(dreams)[:, :8].argmax(1)
+    real, synthetic = (method.network(images) for images in (batch.images, dreams))
+    cross = F.cross_entropy
+    old, new = cross(synthetic[:, :outputs], dreamt), cross(real[:, :outputs], batch.labels)
+    expected = (2 / 3 * old + 1 / 3 * new) / 2
+    torch.testing.assert_close(found["separation"], expected)
+    local = cross(real[:, 8:12], batch.labels - 8) / 3
+    torch.testing.assert_close(found["local"], local)
+
+
 def test_gradients_go_where_they_should(build):
     run = build(benchmark={"tasks": 2}, ft_weight=1.0)
     task = until(run, 1, phase=1)
