@@ -40,7 +40,7 @@ class DeepInversion(Dreaming):
         ``prior_weight``, ``content_temperature``, ``content_weight``. g, the old network: the
         module ``teacher``.
 
-    Departures from the paper:
+    Departures from the paper (as generally known; not read again for this):
         * A generator makes the images, as in arXiv 2106.09701; the paper optimises pixels.
         * Terms of the generator's loss are those of arXiv 2106.09701; the paper's regularisers and
           its adaptive term are not here.
