@@ -20,13 +20,13 @@ class Generator(nn.Module):
     unit-variance over a batch: images are as a network sees them, normalised, and nothing is
     clipped. Hidden batch normalisations have eps 0.8, the first and the last 1e-5; LeakyReLU 0.2.
 
-    ============ ============ ============= ======= ===========================
-    images       upsamplings  linear gives  width w parameters (latent 1000)
-    ============ ============ ============= ======= ===========================
-    up to 32     2            128 x size/4  128     8,423,939 at 32x32x3
-    33 to 127    3            128 x size/8  128     8,571,779 at 64x64x3
-    from 128     5            64 x size/32  64      3,326,275 at 224x224x3
-    ============ ============ ============= ======= ===========================
+    ============ ============ ================ ======= ===========================
+    images       upsamplings  linear gives     width w parameters (latent 1000)
+    ============ ============ ================ ======= ===========================
+    up to 32     2            128 x (size/4)^2 128     8,423,939 at 32x32x3
+    33 to 127    3            128 x (size/8)^2 128     8,571,779 at 64x64x3
+    from 128     5            64 x (size/32)^2 64      3,326,275 at 224x224x3
+    ============ ============ ================ ======= ===========================
 
     The three layouts are those of the code of arXiv 2106.09701 for 32, 64 and 224 pixels; that
     other sizes take the layout of their range is ours. Weights start as PyTorch's layers do.
