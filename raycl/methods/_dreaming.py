@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from raycl.benchmarks.base import Task, TaskInfo
-from raycl.methods.base import Classifier, Context, Losses, MethodConfig, Phase
+from raycl.methods._taught import TaughtClassifier
+from raycl.methods.base import Context, Losses, MethodConfig, Phase
 from raycl.nn.generator import Generator
 from raycl.nn.inversion import (
     Inversion,
@@ -46,7 +46,7 @@ class Replay:
     chosen: Tensor
 
 
-class Dreaming(Classifier):
+class Dreaming(TaughtClassifier):
     """A classifier with a generator, trained against its frozen copy at the start of each task.
 
     The first phase of every task but the first is ``inversion``: the network as it was before the
@@ -79,12 +79,9 @@ class Dreaming(Classifier):
             False, description="start generator and Adam anew before each inversion"
         )
 
-    teacher: nn.Sequential | None
-
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
         self.generator = Generator(context.stream.input_shape, config.latent)
-        self.teacher = None
         self.index = 0
         self._adam: dict[str, Any] | None = None
 
@@ -99,30 +96,18 @@ class Dreaming(Classifier):
         self._adam = state["adam"]
 
     def add_task(self, task: TaskInfo) -> None:
-        """Make room for the teacher when the second task comes."""
+        """See ``TaughtClassifier.add_task``."""
+        super().add_task(task)
         self.index = task.index
-        if task.index == 1:
-            self.teacher = copy.deepcopy(self.network)
 
-    def begin_task(self, task: Task) -> None:
-        """The network as it is becomes the teacher."""
-        if self.teacher is not None:
-            self.teacher.load_state_dict(self.network.state_dict())
-
-    def train(self, mode: bool = True) -> Dreaming:
+    def train(self, mode: bool = True) -> Self:
         """See ``nn.Module.train``; the teacher stays in eval mode, the generator but for its phase.
 
         The loss of the inversion puts the generator in train mode.
         """
         super().train(mode)
         self.generator.eval()
-        if self.teacher is not None:
-            self.teacher.eval()
         return self
-
-    def trainable(self) -> list[nn.Parameter]:
-        """See ``Classifier.trainable``; without teacher and generator."""
-        return list(self.network.parameters())
 
     # ------------------------------------------------------------------ inversion
 
@@ -194,11 +179,6 @@ class Dreaming(Classifier):
         return Inversion(teacher, old, terms, layers)
 
     # ------------------------------------------------------------------ replay
-
-    def old(self, task: TaskInfo) -> Tensor:
-        """Sorted output ids of all tasks before one: int64 (n_old,)."""
-        seen = self.context.stream.seen(task.index - 1)
-        return torch.tensor(sorted(seen), device=self.context.device)
 
     def seen(self, task: TaskInfo) -> Tensor:
         """Sorted output ids of all tasks up to one, itself included: int64 (n_seen,)."""
