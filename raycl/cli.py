@@ -41,11 +41,24 @@ Address = Annotated[
     str | None, typer.Option(help="A running Ray cluster [default: $RAY_ADDRESS or this machine].")
 ]
 Name = Annotated[str, typer.Argument(help="The sweep's name (see raycl list runs).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="E.g. train.epochs=2 or methods.ewc.lam=5."),
+]
+Smoke = Annotated[bool, typer.Option("--smoke", help="As small as can be, under NAME-smoke.")]
+Dashboard = Annotated[
+    str | None,
+    typer.Option("--address", help="The cluster's dashboard, e.g. http://127.0.0.1:8265."),
+]
 
 
 def main() -> None:
     """Entry point. Exit codes: see ``raycl run --help``."""
     try:
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+            from raycl.sweep.cluster import at_home
+
+            at_home()
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -57,15 +70,8 @@ def main() -> None:
 @app.command()
 def run(
     sweep: Annotated[Path, typer.Argument(help="A sweep file.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="PATH=VALUE", help="E.g. train.epochs=2 or methods.ewc.lam=5."
-        ),
-    ] = None,
-    smoke: Annotated[
-        bool, typer.Option("--smoke", help="As small as can be, under NAME-smoke.")
-    ] = False,
+    overrides: Overrides = None,
+    smoke: Smoke = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List every trial that would run, and stop.")
     ] = False,
@@ -104,6 +110,71 @@ def resume(
 
     root = _data(data)
     raise typer.Exit(runner.resume(name, runs, address, root, tracking_uri))
+
+
+@app.command()
+def submit(
+    sweep: Annotated[Path, typer.Argument(help="A sweep file.", show_default=False)],
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+    address: Dashboard = None,
+    runs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of all runs on the cluster [default: $RAYCL_RUNS or ~/raycl/runs]."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Data sets on the cluster [default: $RAYCL_DATA or ~/raycl/data]."),
+    ] = None,
+    tracking_uri: Uri = None,
+    wait: Annotated[
+        bool | None,
+        typer.Option(
+            "--wait/--no-wait",
+            help="Wait for the end without the log, or for nothing [default: follow the log].",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Run a sweep as a Ray job: the driver runs on the cluster, with the current directory.
+
+    The exit code is the job's own, see raycl run. Ctrl-C leaves the job alone (exit code 130).
+    Variables RAYCL_*, MLFLOW_*, AWS_* and those of other stores are passed on.
+    """
+    from raycl.sweep import submit as jobs
+
+    wish = jobs.Wish(sweep, overrides or [], smoke, runs, data, tracking_uri)
+    raise typer.Exit(jobs.submit(wish, address, wait))
+
+
+@app.command("jobs")
+def jobs_(
+    job: Annotated[
+        str | None, typer.Argument(help="Follow this one, or the sweep's.", show_default=False)
+    ] = None,
+    address: Dashboard = None,
+) -> None:
+    """List the jobs of a cluster, or follow one's log to its end."""
+    from raycl import describe
+    from raycl.sweep import submit
+
+    if job is not None:
+        raise typer.Exit(submit.attach(job, address))
+    columns = ["job", "sweep", "state", "began", "took", "code"]
+    describe.print_table(columns, submit.jobs(address))
+
+
+@app.command()
+def stop(
+    job: Annotated[str, typer.Argument(help="A job, or the sweep it runs.")],
+    address: Dashboard = None,
+) -> None:
+    """End a job: its trials save their state, its runs are closed as killed."""
+    from raycl.sweep.submit import stop as end
+
+    raise typer.Exit(end(job, address))
 
 
 @app.command()

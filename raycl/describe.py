@@ -47,8 +47,7 @@ def print_preview(sweep: spec.Sweep) -> None:
     lines = expand.preview(sweep)
     several = len(sweep.benchmark) > 1
     asked = ["cpu", "gpu"]
-    if any(line.resources["env_runners"] for line in lines):
-        asked.append("env_runners")
+    asked += [n for n in ("memory", "env_runners") if any(line.resources[n] for line in lines)]
     columns = [
         "stage",
         "trial",

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import psutil
+
 from raycl.errors import UserError
 from raycl.sweep.expand import Preview
+from raycl.sweep.storage import check_nodes
 
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON or TensorBoard files
@@ -25,8 +30,23 @@ ENVIRONMENT = {
 }
 
 
+PASSED_ON = ("RAYCL_", "MLFLOW_", "AWS_", "AZURE_STORAGE_", "FSSPEC_", "GOOGLE_")
+"""Beginnings of the names of variables that mean the same on another node."""
+OURS = {"RAYCL_RUNS": "runs", "RAYCL_DATA": "data"}
+"""Variables that name folders, and what those are called."""
+NOT_UPLOADED = ("/runs/", "/data/", "/mlruns/", "/mlflow.db", ".venv/", "*.pt", "*.gif")
+"""Never part of a working directory that is sent to a cluster, in the words of .gitignore."""
+
+
+GB = 1e9
+
+
 class Interrupted(Exception):
     """SIGINT or SIGTERM: the trials were told to save and to stop."""
+
+
+class Broken(Exception):
+    """Results cannot be kept any more, e.g. because a disk is full."""
 
 
 class TooMuch(UserError):
@@ -61,22 +81,66 @@ def fits_here(plans: Sequence[Preview]) -> None:
     """
     import torch
 
-    _check(plans, [{"GPU": float(torch.cuda.device_count()), "CPU": float(os.cpu_count() or 1)}])
+    here = {"GPU": float(torch.cuda.device_count()), "CPU": float(os.cpu_count() or 1)}
+    _check(plans, [here | {"memory": float(psutil.virtual_memory().total)}])
+
+
+def in_job() -> bool:
+    """Whether this process is the driver of a Ray job."""
+    return JOB in os.environ
+
+
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def passed_on() -> dict[str, str]:
+    """Variables of this process that workers on other nodes need: where data and stores are."""
+    return {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
+
+
+def not_uploaded() -> list[str]:
+    """What stays here when the current directory is sent to a cluster, as in .gitignore."""
+    here = Path.cwd().resolve()
+    folders = [Path(v).resolve() for k in OURS if (v := os.environ.get(k))]
+    inside = [f"/{f.relative_to(here)}/" for f in folders if here in f.parents]
+    return [*NOT_UPLOADED, *inside]
+
+
+def at_home() -> None:
+    """In a job, folders that outlive it: its current directory is a copy that goes with it."""
+    if in_job():
+        for name, folder in OURS.items():
+            os.environ.setdefault(name, str(Path.home() / "raycl" / folder))
+
+
+def _runtime_env(where: str, own_files: bool) -> dict[str, Any] | None:
+    """What workers elsewhere get from here; a job has its files and most variables already."""
+    if where == "local":
+        return None  # workers are children of this process
+    job = json.loads(os.environ.get(JOB, "{}")).get("runtime_env", {})
+    has = job.get("env_vars", {})
+    found: dict[str, Any] = {"env_vars": {k: v for k, v in passed_on().items() if k not in has}}
+    if own_files and "working_dir" not in job:
+        found |= {"working_dir": str(Path.cwd()), "excludes": not_uploaded()}
+    return found
 
 
 @contextlib.contextmanager
-def connect(address: str | None, plans: Sequence[Preview], storage: str | None) -> Iterator[None]:
+def connect(
+    address: str | None, plans: Sequence[Preview], storage: str, own_files: bool = False
+) -> Iterator[None]:
     """A Ray cluster for the time of a sweep.
 
     Args:
         address: Of a running cluster; default: ``RAY_ADDRESS``, else a new one on this machine. A
             cluster that merely happens to run here is never joined.
         plans: What will run, to refuse what cannot fit.
-        storage: Where checkpoints go; ``None``: below the runs folder.
+        storage: Folder of the sweep's checkpoints, which this process has written to.
+        own_files: Whether trials need Python files of the current directory.
 
     Raises:
-        UserError: The cluster does not answer, a trial fits on none of its nodes, or there are
-            several nodes and checkpoints would go to the disk of whichever a trial runs on.
+        UserError: The cluster does not answer, a trial fits on none of its nodes, or nodes do not
+            share the storage.
     """
     os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
     where = _where(address)
@@ -85,30 +149,63 @@ def connect(address: str | None, plans: Sequence[Preview], storage: str | None) 
     meanwhile = Thread(target=_import_meanwhile, daemon=True)
     meanwhile.start()
     try:
-        ray.init(
-            address=where,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            include_dashboard=False if where == "local" else None,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        _init(where, _runtime_env(where, own_files))
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         what = "Ray does not start" if where == "local" else f"no Ray cluster answers at '{where}'"
         raise UserError("--address", f"{what}: {error}") from error
     try:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         meanwhile.join()  # MLflow must not be imported by two threads at once
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        alive = [node["Resources"] for node in nodes if node["Alive"]]
-        _check(plans, alive)
-        if len(alive) > 1 and storage is None:
-            raise UserError(
-                "storage",
-                f"the cluster has {len(alive)} nodes, and checkpoints must be where all can read",
-                "give a shared folder or a URL, e.g. storage: s3://bucket/raycl",
-            )
+        alive = [node for node in nodes if node["Alive"]]
+        _check(plans, [node["Resources"] for node in alive])
+        if len(alive) > 1:
+            check_nodes(storage, [node for node in alive if node["Resources"].get("CPU")])
         yield
     finally:
         ray.shutdown()
+
+
+def _init(where: str, runtime_env: dict[str, Any] | None) -> None:
+    """Start or join; a cluster that wants Ray's token gets it.
+
+    Ray's clients send no token unless told, and a cluster without authentication takes none.
+    """
+    import ray
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    options: dict[str, Any] = {
+        "address": where,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "include_dashboard": False if where == "local" else None,
+        "runtime_env": runtime_env,
+    }
+    try:
+        ray.init(**options)
+    except ConnectionError:
+        if where == "local" or "RAY_AUTH_MODE" in os.environ or token() is None:
+            raise
+        os.environ["RAY_AUTH_MODE"] = "token"
+        Config.initialize("")  # read the environment again
+        ray.init(**options)
+
+
+def token() -> str | None:
+    """Ray's authentication token, from where Ray itself looks for it.
+
+    Raises:
+        UserError: ``RAY_AUTH_TOKEN_PATH`` names no file.
+    """
+    if found := os.environ.get("RAY_AUTH_TOKEN"):
+        return found.strip()
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(given) if given else Path.home() / ".ray" / "auth_token"
+    if path.is_file():
+        return path.read_text().strip()
+    if given:
+        raise UserError("RAY_AUTH_TOKEN_PATH", f"there is no {given}")
+    return None
 
 
 def _import_meanwhile() -> None:
@@ -119,21 +216,23 @@ def _import_meanwhile() -> None:
 def bundles(resources: Mapping[str, float]) -> list[dict[str, float]]:
     """What a trial asks Ray for: its own process, then each env runner."""
     own = {kind.upper(): resources[kind] for kind in ("cpu", "gpu") if resources.get(kind)}
+    if resources.get("memory"):
+        own["memory"] = resources["memory"] * GB
     return [own, *[{"CPU": 1.0}] * int(resources.get("env_runners", 0))]
 
 
 def _check(plans: Sequence[Preview], nodes: Sequence[dict[str, float]]) -> None:
     for plan in plans:
-        for kind in ("gpu", "cpu"):
+        for kind, key, unit, of in (
+            ("gpu", "GPU", "GPUs", 1.0),
+            ("cpu", "CPU", "CPUs", 1.0),
+            ("memory", "memory", "GB", GB),
+        ):
             wanted = plan.resources.get(kind, 0.0)
-            largest = max((node.get(kind.upper(), 0.0) for node in nodes), default=0.0)
+            largest = max((node.get(key, 0.0) / of for node in nodes), default=0.0)
             if wanted > largest:
-                raise TooMuch(
-                    plan,
-                    kind,
-                    f"trial {plan.name} asks for {wanted:g} {kind.upper()}s; "
-                    f"the largest node has {largest:g}",
-                )
+                what = f"trial {plan.name} asks for {wanted:g} {unit}; "
+                raise TooMuch(plan, kind, f"{what}the largest node has {largest:.4g}")
         _check_runners(plan, nodes)
 
 

@@ -259,6 +259,13 @@ def preview(sweep: Sweep) -> list[Preview]:
     return lines
 
 
+def own_files(sweep: Sweep) -> bool:
+    """Whether a method, benchmark or network is in a Python file of the user's."""
+    blocks: list[Mapping[str, Any]] = [*sweep.benchmark, sweep.network]
+    blocks += [block for m in sweep.methods for block in ({"name": m.name}, m.network)]
+    return any(".py:" in str(block.get("name", "")) for block in blocks)
+
+
 def spec_hash(sweep: Sweep) -> str:
     """Hash of all that results depend on; the order of the file is not part of it."""
     found = groups(sweep)

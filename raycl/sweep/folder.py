@@ -30,6 +30,9 @@ NOT_RESULTS = (
 )
 """Keys of a sweep file that may change without making it another sweep."""
 
+TRIALS = "trials"
+"""Where checkpoints are in a sweep's folder, unless its file says ``storage``."""
+
 
 def runs_root(given: Path | None) -> Path:
     """Where sweeps live: ``--runs``, else ``RAYCL_RUNS``, else ``./runs``; absolute."""
@@ -47,6 +50,7 @@ class SweepFolder:
     def __init__(self, root: Path, name: str) -> None:
         self.root, self.name = root, name
         self.path = root / name
+        self._new_id = uuid.uuid4().hex[:16]
 
     @classmethod
     def existing(cls, root: Path, name: str) -> SweepFolder:
@@ -77,10 +81,23 @@ class SweepFolder:
         """How each trial ended."""
         return Outcomes(self.path / "outcomes")
 
+    def storage(self, base: str | None) -> str:
+        """Folder of all trials' checkpoints: a path or a URL.
+
+        Args:
+            base: The sweep file's ``storage``; ``None``: in this folder.
+        """
+        return f"{base}/{self.name}" if base else str(self.path / TRIALS)
+
     def identity(self) -> dict[str, Any]:
         """What ``claim`` recorded."""
         identity: dict[str, Any] = json.loads(self.spec_file.read_text())
         return identity
+
+    @property
+    def sweep_id(self) -> str:
+        """The sweep's id, the same in every continuation; before ``claim`` what it will be."""
+        return str(self.identity()["sweep_id"]) if self.spec_file.is_file() else self._new_id
 
     def check(self, spec_hash: str, resolved: dict[str, Any]) -> None:
         """Make sure that the name is free, or belongs to this specification.
@@ -108,7 +125,7 @@ class SweepFolder:
         """Take the name for a specification, or find that it has it already.
 
         Returns:
-            The sweep's id, the same in every continuation.
+            ``sweep_id``.
 
         Raises:
             UserError: The name belongs to another specification.
@@ -118,18 +135,17 @@ class SweepFolder:
             identity = self.identity()
             if identity["resolved"] != resolved:  # resources, storage, published, ...
                 self._write(identity | {"resolved": resolved})
-            return str(identity["sweep_id"])
-        sweep_id = uuid.uuid4().hex[:16]
+            return self.sweep_id
         self._write(
             {
                 "name": self.name,
                 "hash": spec_hash,
-                "sweep_id": sweep_id,
+                "sweep_id": self._new_id,
                 "version": raycl.__version__,
                 "resolved": resolved,
             }
         )
-        return sweep_id
+        return self._new_id
 
     def _write(self, identity: dict[str, Any]) -> None:
         text = yaml.safe_dump(identity["resolved"], sort_keys=False)
@@ -160,10 +176,14 @@ class SweepFolder:
         """Hold the folder; the lock goes with the process, however that ends.
 
         Raises:
-            UserError: Another process holds it.
+            UserError: Another process holds it, or the folder cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("a+") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / "lock").open("a+")
+        except OSError as error:
+            raise UserError("--runs", f"{self.path} cannot be written: {error.strerror}") from error
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -119,7 +119,7 @@ def gif(
         if trial.note:
             say(f"{trial.plan.name}: {trial.note}")
     drawable = [trial for trial in trials if trial.learnt]
-    with cluster.connect(address, [], sweep.storage):
+    with cluster.connect(address, [], folder.storage(sweep.storage), expand.own_files(sweep)):
         chapters = _draw(drawable, wish, seed, say)
     _write(out, name, seed, wish.fps, chapters)
     problems = _problems(chapters)
@@ -180,8 +180,7 @@ def find_trials(sweep: spec.Sweep, folder: SweepFolder, wish: Wish) -> tuple[lis
 
 
 def _trial(sweep: spec.Sweep, folder: SweepFolder, plan: TrialPlan, several: bool) -> Trial:
-    root = f"{sweep.storage}/{sweep.name}" if sweep.storage else str(folder.path / "trials")
-    storage = f"{root}/{plan.key}"
+    storage = f"{folder.storage(sweep.storage)}/{plan.key}"
     games = build_games(plan.config["benchmark"])
     count = min(len(games.games), plan.config["tasks"] or len(games.games))
     kept = CheckpointStore(storage)

@@ -83,6 +83,9 @@ class Resources(_Model):
 
     cpu: float = Field(1.0, gt=0, description="CPU cores; a fraction lets trials share one")
     gpu: float = Field(0.0, ge=0, description="GPUs; a fraction lets trials share one")
+    memory: float = Field(
+        0.0, ge=0, description="GB of main memory, at most, unless it has a GPU; 0: no limit"
+    )
     env_runners: int = Field(
         0, ge=0, description="games: processes that play, each on one CPU core more; 0: the trial"
     )
@@ -186,6 +189,9 @@ class Checkpoint(_Model):
 
     every_s: float = Field(60, ge=0, description="seconds between checkpoints inside a task")
     keep: int = Field(2, ge=2, description="newest checkpoints kept; one may be damaged, so 2")
+    grace_s: float = Field(
+        60, ge=0, description="seconds that trials have to save when the sweep is told to stop"
+    )
 
 
 class Tracking(_Model):

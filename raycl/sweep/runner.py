@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,11 @@ from raycl import datasets
 from raycl.datasets.base import Dataset
 from raycl.errors import UserError
 from raycl.sweep import cluster, expand, select, spec
-from raycl.sweep.expand import TrialPlan
-from raycl.sweep.folder import SweepFolder, runs_root
+from raycl.sweep.expand import Preview, TrialPlan
+from raycl.sweep.folder import TRIALS, SweepFolder, runs_root
 from raycl.sweep.outcomes import Outcome, Outcomes, Status
 from raycl.sweep.progress import Progress
+from raycl.sweep.storage import Lease
 from raycl.sweep.tracked import Tracked, sweep_record
 from raycl.tracking import store
 from raycl.tracking.records import SweepStatus
@@ -108,8 +110,10 @@ class Execution:
         self.sweep, self.folder, self.address = sweep, folder, address
         self.data_root = (data_root or datasets.data_root()).resolve()
         self.store = store.resolve(folder.root, tracking_uri or sweep.tracking.uri)
+        self.storage = folder.storage(sweep.storage)
         self.console = Console(stderr=True)
         self.reopened = False
+        self.broken = ""
 
     def run(self, retry_errors: bool = False) -> int:
         """Everything, in order; what can be refused is refused before Ray starts."""
@@ -134,24 +138,34 @@ class Execution:
             cluster.fits_here(requests)
         with self.folder.lock():
             self.outcomes = self.folder.outcomes  # nobody else writes any more
-            self.folder.check(expand.spec_hash(self.sweep), self.sweep.model_dump(mode="json"))
+            spec_hash, resolved = expand.spec_hash(self.sweep), self.sweep.resolved()
+            self.folder.check(spec_hash, resolved)
             self.reopened = retry_errors and bool(self._without_winner())
             if retry_errors and (count := self.outcomes.forget_errors(self._open_kinds())):
                 self._say(f"{count} failed trials run again")
             try:
                 if self._missing_search() or self._missing_final():
-                    with cluster.connect(self.address, requests, self.sweep.storage):
-                        return self._conclude(*self._tracked(data))
+                    return self._with_cluster(requests, data)
                 self._say("every trial is over; nothing to run")
                 return self._conclude(*self._tracked(None))
             except KeyboardInterrupt:  # while Ray started, or a second time
                 return self._interrupted()
 
+    def _with_cluster(self, requests: Sequence[Preview], data: Mapping[str, Dataset]) -> int:
+        lease = Lease(self.storage, self.folder.sweep_id, self.folder.path)
+        own_files = expand.own_files(self.sweep)
+        with lease.held(), cluster.connect(self.address, requests, self.storage, own_files):
+            try:
+                return self._conclude(*self._tracked(data))
+            finally:
+                if lease.taken_by:
+                    self._say(f"stopped: {self.storage} was taken over by {lease.taken_by}")
+
     # ------------------------------------------------------------------ stages
 
     def _tracked(self, data: Mapping[str, Dataset] | None) -> tuple[SweepStatus, int]:
         """Run what is missing under the tracker; how it went, and how many values are unsent."""
-        resolved = self.sweep.model_dump(mode="json")
+        resolved = self.sweep.resolved()
         sweep_id = self.folder.claim(expand.spec_hash(self.sweep), resolved)
         text = yaml.safe_dump(resolved, sort_keys=False)
         record = sweep_record(self.sweep, sweep_id, text)
@@ -161,9 +175,12 @@ class Execution:
         try:
             if data is not None:
                 self._on_cluster(data, tracker)
-            status = "FAILED" if self._failed() or self._without_winner() else "FINISHED"
+            lacks = self._failed() or self._without_winner() or self._missing_final()
+            status = "FAILED" if lacks else "FINISHED"
         except cluster.Interrupted:
             pass
+        except cluster.Broken as error:
+            self.broken = str(error)
         finally:
             unsent = tracker.close(status, CLOSE_TIMEOUT_S)
         return status, unsent
@@ -176,17 +193,18 @@ class Execution:
         # between stages too, SIGTERM ends like SIGINT; Ray has set a handler of its own
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         sweep, folder = self.sweep, self.folder.path
-        storage = f"{sweep.storage}/{sweep.name}" if sweep.storage else "trials"
-        hub = Hub([Tracked(tracker, storage), Recorder(self.outcomes)])  # an outcome is tracked
+        relative = self.storage if sweep.storage else TRIALS
+        hub = Hub([Tracked(tracker, relative), Recorder(self.outcomes)])  # an outcome is tracked
         settings = Settings(
-            storage=storage if sweep.storage else str(folder / storage),
+            storage=self.storage,
             every_s=sweep.checkpoint.every_s,
             keep=sweep.checkpoint.keep,
             metric=sweep.search.metric,
             mode=sweep.search.mode,
+            execution=uuid.uuid4().hex,
         )
-        scratch = folder / "tune" / "last"
-        stage = Stage(data, settings, sweep.failures.max_retries, scratch, hub)
+        retries, grace_s = sweep.failures.max_retries, sweep.checkpoint.grace_s
+        stage = Stage(data, settings, retries, grace_s, folder / "tune" / "last", hub)
         tasks = self._tasks(data)
         try:
             if self._missing_search():
@@ -297,6 +315,10 @@ class Execution:
                 f"{unsent} values did not reach {self.store.uri}; they are kept in "
                 f"{self.folder.path} and sent by: raycl sync {name}"
             )
+        if self.broken:
+            self._say(f"stopped: results cannot be kept: {self.broken}")
+            self._say(f"when there is room again, continue with: raycl resume {name}")
+            return 1
         if status == "KILLED":
             return self._interrupted()
         for benchmark, method in self._without_winner():

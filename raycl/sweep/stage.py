@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import shutil
 import signal
 import time
@@ -18,9 +17,10 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from raycl.datasets.base import Dataset
-from raycl.sweep.cluster import Interrupted, bundles
+from raycl.sweep.cluster import Broken, Interrupted, bundles
 from raycl.sweep.events import Events, Hub
 from raycl.sweep.expand import TrialPlan, plan_of
+from raycl.sweep.parking import Parking
 from raycl.sweep.trainable import Settings, trial
 
 CHUNK = 1000
@@ -35,6 +35,7 @@ class Stage:
         data: Loaded data sets; put once into each node's object store, shared by its trials.
         settings: Of the trials.
         max_retries: How often a trial is started again when its worker or node is lost.
+        grace_s: How long running trials have to save when the driver is told to stop.
         scratch: Folder for Tune's own files, which nothing reads again.
         hub: Who follows the trials.
     """
@@ -42,6 +43,7 @@ class Stage:
     data: Mapping[str, Dataset]
     settings: Settings
     max_retries: int
+    grace_s: float
     scratch: Path
     hub: Hub
 
@@ -63,6 +65,7 @@ class Stage:
 
         Raises:
             Interrupted: A signal came.
+            Broken: Nothing more can be kept.
         """
         deadline = time.monotonic() + (math.inf if time_budget_s is None else time_budget_s)
         for start in range(0, len(plans), CHUNK):
@@ -102,6 +105,7 @@ class Stage:
 
         Raises:
             Interrupted: A signal came.
+            Broken: Nothing more can be kept.
         """
         self._fit(
             {"plan": asdict(base)},
@@ -131,13 +135,15 @@ class Stage:
                 name=self.scratch.name,
                 storage_path=str(self.scratch.parent),
                 failure_config=tune.FailureConfig(max_failures=self.max_retries),
-                callbacks=[Events(self.hub)],
+                callbacks=[Events(self.hub, Parking(self.settings.execution).ask, self.grace_s)],
                 verbose=0,
             ),
         )
         with _signals(self.hub), _quiet_stdout(self.scratch.parent / "tune.log"):
             tuner.fit()
-        self.hub.end_all("killed" if self.hub.interrupted else "stopped-early")
+        self.hub.end_all("killed" if self.hub.ending else "stopped-early")
+        if self.hub.broken:
+            raise Broken(self.hub.broken)
         if self.hub.interrupted:
             raise Interrupted
 
@@ -152,13 +158,12 @@ def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
 
 @contextlib.contextmanager
 def _signals(hub: Hub) -> Iterator[None]:
-    """SIGINT and SIGTERM end Tune's loop by the signal Tune takes itself; a second one aborts."""
+    """SIGINT and SIGTERM are noted, and ``Events`` ends Tune's loop; a second one aborts."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if hub.interrupted:
             raise KeyboardInterrupt
         hub.interrupted = True
-        os.kill(os.getpid(), signal.SIGUSR1)
 
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until Tune sets its own

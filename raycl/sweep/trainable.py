@@ -7,25 +7,33 @@ retries lost workers and moves the rows.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
+import resource
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
 from raycl.datasets.base import Dataset
 from raycl.sweep import kinds
+from raycl.sweep.cluster import GB
 from raycl.sweep.expand import TrialPlan, plan_of
+from raycl.sweep.parking import Parking
 from raycl.sweep.shown import Row
+from raycl.sweep.storage import LEASE
 from raycl.training.checkpoint import CheckpointStore
 
-REPORT_EVERY_S = 0.2
+EVERY_S = 0.2
 """Epochs shorter than this are not all reported; a task's end always is."""
+HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Settings:
         keep: Checkpoints kept.
         metric: The row's key a search looks at.
         mode: ``max`` or ``min``.
+        execution: Id of this invocation of the sweep, see ``Parking``; empty: nobody will ask.
     """
 
     storage: str
@@ -45,25 +54,55 @@ class Settings:
     keep: int
     metric: str
     mode: str
+    execution: str = ""
 
 
 def trial(config: dict[str, Any], data: Mapping[str, Dataset], settings: Settings) -> None:
     """One trial from where it stands to its end."""
     plan = plan_of(config)
+    memory = 0.0 if plan.resources.get("gpu") else plan.resources.get("memory", 0.0)
     try:
-        _train(plan, data, settings)
+        with at_most(memory):
+            _train(plan, data, settings)
     except torch.AcceleratorError:
         raise  # the process's CUDA context is gone: Tune retries in a new one
+    except Unkept as error:
+        report({"unkept": str(error)}, settings)
     except Exception as error:
         if lost(error):
             raise  # env runners or their node are gone: Tune retries
         # anything else is deterministic: retrying would only fail again
         text = " ".join(f"{type(error).__name__}: {error}".split())
+        if memory and (isinstance(error, MemoryError) or "can't allocate memory" in text):
+            text += f" (resources.memory is {memory:g} GB)"
         report({"failed": text, "traceback": traceback.format_exc()}, settings)
 
 
+@contextlib.contextmanager
+def at_most(memory: float) -> Iterator[None]:
+    """Let allocations fail in this process before they fail in one beside it.
+
+    Args:
+        memory: GB that the process may use, its libraries included; 0: no limit.
+    """
+    if not memory:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    used = psutil.Process().memory_info()
+    # most of the address space that libraries reserve is never touched, and does not count
+    limit = used.data + max(0, int(memory * GB) - used.rss)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)  # the next trial has its own
+
+
 def lost(error: Exception) -> bool:
-    """Whether processes or objects of Ray are gone, and not code that one of them ran."""
+    """Whether processes or objects of Ray or the storage are gone, and it is not the code."""
+    if isinstance(error, Unreachable):
+        return True
     if isinstance(error, RayTaskError):
         return isinstance(error.cause, RayError)
     return isinstance(error, RayError)
@@ -72,11 +111,14 @@ def lost(error: Exception) -> bool:
 def _train(plan: TrialPlan, data: Mapping[str, Dataset], settings: Settings) -> None:
     kind = kinds.of(plan.config["benchmark"])
     device = "cuda" if plan.resources.get("gpu") else "cpu"
+    store = CheckpointStore(f"{settings.storage}/{plan.key}", settings.keep)
+    lease = f"{store.root.rpartition('/')[0]}/{LEASE}"
+    with kept():
+        if settings.execution and not store.fs.exists(lease):
+            raise Unkept(f"{settings.storage} is not one folder for all nodes")
     run = kind.build(plan.config, data, device, plan.resources)
     try:
-        _advance(
-            run, kind, CheckpointStore(f"{settings.storage}/{plan.key}", settings.keep), settings
-        )
+        _advance(run, kind, store, settings)
     finally:
         if kind.close is not None:
             kind.close(run)
@@ -84,41 +126,110 @@ def _train(plan: TrialPlan, data: Mapping[str, Dataset], settings: Settings) -> 
 
 def _advance(run: Any, kind: kinds.Kind, store: CheckpointStore, settings: Settings) -> None:
     """From the last checkpoint to the end."""
-    loaded = store.load()
-    saved_at = reported_at = time.monotonic()
-    saved = -1
-    if loaded is not None:
-        run.load_state_dict(loaded.state)
-        saved = run.progress
-        note = f"continues from {loaded.path}"
-        if loaded.damaged:
-            note += f"; passed over as damaged: {', '.join(loaded.damaged)}"
+    keeper = Keeper(run, kind, store)
+    if note := keeper.load():
         report(run.last_row | {"note": note}, settings)  # nothing may follow a last report
+    parking = Parking(settings.execution)
+    drained = False
+    reported_at = time.monotonic()
     try:
         while not run.done:
             row = run.advance()
-            now = time.monotonic()
+            word = parking.look()
             if row["at_task_end"]:
-                _keep(run, kind, store, row["task"])  # before what says it is there
-            if row["at_task_end"] or now - saved_at > settings.every_s:
-                store.save(run.state_dict(), run.progress)
-                saved, saved_at = run.progress, now
-            if row["at_task_end"] or now - reported_at > REPORT_EVERY_S:
-                reported_at = now
+                keeper.keep(row["task"])  # before what says it is there
+            if row["at_task_end"] or word or keeper.age > settings.every_s:
+                keeper.save()
+            if word == "drain" and not drained:
+                drained = True
+                row |= {"note": "has saved, for its node is being drained"}
+            if row["at_task_end"] or "note" in row or time.monotonic() - reported_at > EVERY_S:
+                reported_at = time.monotonic()
                 report(row, settings)
+            while word == "park" and not run.done:  # until Tune stops it, inside report
+                report(run.last_row | {"parked": True}, settings)
+                time.sleep(EVERY_S)
     except SystemExit:  # Tune's way to stop a trial, raised inside report
-        if saved != run.progress:
-            store.save(run.state_dict(), run.progress)
+        keeper.save()
         raise
 
 
-def _keep(run: Any, kind: kinds.Kind, store: CheckpointStore, task: int) -> None:
-    """What a task leaves for good."""
-    if kind.keepsake is not None:
-        store.put(f"after-{task:02d}", kind.keepsake(run))
-    if kind.pictures is not None:
-        for name, file in kind.pictures(run).items():
-            store.put_bytes(name, file)
+class Unkept(Exception):
+    """A trial's state cannot be kept, and trying again will not help."""
+
+
+class Keeper:
+    """What a trial leaves in its storage.
+
+    Args:
+        run: The trial.
+        kind: Of its kind.
+        store: Its folder.
+    """
+
+    def __init__(self, run: Any, kind: kinds.Kind, store: CheckpointStore) -> None:
+        self.run, self.kind, self.store = run, kind, store
+        self.saved = -1
+        self.saved_at = time.monotonic()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last checkpoint."""
+        return time.monotonic() - self.saved_at
+
+    def load(self) -> str:
+        """Continue from the newest checkpoint; what is to be said of it, if there is one."""
+        with kept():
+            loaded = self.store.load()
+        if loaded is None:
+            return ""
+        self.run.load_state_dict(loaded.state)
+        self.saved = self.run.progress
+        note = f"continues from {loaded.path}"
+        if loaded.damaged:
+            note += f"; passed over as damaged: {', '.join(loaded.damaged)}"
+        return note
+
+    def save(self) -> None:
+        """Write a checkpoint, unless this state has one."""
+        if self.saved != self.run.progress:
+            with kept():
+                self.store.save(self.run.state_dict(), self.run.progress)
+            self.saved, self.saved_at = self.run.progress, time.monotonic()
+
+    def keep(self, task: int) -> None:
+        """What a task leaves for good."""
+        with kept():
+            if self.kind.keepsake is not None:
+                self.store.put(f"after-{task:02d}", self.kind.keepsake(self.run))
+            if self.kind.pictures is not None:
+                for name, file in self.kind.pictures(self.run).items():
+                    self.store.put_bytes(name, file)
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Full and read-only storage is the sweep's problem, not the trial's.
+
+    Raises:
+        Unkept: It is that.
+        Unreachable: Anything else the storage says; Tune retries.
+    """
+    try:
+        yield
+    except (ValueError, Unkept):
+        raise  # damaged checkpoints
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.errno in HOPELESS:
+            raise Unkept(str(error)) from error
+        if isinstance(error, PermissionError):  # of a bucket, without a number
+            raise Unkept(text) from error
+        raise Unreachable(text) from error
+
+
+class Unreachable(Exception):
+    """The storage did not answer; another attempt may find it there."""
 
 
 def report(row: Row, settings: Settings) -> None:

@@ -20,6 +20,19 @@ import torch
 MAGIC = b"raycl-1\n"
 
 
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
+
+
+def make_folder(fs: Any, path: str) -> None:
+    """Make a folder on a file system of fsspec, and those above it; none on an object store.
+
+    There are none there, and the bucket would be made, whose name may have been a slip.
+    """
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    if not OBJECT_STORES.intersection(protocols):
+        fs.makedirs(path, exist_ok=True)
+
+
 @dataclass(frozen=True)
 class Loaded:
     """What was found.
@@ -86,7 +99,7 @@ class CheckpointStore:
         """
         path = f"{self.root}/{name}"
         folder = path.rpartition("/")[0]
-        self.fs.makedirs(folder, exist_ok=True)
+        make_folder(self.fs, folder)
         draft = f"{folder}/.{uuid.uuid4().hex}.tmp"
         try:
             with self.fs.open(draft, "wb") as file:

@@ -126,7 +126,7 @@ def test_driver_killed(lab: Lab) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_damaged_and_resumed(lab: Lab, number: signal.Signals) -> None:
     """Ctrl-C; and a preemption that leaves a torn file behind."""
-    sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.1}], seeds=2)
+    sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.2}], seeds=2)
     driver = lab.start("run", str(sweep))
     lab.wait_for(lambda: len(lab.checkpoints()) >= 3, driver)
     family = psutil.Process(driver.pid).children(recursive=True)

@@ -35,7 +35,7 @@ def trial(key: str, trial_id: str) -> Any:
 
 def test_a_configuration_that_is_proposed_twice_counts_once() -> None:
     log = Log()
-    events = Events(Hub([log]))
+    events = Events(Hub([log]), lambda: None, 0)
     one, same = trial("k", "t1"), trial("k", "t2")
     for found in (one, same):
         events.on_trial_start(0, [], found)
@@ -48,7 +48,7 @@ def test_a_configuration_that_is_proposed_twice_counts_once() -> None:
 
 def test_a_retried_trial_goes_on_under_its_name() -> None:
     log = Log()
-    events = Events(Hub([log]))
+    events = Events(Hub([log]), lambda: None, 0)
     one = trial("k", "t1")
     events.on_trial_start(0, [], one)
     events.on_trial_recover(0, [], one)

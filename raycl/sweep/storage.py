@@ -1,0 +1,203 @@
+"""Where trials keep what they need to go on: one driver at a time, seen by every node."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from raycl.errors import UserError
+from raycl.training.checkpoint import make_folder
+
+log = logging.getLogger(__name__)
+
+LEASE = "driver.json"
+BEAT_S, STALE_S = 20.0, 90.0
+"""How often a driver says that it lives, and when it is taken for dead; clocks may differ."""
+PROBE_S = 120.0
+
+
+class Lease:
+    """Who runs a sweep in a storage: a file that its driver renews.
+
+    The lock of the sweep's folder keeps drivers apart that share that folder. Two with folders of
+    their own, on two machines, meet only here. A driver that died leaves its file: the same sweep
+    takes it over at once, for it holds the folder's lock, and another sweep after ``STALE_S``.
+
+    Args:
+        url: Folder of the sweep in the storage: a path, or any URL fsspec knows.
+        sweep_id: Of the sweep's folder.
+        folder: The sweep's folder, for messages.
+    """
+
+    def __init__(self, url: str, sweep_id: str, folder: Path) -> None:
+        self.url, self.path = url, f"{url}/{LEASE}"
+        self.mine = {"sweep_id": sweep_id, "folder": str(folder)}
+        self.mine |= {"host": socket.gethostname(), "pid": str(os.getpid())}
+        self.taken_by = ""
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold it.
+
+        Raises:
+            UserError: Another driver does, or the storage cannot be written.
+        """
+        try:
+            other = self._other()
+            if other is None:
+                self._write()
+                other = self._other()  # two that began at once: the one that wrote last has it
+        except Exception as error:
+            raise unusable(self.url, error) from error
+        if other is not None:
+            raise UserError("storage", f"{self.url} is in use by {_named(other)}", _HINT)
+        ended = threading.Event()
+        thread = threading.Thread(target=self._renew, args=(ended,), name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            with contextlib.suppress(OSError):  # it goes stale by itself
+                if not self.taken_by:
+                    self.fs.rm(self.place)
+
+    def _renew(self, ended: threading.Event) -> None:
+        while not ended.wait(BEAT_S):
+            try:
+                other = self._other()
+                if other is None:
+                    self._write()
+                    continue
+            except Exception as error:  # noqa: BLE001  (file systems raise what they like)
+                log.warning("%s cannot be renewed: %s", self.path, error)
+                continue
+            self.taken_by = _named(other)  # while this process was suspended
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+
+    @property
+    def fs(self) -> Any:
+        """The file system."""
+        return fsspec.url_to_fs(self.url)[0]
+
+    @property
+    def place(self) -> str:
+        """The file's path on it."""
+        return f"{fsspec.url_to_fs(self.url)[1]}/{LEASE}"
+
+    def _write(self) -> None:
+        fs, place = self.fs, self.place
+        make_folder(fs, place.rpartition("/")[0])
+        draft = f"{place}.{self.mine['sweep_id']}"
+        fs.pipe_file(draft, json.dumps(self.mine | {"beat": time.time()}).encode())
+        fs.mv(draft, place)
+
+    def _other(self) -> Mapping[str, Any] | None:
+        """The lease of another sweep's driver that lives."""
+        fs = self.fs
+        fs.invalidate_cache()
+        try:
+            found: dict[str, Any] = json.loads(fs.cat_file(self.place))
+        except FileNotFoundError:
+            return None
+        ours = found["sweep_id"] == self.mine["sweep_id"]
+        return None if ours or time.time() - found["beat"] > STALE_S else found
+
+
+_HINT = "wait for it or stop it, or choose another name or storage"
+
+
+def _named(lease: Mapping[str, Any]) -> str:
+    return f"process {lease['pid']} on {lease['host']} ({lease['folder']})"
+
+
+def unusable(url: str, error: Exception) -> UserError:
+    """What is said of a storage that does not work."""
+    text = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error)
+    hint = "pip install s3fs" if isinstance(error, ImportError) and "s3" in url else ""
+    return UserError("storage", f"{url} cannot be used: {text}", hint)
+
+
+def look(url: str, theirs: str, mine: str) -> bool:
+    """On a node: whether a file is there; and leave another one."""
+    fs, root = fsspec.url_to_fs(url)
+    fs.invalidate_cache()
+    there = bool(fs.exists(f"{root}/{theirs}"))
+    if there:
+        fs.pipe_file(f"{root}/{mine}", b"")
+    return there
+
+
+def check_nodes(url: str, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Make sure that all nodes that can run trials write to one place.
+
+    Each looks for a file of the driver's, and leaves one that the driver looks for.
+
+    Args:
+        url: Folder of the sweep in the storage.
+        nodes: Of ``ray.nodes()``.
+
+    Raises:
+        UserError: A node sees another folder than the driver, or cannot write.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(look)
+    probe = f"probe-{uuid.uuid4().hex[:8]}"
+    asked: dict[Any, tuple[str, str]] = {}
+    try:
+        fs, root = fsspec.url_to_fs(url)
+        make_folder(fs, root)
+        fs.pipe_file(f"{root}/{probe}", b"")
+    except Exception as error:
+        raise unusable(url, error) from error
+    try:
+        for i, node in enumerate(nodes):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            mine = f"{probe}-{i}"
+            ref = task.options(scheduling_strategy=there).remote(url, probe, mine)
+            asked[ref] = (node["NodeManagerAddress"], f"{root}/{mine}")
+        ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_S, fetch_local=False)
+        for ref, (address, left) in asked.items():
+            _check_answer(ref, url, address, left, fs)
+    finally:
+        for path in (f"{root}/{probe}", *(left for _, left in asked.values())):
+            with contextlib.suppress(OSError):
+                fs.rm(path)
+
+
+def _check_answer(ref: Any, url: str, address: str, left: str, fs: Any) -> None:
+    import ray
+
+    try:
+        seen = ray.get(ref, timeout=0)
+    except ray.exceptions.GetTimeoutError:
+        what = f"node {address} did not say within {PROBE_S:.0f} s whether it can use {url}"
+        raise UserError("storage", what) from None
+    except ray.exceptions.RayTaskError as error:
+        what = str(error.cause).strip().partition("\n")[0] or type(error.cause).__name__
+        raise UserError("storage", f"node {address} cannot use {url}: {what}") from None
+    except ray.exceptions.RayError:
+        return  # the node is gone: no trial will run there
+    fs.invalidate_cache()
+    if not seen or not fs.exists(left):
+        raise UserError(
+            "storage",
+            f"{url} is not one folder for all: node {address} does not see what the driver writes",
+            "give a folder that all nodes share, or a URL, e.g. storage: s3://bucket/raycl",
+        )

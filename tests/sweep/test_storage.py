@@ -1,0 +1,222 @@
+"""One driver per storage; what is full, foreign or gone is said in one line. Ray is not started."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_events import Log, trial
+
+from raycl.errors import UserError
+from raycl.sweep import events, storage, trainable
+from raycl.sweep.cluster import bundles
+from raycl.sweep.events import Events, Hub
+from raycl.sweep.storage import LEASE, Lease
+
+
+def lease(url: str, sweep_id: str) -> Lease:
+    return Lease(url, sweep_id, Path("/some/runs/s"))
+
+
+def test_a_second_driver_of_another_folder_is_refused(tmp_path: Path) -> None:
+    for url in (str(tmp_path / "s"), f"memory://bucket-{uuid.uuid4().hex}/s"):
+        with lease(url, "a").held():
+            with (
+                pytest.raises(
+                    UserError, match=rf"in use by process {os.getpid()} on .*/some/runs/s"
+                ),
+                lease(url, "b").held(),
+            ):
+                pytest.fail("both hold it")
+            with lease(url, "a").held():
+                pass  # the same folder: its own lock has the last word
+        with lease(url, "b").held():
+            pass
+        assert not lease(url, "b").fs.exists(lease(url, "b").place)
+
+
+def test_a_driver_that_died_is_forgotten(tmp_path: Path) -> None:
+    old = lease(str(tmp_path), "a")
+    old._write()
+    with pytest.raises(UserError, match="in use"), lease(str(tmp_path), "b").held():
+        pass
+    file = tmp_path / LEASE
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps(found | {"beat": time.time() - storage.STALE_S - 1}))
+    with lease(str(tmp_path), "b").held():
+        assert json.loads(file.read_text())["sweep_id"] == "b"
+
+
+def test_a_driver_that_was_replaced_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a night in a closed laptop."""
+    monkeypatch.setattr(storage, "BEAT_S", 0.05)
+    got: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    try:
+        mine = lease(str(tmp_path), "a")
+        with mine.held():
+            time.sleep(0.2)
+            assert not got
+            lease(str(tmp_path), "b")._write()
+            deadline = time.monotonic() + 10
+            while not got and time.monotonic() < deadline:
+                time.sleep(0.02)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert got == [signal.SIGTERM]
+    assert "/some/runs/s" in mine.taken_by
+    assert json.loads((tmp_path / LEASE).read_text())["sweep_id"] == "b", "it is the other's now"
+
+
+def test_unusable_storage_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as caught, lease(str(tmp_path / "file" / "s"), "a").held():
+        pass
+    assert str(caught.value).startswith(f"storage: {tmp_path}/file/s cannot be used: ")
+    with pytest.raises(UserError, match="nosuch"), lease("nosuch://x/y", "a").held():
+        pass
+
+
+@pytest.mark.parametrize(
+    "error, raised",
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), trainable.Unkept),
+        (OSError(errno.EROFS, "Read-only file system"), trainable.Unkept),
+        (PermissionError("Access Denied"), trainable.Unkept),
+        (OSError(errno.ESTALE, "Stale file handle"), trainable.Unreachable),
+        (ConnectionError("reset"), trainable.Unreachable),
+        (ValueError("every checkpoint is damaged"), ValueError),
+    ],
+)
+def test_whose_fault_it_is(error: Exception, raised: type[Exception]) -> None:
+    with pytest.raises(raised) as caught, trainable.kept():
+        raise error
+    assert str(error) in str(caught.value)
+    assert trainable.lost(caught.value) == (raised is trainable.Unreachable)
+
+
+def test_full_storage_ends_the_stage_and_no_trial_is_to_blame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr(events.os, "kill", lambda pid, number: sent.append(number))
+    log = Log()
+    hub = Hub([log])
+    followed = Events(hub, lambda: None, grace_s=60)
+    one, two = trial("k", "t1"), trial("l", "t2")
+    for found in (one, two):
+        followed.on_trial_start(0, [], found)
+    followed.on_step_begin(0, [])
+    assert not sent
+    followed.on_trial_result(0, [], one, {"row": {"unkept": "No space left on device"}})
+    followed.on_trial_complete(0, [], one)
+    followed.on_step_begin(0, [])
+    assert sent == [signal.SIGUSR1], "at once: nothing can be saved"
+    assert "No space left" in hub.broken
+    followed.on_trial_complete(0, [], two)
+    assert [call for call in log.calls if call[0] == "ended"] == [
+        ("ended", "k", "killed"),
+        ("ended", "l", "killed"),
+    ]
+
+
+def test_a_driver_that_cannot_write_ends_the_stage() -> None:
+    class Full(Log):
+        def ended(self, *arguments: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = Log()
+    hub = Hub([Full(), log])
+    followed = Events(hub, lambda: None, grace_s=60)
+    one = trial("k", "t1")
+    followed.on_trial_start(0, [], one)
+    followed.on_trial_result(0, [], one, {"row": {"finished": True}})
+    followed.on_trial_complete(0, [], one)
+    assert "No space left" in hub.broken
+    assert log.calls[-1] == ("ended", "k", "finished"), "the others hear of it"
+
+
+def test_a_worker_that_never_came_up_is_a_failed_trial() -> None:
+    log = Log()
+    followed = Events(Hub([log]), lambda: None, grace_s=60)
+    one = trial("k", "t1")
+    one.get_error = lambda: (
+        "Failure # 1 (occurred at 2026-01-01_00-00-00)\nOne\n"
+        "Failure # 2 (occurred at 2026-01-01_00-00-09)\nThe actor\ndied"
+    )
+    followed.on_trial_error(0, [], one)
+    followed.on_trial_error(0, [], one)
+    assert [call[0] for call in log.calls] == ["started", "ended"]
+    assert log.calls[-1] == ("ended", "k", "error")
+
+
+def test_the_end_waits_until_all_have_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    asked: list[bool] = []
+    monkeypatch.setattr(events.os, "kill", lambda pid, number: sent.append(number))
+    log = Log()
+    hub = Hub([log])
+    followed = Events(hub, lambda: asked.append(True), grace_s=0.3)
+    one, two = trial("k", "t1"), trial("l", "t2")
+    for found in (one, two):
+        followed.on_trial_start(0, [], found)
+    hub.interrupted = True
+    followed.on_trial_result(0, [], one, {"row": {"parked": True}})
+    followed.on_step_begin(0, [])
+    followed.on_step_begin(0, [])
+    assert asked == [True]
+    assert not sent
+    followed.on_trial_result(0, [], two, {"row": {"parked": True}})
+    followed.on_step_begin(0, [])
+    assert sent == [signal.SIGUSR1]
+    assert not [call for call in log.calls if call[0] == "row"], "a parked trial says nothing new"
+
+    followed.on_trial_result(0, [], two, {"row": {"progress": 1}})
+    sent.clear()
+    time.sleep(0.3)
+    followed.on_step_begin(0, [])
+    assert sent == [signal.SIGUSR1], "no longer than the grace"
+
+
+LIMITED = """
+import numpy, torch
+from raycl.sweep.trainable import at_most
+
+def much():
+    return numpy.ones(1_500_000_000, dtype=numpy.uint8)
+
+for make, error in ((much, MemoryError), (lambda: torch.ones(1_500_000_000), RuntimeError)):
+    with at_most(1.0):
+        small = torch.ones(10_000_000)
+        try:
+            make()
+        except error as e:
+            print(type(e).__name__, str(e)[-60:])
+        else:
+            raise SystemExit("not limited")
+print(len(much()))
+with at_most(0):
+    print(len(much()))
+"""
+
+
+def test_a_trial_can_be_limited_in_memory() -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "can't allocate memory" in done.stdout
+    assert done.stdout.count("1500000000") == 2, "the limit ends with the trial"
+
+
+def test_memory_is_asked_of_ray() -> None:
+    asked = bundles({"cpu": 1.0, "gpu": 0.0, "memory": 2.5, "env_runners": 1})
+    assert asked == [{"CPU": 1.0, "memory": 2.5e9}, {"CPU": 1.0}]
+    assert bundles({"cpu": 0.5, "gpu": 0.25, "memory": 0.0}) == [{"CPU": 0.5, "GPU": 0.25}]
