@@ -13,13 +13,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import pytest
 
-from raycl.sweep import cluster
+from raycl.errors import UserError
+from raycl.sweep import cluster, submit
 from tests.faults.conftest import Lab
 from tests.faults.test_faults import results, tracked, undisturbed
 
@@ -148,7 +150,9 @@ def test_a_sweep_as_a_job(lab: Lab, head: tuple[str, dict[str, str]]) -> None:
 
 def test_detached_stopped_and_continued(lab: Lab, head: tuple[str, dict[str, str]]) -> None:
     address, mine = head
-    method = {"name": "fragile.py:Fragile", "sleep": 0.25}
+    expected = undisturbed(lab.sweep("long", seeds=2), lab.path)
+    (lab.path / "trace.txt").unlink()
+    method = {"name": "fragile.py:Fragile", "sleep": 0.7}
     sweep = lab.sweep("long", methods=[method], seeds=2)
     where = ["--address", address]
     follower = lab.start("submit", sweep.name, *where, **mine)
@@ -168,7 +172,7 @@ def test_detached_stopped_and_continued(lab: Lab, head: tuple[str, dict[str, str
     assert {run.info.status for run in tracked(lab, "long")} == {"KILLED"}
 
     command = [f"{BIN}/ray", "job", "submit", *where, "--working-dir", ".", "--runtime-env-json"]
-    command += [json.dumps({"env_vars": {"RAYCL_RUNS": str(lab.runs)}})]
+    command += [json.dumps({"env_vars": lab.environment})]
     command += ["--", "python", "-m", "raycl", "run", sweep.name]
     plain = subprocess.run(
         command,
@@ -181,28 +185,46 @@ def test_detached_stopped_and_continued(lab: Lab, head: tuple[str, dict[str, str
     assert plain.returncode == 0, plain.stdout + plain.stderr
     assert plain.stdout.count("continues from") == 2
     again = lab.trace()[before:]
+    assert before
     assert len(again) <= 2 * 3 - 1, "nothing that was learnt is learnt again"
-    assert results(lab, "long") == undisturbed(sweep, lab.path)
+    assert results(lab, "long") == expected
     assert {run.info.status for run in tracked(lab, "long")} == {"FINISHED"}
 
 
-def test_refusals(lab: Lab, head: tuple[str, dict[str, str]]) -> None:
-    address, mine = head
-    sweep = lab.sweep("refused").name
-    for arguments, more, expected in (
-        (["submit", sweep], {"HOME": str(lab.path)}, "the cluster asks for a token"),
-        (["submit", sweep], {"RAY_AUTH_TOKEN": "x"}, "the one found here is not the cluster's"),
-        (["submit", sweep, "--runs", "here"], mine, "--runs: here is relative"),
-        (["submit", sweep, "--tracking-uri", "sqlite:///x.db"], mine, "sqlite:///x.db is relative"),
-        (["stop", "refuse"], mine, "there is none called 'refuse'"),
-    ):
-        output = lab.run(*arguments, "--address", address, code=2, **more)
-        assert expected in output
-        assert output.startswith("error: ")
-        assert output.count("\n") == 1
+def test_refusals(
+    lab: Lab, head: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is sent."""
+    address, _ = head
+    monkeypatch.chdir(lab.path)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI", "RAYCL_RUNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(lab.path))  # where there is no token
+    fine = submit.Wish(Path(lab.sweep("refused").name), [], False, None, None, None)
+    with pytest.raises(UserError, match="--address: the cluster asks for a token; run ray get-"):
+        submit.submit(fine, address, None)
     (elsewhere,) = free_ports(1)
-    output = lab.run("jobs", "--address", f"http://127.0.0.1:{elsewhere}", code=2, **mine)
-    assert "no Ray dashboard answers" in output
+    with pytest.raises(UserError, match="no Ray dashboard answers at"):
+        submit.jobs(f"http://127.0.0.1:{elsewhere}")
+    for change, message in (
+        ({"runs": Path("here")}, "--runs: here is relative"),
+        ({"data": Path("here")}, "--data: here is relative"),
+        ({"tracking_uri": "sqlite:///x.db"}, "--tracking-uri: sqlite:///x.db is relative"),
+        ({"overrides": ["seed=3"]}, "did you mean 'seeds'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            submit.submit(replace(fine, **change), address, None)
+    monkeypatch.setenv("RAYCL_RUNS", "runs")
+    with pytest.raises(UserError, match="RAYCL_RUNS: runs is relative"):
+        submit.submit(replace(fine, sweep=lab.sweep("refused")), address, None)
+    monkeypatch.delenv("RAYCL_RUNS")
+    (lab.path / "below").mkdir()
+    monkeypatch.chdir(lab.path / "below")
+    with pytest.raises(UserError, match=r"is not below .*, and a job gets only the current dir"):
+        submit.submit(replace(fine, sweep=lab.sweep("refused", methods=["joint"])), address, None)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "not the one")
+    with pytest.raises(UserError, match="the one found here is not the cluster's"):
+        submit.stop("any", address)
 
 
 def test_folders_of_a_job_outlive_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from raycl.methods.base import MethodConfig
 from raycl.methods.finetune import Finetune
 
-HERE = Path(__file__).parent
+HERE = Path(os.environ.get("RAYCL_SCENE", Path(__file__).parent))  # a cluster has a copy
 
 
 class Fragile(Finetune):
@@ -41,7 +41,8 @@ class Fragile(Finetune):
     def begin_task(self, task):
         self.steps = 0
         with (HERE / "trace.txt").open("a") as file:
-            file.write(f"{os.getpid()} {self.tag(task)}\\n")
+            node = os.readlink("/proc/self/ns/net")
+            file.write(f"{os.getpid()} {self.tag(task)} {node}\\n")
         if task.info.index == self.config.explode:
             raise ValueError("exploded as asked")
 
@@ -76,10 +77,21 @@ class Fragile(Finetune):
 
 @dataclass
 class Lab:
-    """A folder with a sweep file, a runs folder and processes that are ended at the end."""
+    """A folder with a sweep file, a runs folder and processes that are ended at the end.
+
+    Attributes:
+        path: The folder.
+        prefix: What a command begins with, to run it somewhere else.
+    """
 
     path: Path
+    prefix: tuple[str, ...] = ()
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        folders = {"RAYCL_RUNS": str(self.runs), "RAYCL_SCENE": str(self.path)}
+        return folders | {"OMP_NUM_THREADS": "1"}
 
     @property
     def runs(self) -> Path:
@@ -100,9 +112,9 @@ class Lab:
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "raycl", *arguments],
+            [*self.prefix, sys.executable, "-m", "raycl", *arguments],
             cwd=self.path,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "RAYCL_RUNS": str(self.runs)} | environment,
+            env=os.environ | self.environment | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -130,10 +142,17 @@ class Lab:
     def checkpoints(self, name: str = "fault") -> list[Path]:
         return sorted((self.runs / name / "trials").glob("*/step-*.pt"))
 
+    def checkpoints_in(self, storage: str, name: str = "fault") -> list[Path]:
+        return sorted((self.path / storage / name).glob("*/step-*.pt"))
+
     def trace(self) -> list[str]:
         """Trial and task of every task that was begun, in order."""
+        return [line[1] for line in self.traced()]
+
+    def traced(self) -> list[list[str]]:
+        """Process, trial and task, and node, of every task that was begun, in order."""
         path = self.path / "trace.txt"
-        return [line.split()[1] for line in path.read_text().splitlines()] if path.exists() else []
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
 
 @pytest.fixture

@@ -1,0 +1,5 @@
+"""Sweeps in real processes, as in tests/faults."""
+
+from tests.faults.conftest import lab
+
+__all__ = ["lab"]
