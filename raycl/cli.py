@@ -23,6 +23,8 @@ data_app = typer.Typer(
     help="Data sets: which there are, and how to get them.", no_args_is_help=True
 )
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(help="Measurements on this machine or cluster.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 RunsDir = Annotated[
     Path | None, typer.Option("--runs", help="Folder of all runs [default: $RAYCL_RUNS or ./runs].")
@@ -331,6 +333,40 @@ def data_fetch(
     root = _data(data) or datasets.data_root()
     datasets.fetch(name, root)
     print(f"{name} is in {root}")
+
+
+@bench_app.callback()
+def _bench() -> None:
+    """So that ``pack`` keeps its name while it is alone."""
+
+
+@bench_app.command()
+def pack(
+    sweep: Annotated[Path, typer.Argument(help="A sweep file.", show_default=False)],
+    overrides: Overrides = None,
+    method: Annotated[
+        str | None, typer.Option(help="Label of a method [default: the first].")
+    ] = None,
+    trials: Annotated[
+        str | None, typer.Option(help="At a time, e.g. 1,2,4 [default: powers of two].")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Of each measurement.")] = 20,
+    address: Address = None,
+    data: DataDir = None,
+) -> None:
+    """How many trials at a time a device should be given: the best ``resources`` for a sweep."""
+    from raycl import describe
+    from raycl.sweep import pack as bench
+
+    words = [word.strip() for word in (trials or "").split(",") if word.strip()]
+    if not all(word.isdecimal() and 1 <= int(word) <= 1024 for word in words):
+        what = f"'{trials}' is no list of numbers from 1 to 1024"
+        raise UserError("--trials", what, "e.g. 1,2,4")
+    counts = [int(word) for word in words]
+    root = _data(data)
+    found = bench.pack(sweep, overrides or [], method, counts, seconds, address, root)
+    describe.print_packed(found)
+    raise typer.Exit(0 if found.best else 1)
 
 
 def _data(given: Path | None) -> Path | None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
@@ -22,6 +22,9 @@ from raycl.sweep.explain import Problem
 from raycl.sweep.folder import SweepFolder
 from raycl.sweep.kinds import KINDS, registered
 from raycl.sweep.schema import inlined
+
+if TYPE_CHECKING:
+    from raycl.sweep.pack import Result
 
 PLAIN_WIDTH = 160
 """Columns where there is no terminal to ask."""
@@ -72,6 +75,37 @@ def print_preview(sweep: spec.Sweep) -> None:
     print(
         f"\n{len(lines)} trials of {sweep.name}: {stages['search']} search, {stages['final']} final"
     )
+
+
+def print_packed(result: Result) -> None:
+    """Throughput against trials at a time, and the best setting as a line of a sweep file."""
+    base = next((row.rate for row in result.rows if row.rate), 0.0)
+    columns = ["at a time", "cpu", "gpu", "threads", "examples/s", "of each", "times", "MB of each"]
+    cells: list[list[Any]] = []
+    for row in result.rows:
+        told = [row.problem]
+        if row.rate:
+            each, times = f"{row.rate / row.trials:,.0f}", f"{row.rate / base:.2f}"
+            told = [f"{row.rate:,.0f}", each, times, f"{row.memory_mb:,.0f}"]
+        share = [f"{row.asked[kind]:g}" for kind in ("cpu", "gpu")]
+        cells.append([row.trials, *share, row.threads, *told])
+    what = "one GPU" if result.device.gpu else "the CPUs of one node"
+    print(f"{result.plan.method} on {result.plan.benchmark}: trials at a time on {what}\n")
+    print_table(columns, cells)
+    best, present = result.best, result.present
+    if best is None:
+        return
+    print(f"\nbest: {_asked(best.asked)}")
+    if present is best:
+        print("which is as many at a time as the file asks for")
+    elif present is not None:
+        ratio = best.rate / present.rate
+        print(f"{ratio:.2f} times the examples/s of what the file asks for, {result.now} at a time")
+
+
+def _asked(asked: Mapping[str, float]) -> str:
+    """As a line of a sweep file."""
+    return f"resources: {{cpu: {asked['cpu']:g}, gpu: {asked['gpu']:g}}}"
 
 
 def _values(varied: Mapping[str, Any] | str) -> str:

@@ -127,7 +127,7 @@ def _runtime_env(where: str, own_files: bool) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def connect(
-    address: str | None, plans: Sequence[Preview], storage: str, own_files: bool = False
+    address: str | None, plans: Sequence[Preview], storage: str | None, own_files: bool = False
 ) -> Iterator[None]:
     """A Ray cluster for the time of a sweep.
 
@@ -135,7 +135,7 @@ def connect(
         address: Of a running cluster; default: ``RAY_ADDRESS``, else a new one on this machine. A
             cluster that merely happens to run here is never joined.
         plans: What will run, to refuse what cannot fit.
-        storage: Folder of the sweep's checkpoints, which this process has written to.
+        storage: Folder of the sweep's checkpoints; ``None``: nothing is kept.
         own_files: Whether trials need Python files of the current directory.
 
     Raises:
@@ -159,7 +159,7 @@ def connect(
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         alive = [node for node in nodes if node["Alive"]]
         _check(plans, [node["Resources"] for node in alive])
-        if len(alive) > 1:
+        if len(alive) > 1 and storage is not None:
             check_nodes(storage, [node for node in alive if node["Resources"].get("CPU")])
         yield
     finally:

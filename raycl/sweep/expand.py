@@ -133,7 +133,7 @@ def _group(sweep: Sweep, benchmark: dict[str, Any], index: int, entry: MethodEnt
         "fixed_seeds": sweep.fixed_seeds.model_dump(mode="json"),
         "readouts": None if sweep.readouts is None else list(sweep.readouts),
         "tasks": sweep.stop.tasks,
-        "threads": max(1, int(resources.cpu)),
+        "threads": threads(resources.cpu),
     }
     base = TrialPlan(
         key="",
@@ -148,6 +148,11 @@ def _group(sweep: Sweep, benchmark: dict[str, Any], index: int, entry: MethodEnt
         code=digest(entry.name, kinds.of(benchmark).named("method", blocks["method"])),
     )
     return Group(base.benchmark, entry.label, dict(sorted(spaces.items())), base, index)
+
+
+def threads(cpus: float) -> int:
+    """Threads of a trial that asks for so many CPUs."""
+    return max(1, int(cpus))
 
 
 def fill(base: TrialPlan, values: Mapping[str, Any], seed: int, kind: str) -> TrialPlan:

@@ -151,7 +151,7 @@ def test_a_sweep_as_a_job(lab: Lab, head: tuple[str, dict[str, str]]) -> None:
 def test_detached_stopped_and_continued(lab: Lab, head: tuple[str, dict[str, str]]) -> None:
     address, mine = head
     expected = undisturbed(lab.sweep("long", seeds=2), lab.path)
-    (lab.path / "trace.txt").unlink()
+    (lab.path / "trace.txt").unlink(missing_ok=True)
     method = {"name": "fragile.py:Fragile", "sleep": 0.7}
     sweep = lab.sweep("long", methods=[method], seeds=2)
     where = ["--address", address]

@@ -37,7 +37,7 @@ def sweep(lab: Lab, **changes: Any) -> tuple[str, dict[str, Any]]:
     """A sweep file of three slow trials, and what they come to if nothing happens."""
     shared: dict[str, Any] = {"storage": str(lab.path / "shared"), "checkpoint": {"every_s": 0}}
     expected = undisturbed(lab.sweep(**shared), lab.path)
-    (lab.path / "trace.txt").unlink()
+    (lab.path / "trace.txt").unlink(missing_ok=True)
     slow = {"methods": [{"name": "fragile.py:Fragile", "sleep": 0.25}]}
     return lab.sweep(**(shared | slow | changes)).name, expected
 
@@ -143,7 +143,7 @@ def test_a_node_that_is_preempted(lab: Lab, rig: Nodes) -> None:
     keep = {"checkpoint": {"every_s": 10_000}, "failures": {"max_retries": 0}}
     train = {"train": {"epochs": 12, "batch_size": 16, "lr": 0.05}}
     expected = undisturbed(lab.sweep(**train), lab.path)
-    (lab.path / "trace.txt").unlink()
+    (lab.path / "trace.txt").unlink(missing_ok=True)
     method = {"name": "fragile.py:Fragile", "sleep": 0.2}
     storage = str(lab.path / "shared")
     name = lab.sweep(methods=[method], storage=storage, **keep, **train).name

@@ -69,7 +69,7 @@ PICTURES = [f"head-task-{task}.png" for task in (1, 2, 3)]
 def test_worker_killed_at_a_random_step_of_each_task(lab: Lab) -> None:
     sweep = lab.sweep(checkpoint={"every_s": 0}, failures={"max_retries": 3})
     expected = undisturbed(sweep, lab.path)
-    (lab.path / "trace.txt").unlink()
+    (lab.path / "trace.txt").unlink(missing_ok=True)
     chooser = random.Random(20)
     for task in range(3):
         (lab.path / f"kill-{task}-{chooser.randrange(1, 9)}").touch()
