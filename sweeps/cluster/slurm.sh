@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# A sweep on Slurm: a Ray cluster for the time of the job, the driver on its first node.
+#
+#   sbatch sweeps/cluster/slurm.sh sweeps/mnist.yaml [options of raycl run]
+#
+# Change: the lines #SBATCH. Submit it where raycl's folder and environment are on a disk that all
+# nodes share; runs/ then is, too. Two minutes before the end of its time the job saves its trials and
+# queues itself again, until the sweep is over.
+#SBATCH --job-name=raycl
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+##SBATCH --gpus-per-task=1
+#SBATCH --time=12:00:00
+#SBATCH --signal=B:TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=raycl-%j.log
+set -euo pipefail
+
+: "${1:?a sweep file is missing: sbatch slurm.sh SWEEP [options]}"
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+port=$((20000 + SLURM_JOB_ID % 20000))
+cpus=${SLURM_CPUS_PER_TASK:-1}
+temp=/tmp/raycl-$SLURM_JOB_ID
+
+# others on the machines cannot use the cluster
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$HOME/.raycl-token-$SLURM_JOB_ID
+(umask 077 && python -c 'import secrets; print(secrets.token_hex(32))' > "$RAY_AUTH_TOKEN_PATH")
+
+steps=()
+# shellcheck disable=SC2329  # the trap calls it
+finish() {
+  if ((${#steps[@]})); then
+    kill "${steps[@]}" 2> /dev/null || true # srun passes it on, and ray start --block ends what it began
+    wait "${steps[@]}" 2> /dev/null || true
+  fi
+  rm -f "$RAY_AUTH_TOKEN_PATH"
+}
+trap finish EXIT
+
+start() { # NODE OPTIONS OF RAY START
+  srun --overlap --nodes=1 --ntasks=1 --nodelist="$1" --export=ALL \
+    ray start --block --num-cpus="$cpus" --disable-usage-stats "${@:2}" > /dev/null &
+  steps+=($!)
+}
+
+start "${nodes[0]}" --head --port="$port" --temp-dir="$temp" --include-dashboard=false
+for _ in $(seq 120); do
+  if (exec 3<> "/dev/tcp/${nodes[0]}/$port") 2> /dev/null; then break; fi
+  sleep 1
+done
+for node in "${nodes[@]:1}"; do
+  start "$node" --address="${nodes[0]}:$port"
+done
+python - "${nodes[0]}:$port" "${#nodes[@]}" << 'END'
+import sys
+import time
+
+import ray
+
+ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
+for _ in range(300):
+    if len([node for node in ray.nodes() if node["Alive"]]) >= int(sys.argv[2]):
+        sys.exit()
+    time.sleep(1)
+sys.exit("not all nodes joined within 300 s")
+END
+
+told=
+python -m raycl run "$@" --address "${nodes[0]}:$port" &
+driver=$!
+trap 'told=yes; kill -TERM "$driver"' TERM
+code=0
+wait "$driver" || code=$?
+if [[ $told ]]; then # the wait above ended with the signal: now for the driver
+  code=0
+  wait "$driver" || code=$?
+  if ((code == 130)); then scontrol requeue "$SLURM_JOB_ID"; fi
+fi
+exit "$code"
