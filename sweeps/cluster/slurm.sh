@@ -34,6 +34,7 @@ finish() {
   if ((${#steps[@]})); then
     kill "${steps[@]}" 2> /dev/null || true # srun passes it on, and ray start --block ends what it began
     wait "${steps[@]}" 2> /dev/null || true
+    srun --overlap --nodes="${#nodes[@]}" --ntasks-per-node=1 rm -rf "$temp" || true
   fi
   rm -f "$RAY_AUTH_TOKEN_PATH"
 }

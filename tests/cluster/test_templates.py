@@ -264,6 +264,7 @@ def test_slurm_script_saves_queues_itself_and_finishes(lab: Lab) -> None:
     assert output.count("continues from") == 2
     assert not (lab.path / "asked").exists()
     assert not running(job + 1)
+    assert not list(Path("/tmp").glob(f"raycl-{job}*"))
     assert not list(lab.path.glob(".raycl-token-*"))
 
 
