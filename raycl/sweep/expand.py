@@ -13,7 +13,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -200,11 +201,21 @@ def plan_of(config: Mapping[str, Any]) -> TrialPlan:
     """The plan in a Tune trial's configuration.
 
     Args:
-        config: ``{"plan": plan as a dict}``; with Optuna also ``"space"``, dotted path to value,
-            to be filled into the plan, which is a ``search_base`` with its seed set.
+        config: ``{"plan": plan as packed by "packed"}``; with Optuna also ``"space"``, dotted path
+            to value, to be filled into the plan, which is a ``search_base`` with its seed set.
     """
-    plan = TrialPlan(**config["plan"])
+    plan = _unpacked(config["plan"])
     return fill(plan, config["space"], plan.seed, plan.kind) if "space" in config else plan
+
+
+def packed(plan: TrialPlan) -> str:
+    """A plan as text: Tune copies all configurations for each trial that it makes of them."""
+    return json.dumps(asdict(plan))
+
+
+@lru_cache(2048)
+def _unpacked(text: str) -> TrialPlan:
+    return TrialPlan(**json.loads(text))
 
 
 def search_plans(sweep: Sweep) -> list[TrialPlan]:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,7 +19,7 @@ from ray.tune.schedulers import TrialScheduler
 from raycl.datasets.base import Dataset
 from raycl.sweep.cluster import Broken, Interrupted, bundles
 from raycl.sweep.events import Events, Hub
-from raycl.sweep.expand import TrialPlan, plan_of
+from raycl.sweep.expand import TrialPlan, packed, plan_of
 from raycl.sweep.parking import Parking
 from raycl.sweep.trainable import Settings, trial
 
@@ -72,7 +72,7 @@ class Stage:
             left = deadline - time.monotonic()
             if left <= 0:
                 break
-            chunk = [asdict(plan) for plan in plans[start : start + CHUNK]]
+            chunk = [packed(plan) for plan in plans[start : start + CHUNK]]
             self._fit(
                 {"plan": tune.grid_search(chunk)},
                 tune.TuneConfig(
@@ -108,7 +108,7 @@ class Stage:
             Broken: Nothing more can be kept.
         """
         self._fit(
-            {"plan": asdict(base)},
+            {"plan": packed(base)},
             tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
@@ -153,7 +153,7 @@ def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
 
     RLlib addresses the bundles of a trial by their index: env runner i is on bundle i, from 1.
     """
-    return tune.PlacementGroupFactory(bundles(config["plan"]["resources"]), strategy="PACK")
+    return tune.PlacementGroupFactory(bundles(plan_of(config).resources), strategy="PACK")
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def ask(found: adaptive.Searcher, name: str) -> TrialPlan:
     """A proposal on its way through Tune's configuration."""
     proposal = found.suggest(name)
     assert proposal is not None
-    return expand.plan_of({"plan": vars(base()), **proposal})
+    return expand.plan_of({"plan": expand.packed(base()), **proposal})
 
 
 def test_a_continued_search_knows_what_was_run_and_draws_something_else() -> None:

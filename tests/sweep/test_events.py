@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from raycl.sweep.events import Events, Hub
-from raycl.sweep.expand import TrialPlan
+from raycl.sweep.expand import TrialPlan, packed
 
 
 class Log:
@@ -30,7 +30,7 @@ class Log:
 
 def trial(key: str, trial_id: str) -> Any:
     plan = TrialPlan(key, key, key, "m", "b", 0, "search", {}, {"cpu": 1.0})
-    return SimpleNamespace(config={"plan": vars(plan)}, trial_id=trial_id, get_error=lambda: None)
+    return SimpleNamespace(config={"plan": packed(plan)}, trial_id=trial_id, get_error=lambda: None)
 
 
 def test_a_configuration_that_is_proposed_twice_counts_once() -> None:

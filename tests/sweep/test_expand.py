@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -286,7 +286,7 @@ def test_preview_lists_everything_without_data(make):
         "winner of the search"
     }
     assert len({line.name for line in lines}) == len(lines)
-    assert search[0].resources == {"cpu": 1.0, "gpu": 0.0, "env_runners": 0}
+    assert search[0].resources == {"cpu": 1.0, "gpu": 0.0, "memory": 0.0, "env_runners": 0}
 
 
 def test_optuna_plans_are_filled_where_they_run(make):
@@ -297,11 +297,11 @@ def test_optuna_plans_are_filled_where_they_run(make):
     (group,) = expand.groups(sweep)
     base = expand.search_base(sweep, group)
     seed = sweep.search_seeds()[0]
-    config = {"plan": asdict(base) | {"seed": seed}, "space": {"method.lam": 5.5}}
+    config = {"plan": expand.packed(replace(base, seed=seed)), "space": {"method.lam": 5.5}}
     plan = expand.plan_of(json.loads(json.dumps(config)))
     assert plan == expand.fill(base, {"method.lam": 5.5}, seed, "search")
     assert plan.config["method"]["lam"] == 5.5
-    assert expand.plan_of({"plan": asdict(plan)}) == plan
+    assert expand.plan_of({"plan": expand.packed(plan)}) == plan
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -59,7 +59,7 @@ def test_a_trial_is_a_sequence() -> None:
     assert plan.benchmark == "atari-KungFuMaster-Boxing"
     assert plan.config["train"]["gae_lambda"] == 0.95, "defaults of PPO are filled in"
     assert plan.config["benchmark"]["evaluation"]["episodes"] == 10
-    assert plan.resources == {"cpu": 1.0, "gpu": 0.0, "env_runners": 2}
+    assert plan.resources == {"cpu": 1.0, "gpu": 0.0, "memory": 0.0, "env_runners": 2}
     assert spec.check_data(sweep, Path("nowhere")) == {}
 
 
@@ -264,7 +264,9 @@ def test_a_trial_asks_for_its_own_bundle_first() -> None:
     assert cluster.bundles({"cpu": 0.5, "gpu": 0.0, "env_runners": 0}) == [{"CPU": 0.5}]
     from raycl.sweep.stage import _request
 
-    request = _request({"plan": {"resources": asked}})
+    request = _request(
+        {"plan": expand.packed(replace(expand.final_plans(load(), {})[0], resources=asked))}
+    )
     assert request.bundles == cluster.bundles(asked)
     assert request.strategy == "PACK"
 
@@ -388,7 +390,7 @@ def settings(tmp_path: Path) -> trainable.Settings:
 
 def a_trial() -> dict[str, Any]:
     plan: TrialPlan = expand.final_plans(load(), {})[0]
-    return {"plan": asdict(plan)}
+    return {"plan": expand.packed(plan)}
 
 
 def test_the_policy_after_each_game_is_kept(
@@ -398,7 +400,7 @@ def test_the_policy_after_each_game_is_kept(
     (run,) = made
     assert run.closed
     assert run.asked == ("cpu", 2)
-    store = CheckpointStore(f"{settings.storage}/{a_trial()['plan']['key']}")
+    store = CheckpointStore(f"{settings.storage}/{expand.plan_of(a_trial()).key}")
     assert [store.get(f"after-0{i}")["game"] for i in (0, 1)] == [0, 1]  # type: ignore[index]
     assert store.get("after-02") is None
     assert [row["progress"] for row in reports if row["at_task_end"]] == [3000, 6000]

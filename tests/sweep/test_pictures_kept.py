@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +39,14 @@ def plan(tmp_path: Path) -> dict[str, Any]:
     }
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(sweep))
     (made,) = expand.final_plans(spec.load(tmp_path / "s.yaml"), {})
-    return {"plan": asdict(made)}
+    return {"plan": expand.packed(made)}
 
 
 @pytest.fixture
 def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
     """Run the trial; ``die`` after so many checkpoints, before the row that follows is sent."""
     config = plan(tmp_path)
-    folder = tmp_path / "store" / config["plan"]["key"]
+    folder = tmp_path / "store" / expand.plan_of(config).key
 
     def run(die: int = 0) -> list[dict[str, Any]]:
         sent: list[dict[str, Any]] = []

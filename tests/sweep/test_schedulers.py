@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from raycl.sweep.expand import TrialPlan
+from raycl.sweep.expand import TrialPlan, packed, plan_of
 from raycl.sweep.schedulers import PerMethodScheduler, make_scheduler
 
 
@@ -24,13 +23,13 @@ class Judge:
         """Of no interest."""
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        self.asked.append(trial.config["plan"]["name"])
+        self.asked.append(plan_of(trial.config).name)
         return self.decision
 
 
 def trial(method: str, name: str) -> Any:
     plan = TrialPlan("k" + name, "c", name, method, "b", 0, "search", {}, {"cpu": 1.0})
-    return SimpleNamespace(config={"plan": asdict(plan)}, trial_id=name)
+    return SimpleNamespace(config={"plan": packed(plan)}, trial_id=name)
 
 
 AT_END = {"row/at_task_end": True, "row/finished": False, "tasks_done": 1, "score": 1.0}
