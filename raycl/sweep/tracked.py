@@ -35,7 +35,7 @@ class Tracked:
                     "seed": str(plan.seed),
                     "config_key": plan.config_key,
                 },
-                params=plan.config,
+                params={"label": plan.method, **plan.config},  # two rows may share a method's name
                 storage=f"{self.storage}/{plan.key}",
             )
         )

@@ -148,6 +148,7 @@ def test_a_sweep_as_a_job(lab: Lab, head: tuple[str, dict[str, str]]) -> None:
     assert "failed: bad-s0" in again
 
 
+@pytest.mark.slow
 def test_detached_stopped_and_continued(lab: Lab, head: tuple[str, dict[str, str]]) -> None:
     address, mine = head
     expected = undisturbed(lab.sweep("long", seeds=2), lab.path)

@@ -100,6 +100,7 @@ def test_a_node_that_is_cut_off(lab: Lab, rig: Nodes) -> None:
     check(lab, output, expected)
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_and_one_too_many(lab: Lab, rig: Nodes) -> None:
     name, expected = sweep(lab)
     driver = lab.start("run", name, "--address", rig.address)

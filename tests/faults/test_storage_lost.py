@@ -30,6 +30,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_and_a_read_only_disk(lab: Lab, disk: Path) -> None:
     sweep = lab.sweep(
         network={"name": "mlp", "hidden": [300, 300]}, storage=str(disk), checkpoint={"every_s": 0}

@@ -58,7 +58,7 @@ def watch(folder: Path, name: str, trials: int) -> Seen:
     assert driver.returncode == 0
     lines = len((sweep / "tracking.jsonl").read_text().splitlines())
     whole = time.perf_counter() - began
-    grown = (memory[-1] - memory[0]) / trials
+    grown = (max(memory) - memory[0]) / trials
     rate, tracked_s = (last - first) / trials, (tracked or time.perf_counter()) - first
     return Seen(trials, rate, grown, max(memory), tracked_s, lines, whole)
 

@@ -37,7 +37,7 @@ FLAGS = [
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium is installed")
 
 
-def text_of(address: str, profile: Path) -> str:
+def text_of(address: str, profile: Path, *, images: bool = False) -> str:
     """A page's text after its scripts ran, its tags as spaces; nothing of the browser is left."""
     browser = subprocess.Popen(
         [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", address],
@@ -51,6 +51,8 @@ def text_of(address: str, profile: Path) -> str:
     finally:
         with suppress(ProcessLookupError):
             os.killpg(browser.pid, signal.SIGKILL)
+    if images:
+        dom = re.sub(r'<img[^>]*src="([^"]*)"[^>]*>', r" [image \1] ", dom)
     dom = re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", dom, flags=re.DOTALL)
     return " ".join(html.unescape(dom).split())
 
