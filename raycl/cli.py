@@ -358,7 +358,7 @@ def pack(
     from raycl import describe
     from raycl.sweep import pack as bench
 
-    words = [word.strip() for word in (trials or "").split(",") if word.strip()]
+    words = [] if trials is None else [word.strip() for word in trials.split(",")]
     if not all(word.isdecimal() and 1 <= int(word) <= 1024 for word in words):
         what = f"'{trials}' is no list of numbers from 1 to 1024"
         raise UserError("--trials", what, "e.g. 1,2,4")

@@ -80,13 +80,15 @@ def print_preview(sweep: spec.Sweep) -> None:
 def print_packed(result: Result) -> None:
     """Throughput against trials at a time, and the best setting as a line of a sweep file."""
     base = next((row.rate for row in result.rows if row.rate), 0.0)
-    columns = ["at a time", "cpu", "gpu", "threads", "examples/s", "of each", "times", "MB of each"]
+    memory = "GPU MB of each" if result.device.gpu else "MB of each"
+    columns = ["at a time", "cpu", "gpu", "threads", result.unit, "of each", "times", memory, ""]
     cells: list[list[Any]] = []
     for row in result.rows:
-        told = [row.problem]
+        told = ["", "", "", "", row.problem]
         if row.rate:
             each, times = f"{row.rate / row.trials:,.0f}", f"{row.rate / base:.2f}"
-            told = [f"{row.rate:,.0f}", each, times, f"{row.memory_mb:,.0f}"]
+            what = "as in the file" if row is result.present else ""
+            told = [f"{row.rate:,.0f}", each, times, f"{row.memory_mb:,.0f}", what]
         share = [f"{row.asked[kind]:g}" for kind in ("cpu", "gpu")]
         cells.append([row.trials, *share, row.threads, *told])
     what = "one GPU" if result.device.gpu else "the CPUs of one node"
@@ -95,12 +97,14 @@ def print_packed(result: Result) -> None:
     best, present = result.best, result.present
     if best is None:
         return
-    print(f"\nbest: {_asked(best.asked)}")
+    epochs = "the epoch" if result.epochs == 1 else f"the {result.epochs} epochs"
+    print(f"\nrates: {epochs} after the first of each trial, evaluation included")
+    print(f"best: {_asked(best.asked)}")
     if present is best:
-        print("which is as many at a time as the file asks for")
+        print("which is what the file asks for")
     elif present is not None:
-        ratio = best.rate / present.rate
-        print(f"{ratio:.2f} times the examples/s of what the file asks for, {result.now} at a time")
+        ratio = present.rate / best.rate
+        print(f"trials of {result.plan.method} would take {ratio:.2f} of the time they take now")
 
 
 def _asked(asked: Mapping[str, float]) -> str:

@@ -2,6 +2,7 @@
 # A sweep on Slurm: a Ray cluster for the time of the job, the driver on its first node.
 #
 #   sbatch sweeps/cluster/slurm.sh sweeps/mnist.yaml [options of raycl run]
+#   scancel --batch --signal=INT JOB      its trials save, and it ends; plain scancel just kills it
 #
 # Change: the lines #SBATCH. Submit it where raycl's folder and environment are on a disk that all
 # nodes share; runs/ then is, too. Two minutes before the end of its time the job saves its trials and
@@ -20,41 +21,44 @@ set -euo pipefail
 
 : "${1:?a sweep file is missing: sbatch slurm.sh SWEEP [options]}"
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-port=$((20000 + SLURM_JOB_ID % 20000))
-cpus=${SLURM_CPUS_PER_TASK:-1}
+head=${nodes[0]}:$((20000 + SLURM_JOB_ID % 10000))
 temp=/tmp/raycl-$SLURM_JOB_ID
 
-# others on the machines cannot use the cluster
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$HOME/.raycl-token-$SLURM_JOB_ID
-(umask 077 && python -c 'import secrets; print(secrets.token_hex(32))' > "$RAY_AUTH_TOKEN_PATH")
+# other users of the machines cannot use the cluster
+RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 
 steps=()
+again=
 # shellcheck disable=SC2329  # the trap calls it
 finish() {
+  trap '' INT TERM
   if ((${#steps[@]})); then
     kill "${steps[@]}" 2> /dev/null || true # srun passes it on, and ray start --block ends what it began
     wait "${steps[@]}" 2> /dev/null || true
     srun --overlap --nodes="${#nodes[@]}" --ntasks-per-node=1 rm -rf "$temp" || true
   fi
-  rm -f "$RAY_AUTH_TOKEN_PATH"
+  if [[ $again ]]; then scontrol requeue "$SLURM_JOB_ID"; fi # this ends the job: it comes last
 }
 trap finish EXIT
 
 start() { # NODE OPTIONS OF RAY START
-  srun --overlap --nodes=1 --ntasks=1 --nodelist="$1" --export=ALL \
-    ray start --block --num-cpus="$cpus" --disable-usage-stats "${@:2}" > /dev/null &
+  # ports of workers: any that is free, for other jobs may be on the machine
+  srun --overlap --nodes=1 --ntasks=1 --nodelist="$1" \
+    ray start --block --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --disable-usage-stats \
+    --min-worker-port=0 --max-worker-port=0 "${@:2}" > /dev/null &
   steps+=($!)
 }
 
-start "${nodes[0]}" --head --port="$port" --temp-dir="$temp" --include-dashboard=false
-for _ in $(seq 120); do
-  if (exec 3<> "/dev/tcp/${nodes[0]}/$port") 2> /dev/null; then break; fi
+start "${nodes[0]}" --head --port="${head#*:}" --temp-dir="$temp" --include-dashboard=false
+for _ in {1..120}; do
+  if (exec 3<> "/dev/tcp/${head/://}") 2> /dev/null; then break; fi
   sleep 1
 done
 for node in "${nodes[@]:1}"; do
-  start "$node" --address="${nodes[0]}:$port"
+  start "$node" --address="$head"
 done
-python - "${nodes[0]}:$port" "${#nodes[@]}" << 'END'
+python - "$head" "${#nodes[@]}" << 'END'
 import sys
 import time
 
@@ -69,14 +73,15 @@ sys.exit("not all nodes joined within 300 s")
 END
 
 told=
-python -m raycl run "$@" --address "${nodes[0]}:$port" &
+python -m raycl run "$@" --address "$head" &
 driver=$!
-trap 'told=yes; kill -TERM "$driver"' TERM
+trap 'told=TERM; kill -TERM "$driver"' TERM
+trap 'told=INT; kill -TERM "$driver"' INT
 code=0
 wait "$driver" || code=$?
-if [[ $told ]]; then # the wait above ended with the signal: now for the driver
+if [[ $told ]]; then # that wait ended with the signal: now for the driver
   code=0
   wait "$driver" || code=$?
-  if ((code == 130)); then scontrol requeue "$SLURM_JOB_ID"; fi
+  if [[ $told == TERM ]] && ((code == 130)); then again=yes; fi
 fi
 exit "$code"
