@@ -14,6 +14,7 @@ from functools import lru_cache
 from numbers import Real
 from typing import Any
 
+from raycl.tracking import views
 from raycl.tracking.records import SweepRecord
 from raycl.tracking.words import WORDS
 
@@ -151,12 +152,19 @@ def sweep_note(sweep: SweepRecord) -> str:
 
 def experiment_note(sweep: SweepRecord) -> str:
     """The description of the experiment, in Markdown."""
-    words = WORDS[sweep.kind]
+    words, titles = WORDS[sweep.kind], views.TITLES
+    search = f"""
+*Views → {titles[views.SEARCH]}* has the trials of the search, the best one first; its charts show
+which values do well."""
     return f"""{sweep.note}
 
-**To compare methods** choose *Views → Methods: mean over seeds* at the top right, then the chart
-button: each line is a mean over seeds with its spread. {words.axes}
-*Views → All trials, by how they ended* has the rest: searches, stopped and failed trials.
+**To compare methods** choose *Views → {titles[views.METHODS]}* at the top right: a row for each
+method, which unfolds to its seeds. The chart button draws lines, each a mean over seeds with its
+spread. {words.axes}{search if views.searched(sweep) else ""}
+*Views → {titles[views.TRIALS]}* has the rest: searches, stopped and failed trials.
+
+**To compare runs** tick them and press *Compare*. A box plot of `label` against a metric shows
+every seed; *Show diff only* leaves the params that differ.
 
 To see fewer runs, paste for example into the search box:
 

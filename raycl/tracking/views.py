@@ -98,7 +98,6 @@ def _search(sweep: SweepRecord, found: Sequence[tuple[str, ...]]) -> dict[str, A
             "type": "PARALLEL",
             "uuid": f"{section}-{i}",
             "metricSectionId": section,
-            "displayName": ", ".join(names),
             "selectedParams": ["label", *names],
             "selectedMetrics": [search["metric"]],
             "showAllRuns": True,

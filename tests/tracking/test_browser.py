@@ -31,28 +31,30 @@ FLAGS = [
     "--disable-sync",
     "--window-size=1600,1200",
     "--virtual-time-budget=30000",
-    "--dump-dom",
 ]
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium is installed")
 
 
-def text_of(address: str, profile: Path, *, images: bool = False) -> str:
-    """A page's text after its scripts ran, its tags as spaces; nothing of the browser is left."""
+def browse(address: str, profile: Path, *flags: str) -> str:
+    """What Chromium prints of a page after its scripts ran; nothing of the browser is left."""
     browser = subprocess.Popen(
-        [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", address],
+        [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={profile}", address],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         encoding="utf-8",
         start_new_session=True,
     )
     try:
-        dom = browser.communicate(timeout=120)[0]
+        return browser.communicate(timeout=120)[0]
     finally:
         with suppress(ProcessLookupError):
             os.killpg(browser.pid, signal.SIGKILL)
-    if images:
-        dom = re.sub(r'<img[^>]*src="([^"]*)"[^>]*>', r" [image \1] ", dom)
+
+
+def text_of(address: str, profile: Path) -> str:
+    """A page's text, its tags as spaces."""
+    dom = browse(address, profile, "--dump-dom")
     dom = re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", dom, flags=re.DOTALL)
     return " ".join(html.unescape(dom).split())
 

@@ -1,74 +1,153 @@
-"""Many runs compared in MLflow's own pages, in a real browser."""
+"""Methods compared in MLflow's own pages, in a real browser: tables, charts, files of many runs."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pytest
-from mlflow.artifacts import download_artifacts
 from PIL import Image
-from test_browser import CHROMIUM, text_of
-from tracking_helpers import Server, rows, trial
+from test_browser import CHROMIUM, browse, text_of
+from tracking_helpers import Server, rows
 
-from raycl.tracking import Store, SweepRecord, Tracker
+from raycl.tracking import Store, SweepRecord, Tracker, TrialRecord, views
+from raycl.tracking.plots import _colours
+from raycl.tracking.ui import page
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM, reason="no chromium is installed"),
-]
-METHODS = ("finetune", "blip", "joint", "online_ewc")
+in_browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium is installed")
+METHODS = {"finetune": 60.0, "blip": 70.0, "joint": 80.0, "online_ewc": 65.0}
+LAMS = (1.5, 20.0, 300.0)
 
 
-def test_comparing_twenty_runs(
+@pytest.fixture
+def sweep(request: pytest.FixtureRequest) -> SweepRecord:
+    """Four methods; of one the strength is searched."""
+    methods = [{"name": m, "label": m, "train": {}, "network": {}} for m in METHODS]
+    methods[-1]["lam"] = {"loguniform": [1, 1000]}
+    resolved = {
+        "benchmark": [{"name": "split"}],
+        "methods": methods,
+        "network": {"name": "mlp", "hidden": [100, 100]},
+        "train": {"lr": 0.1},
+        "search": {"metric": "validation/average_accuracy", "mode": "max"},
+    }
+    name = request.node.name
+    return SweepRecord(name, f"id-{name}", "What it is.", f"name: {name}\n", resolved)
+
+
+def log(tracker: Tracker, method: str, seed: int, kind: str = "winner", lam: float = 20.0) -> None:
+    """One trial of a method from its start to its end."""
+    own = {"name": method} | ({"lam": lam} if method == "online_ewc" else {})
+    key = f"{method}-{lam:g}-s{seed}" if kind == "search" else f"{method}-s{seed}"
+    tags = {"kind": kind, "method": method, "benchmark": "digits", "seed": str(seed)}
+    params = {"label": method, "method": own, "seed": seed, "train": {"lr": 0.1}}
+    tracker.trial_started(TrialRecord(key, key, tags | {"config_key": method}, params))
+    for row in rows():
+        row["validation/average_accuracy"] = 90.0 - lam / 10
+        if row["at_task_end"]:
+            row["eval/class/average_accuracy"] = METHODS[method] + seed
+        if "result" in row:
+            row["result"]["matrices"]["class"] = [[90.0, None], [METHODS[method] + seed, 80.0]]
+        tracker.trial_row(key, row)
+    tracker.trial_ended(key, "finished", row)
+
+
+@pytest.mark.slow
+@in_browser
+def test_comparing_more_than_twenty_runs(
     server: Server,
     store: Store,
     sweep: SweepRecord,
-    client: Any,
     open_tracker: Callable[..., Tracker],
     runs: Callable[[], dict[str, Any]],
     tmp_path: Path,
 ) -> None:
     tracker = open_tracker()
-    for method in METHODS:
-        for seed in range(5):
-            key = f"{method}-{seed}"
-            tracker.trial_started(trial(key, method=method, seed=str(seed)))
-            for row in rows():
-                if "result" in row:
-                    row["result"]["matrices"]["class"][1] = [70.0 + seed, 80.0]
-                tracker.trial_row(key, row)
-            tracker.trial_ended(key, "finished", row)
+    for lam in LAMS:
+        log(tracker, "online_ewc", 1000, "search", lam)
+    for method, seed in product(METHODS, range(5)):
+        log(tracker, method, seed)
     assert tracker.close("FINISHED") == 0
     server.start()
-    found = {name: run for name, run in runs().items() if name != sweep.name}
-    assert len(found) == 20
-    experiment = next(iter(found.values())).info.experiment_id
+    found = runs()
+    assert len(found) == 1 + 3 + 20
+    address = page(store.uri, server.uri, sweep.name)
 
-    ids = quote(json.dumps([run.info.run_id for run in found.values()]))
-    page = f"{server.uri}/#/compare-runs?runs={ids}&experiments={quote(json.dumps([experiment]))}"
-    compared = text_of(page, tmp_path / "1")
-    assert "Comparing 20 Runs from 1 Experiment" in compared
-    for text in (*found, "Parallel Coordinates Plot", "Box Plot", "Show diff only", "train.lr"):
-        assert text in compared, text
-    assert "eval/class/average_accuracy" in compared
+    means = text_of(address, tmp_path / "means")
+    for method, accuracy in METHODS.items():
+        assert f"Group: {method} 5" in means
+        assert f"{accuracy + 2:g} (average)" in means, "the mean over its seeds"
+        assert f"{method}-s0" not in means, "its row is folded"
 
-    run = found["finetune-blip-3"]
-    files = f"{server.uri}/#/experiments/{experiment}/runs/{run.info.run_id}/artifacts"
-    table = text_of(f"{files}/tables/final.json", tmp_path / "2")
-    assert "View as table" in table
-    for text in ("class readout (%)", "digits 0", "digits 1", "73", "80"):
-        assert text in table, text
-    heat = text_of(f"{files}/plots/accuracy_matrix_class.png", tmp_path / "3", images=True)
-    assert "plots/accuracy_matrix_class.png" in heat
-    assert heat.count("[image blob:") >= 1, "the page shows it"
-    path = download_artifacts(
-        f"runs:/{run.info.run_id}/plots/accuracy_matrix_class.png", tracking_uri=server.uri
+    searched = address.replace(views.METHODS, views.SEARCH)
+    trials = text_of(searched, tmp_path / "search")
+    order = [trials.find(f"online_ewc-{lam:g}-s1000") for lam in LAMS]
+    assert 0 < order[0] < order[1] < order[2], "the best one first"
+    assert "joint-s0" not in trials
+    chart = text_of(f"{searched}&compareRunsMode=CHART", tmp_path / "chart")
+    assert "searched values (1) Add chart Parallel Coordinates" in chart
+    assert chart.count("method.lam") == 1, "an axis of it"
+
+    ids = [run.info.run_id for name, run in found.items() if name[-3:-1] == "-s"]
+    experiment = found[sweep.name].info.experiment_id
+    compared = text_of(
+        f"{server.uri}/#/compare-runs?runs={quote(json.dumps(ids))}"
+        f"&experiments={quote(json.dumps([experiment]))}",
+        tmp_path / "compared",
     )
-    picture = Image.open(io.BytesIO(Path(path).read_bytes()))
-    assert min(picture.size) >= 200
-    assert len(picture.convert("RGB").getcolors(1_000_000) or []) > 10
+    assert "Comparing 20 Runs from 1 Experiment" in compared
+    for method, seed in product(METHODS, range(5)):
+        assert f"{method}-s{seed}" in compared
+    assert "Parameters: label method.lam method.name Metrics:" in compared, "those that differ"
+    for text in ("Box Plot", "Show diff only", "eval/class/average_accuracy", "84"):
+        assert text in compared, text
+
+
+@pytest.mark.slow
+@in_browser
+def test_a_runs_table_and_heat_map(
+    server: Server,
+    sweep: SweepRecord,
+    open_tracker: Callable[..., Tracker],
+    runs: Callable[[], dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    tracker = open_tracker()
+    log(tracker, "blip", 3)
+    assert tracker.close("FINISHED") == 0
+    server.start()
+    run = runs()["blip-s3"].info
+    files = f"{server.uri}/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts"
+
+    table = text_of(f"{files}/tables/final.json", tmp_path / "table")
+    assert "View as table" in table
+    assert "task task readout (%) class readout (%) digits 0 80 73 digits 1 90 80" in table
+
+    picture = tmp_path / "heat map.png"
+    browse(f"{files}/plots/accuracy_matrix_class.png", tmp_path / "2", f"--screenshot={picture}")
+    shown = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
+    for percent in (90.0, 73.0, 80.0):
+        colour = _colours(np.array(percent))
+        assert (shown == colour).all(axis=1).sum() > 40 * 40, f"a cell of {percent} %"
+
+
+def test_what_is_searched_is_found_in_the_sweep_file() -> None:
+    one = {"train": {"lr": 0.1}, "network": {}, "lam": {"choice": [1, 2]}}  # its own rate is fixed
+    two = {"train": {"schedule": {"factor": {"uniform": [0, 1]}}}, "network": {}}
+    resolved = {
+        "methods": [one, two, {"train": {}, "network": {}}, {"train": {}, "network": {}}],
+        "train": {"lr": {"loguniform": [0.01, 1]}, "schedule": {"milestones": [3]}},
+        "network": {"hidden": {"grid": [[10], [20, 20]]}},
+    }
+    assert views.searched(SweepRecord("s", "id", resolved=resolved)) == [
+        ("method.lam", "network.hidden"),
+        ("network.hidden", "train.lr", "train.schedule.factor"),
+        ("network.hidden", "train.lr"),
+    ]
+    assert views.searched(SweepRecord("s", "id")) == []
+    assert "mlflow.sharedViewState.raycl-search" not in views.saved_views(SweepRecord("s", "id"))
