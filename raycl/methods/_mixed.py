@@ -35,7 +35,7 @@ class MixedClassifier(Classifier):
         """The first term of the loss while ``task`` is learnt: of (logits, labels), their mean."""
         if self.config.outputs != "task":
             active = self.active(task)
-            return lambda z, labels: masked_cross_entropy(z, labels, active)
+            return lambda z, labels: masked_cross_entropy(z, labels, active, self.smoothing)
         stream = self.context.stream
         allowed = rivals(stream.tasks, stream.num_outputs).to(self.context.device)
         return lambda z, labels: F.cross_entropy(z.where(allowed[labels], -torch.inf), labels)

@@ -52,6 +52,25 @@ def stored_images(memory: ExemplarMemory, stream: StreamInfo, slots: Tensor) -> 
     return [one for one in sets if len(one)]
 
 
+def normaliser(stream: StreamInfo, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """Normalisation of stored images with the statistics of the tasks that they came from.
+
+    Args:
+        stream: Where the statistics are.
+        device: Where the images are.
+
+    Returns:
+        A function of raw images, uint8 (B, C, H, W), and their tasks, int64 (B,), to float32
+        (B, C, H, W).
+    """
+    mean, std = (
+        torch.tensor(values, device=device)[:, :, None, None]
+        for values in (stream.mean, stream.std)
+    )
+    scale, shift = 1 / (255 * std), -mean / std
+    return lambda raw, task: raw.float().mul_(scale[task]).add_(shift[task])
+
+
 class Replaying(MixedClassifier):
     """``MixedClassifier`` with a memory of raw images.
 
@@ -158,19 +177,14 @@ class RandomReplay(Replaying):
             stored: Filled slots of the memory.
         """
         memory, context = self.exemplars, self.context
-        mean, std = (
-            torch.tensor(values, device=context.device)[:, :, None, None]
-            for values in (context.stream.mean, context.stream.std)
-        )
-        scale, shift = 1 / (255 * std), -mean / std
+        normalise = normaliser(context.stream, context.device)
         for batch in batches:
             drawn = torch.randint(stored, (len(batch),), generator=context.method_generator)
             drawn = drawn.to(context.device, non_blocking=True)
             raw, task = memory.images.index_select(0, drawn), memory.tasks.index_select(0, drawn)
             raw = raw if context.augment is None else context.augment(raw)
-            old = raw.float().mul_(scale[task]).add_(shift[task])
             yield Batch(
-                torch.cat([batch.images, old]),
+                torch.cat([batch.images, normalise(raw, task)]),
                 torch.cat([batch.labels, memory.labels.index_select(0, drawn)]),
                 torch.cat([batch.index, torch.full_like(drawn, -1)]),
             )

@@ -8,12 +8,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from raycl.benchmarks.base import Task, TaskInfo
+from raycl.benchmarks.base import TaskInfo
 from raycl.methods.base import Classifier, Context
 
 
 class TaughtClassifier(Classifier):
     """``Classifier`` with a teacher: the network before the task, in eval mode, never trained.
+
+    Where a task has another network, the old one itself becomes the teacher; else a copy of it.
 
     Attributes:
         teacher: Backbone and head; ``None`` in the first task.
@@ -26,14 +28,11 @@ class TaughtClassifier(Classifier):
         self.teacher = None
 
     def add_task(self, task: TaskInfo) -> None:
-        """Make room for the teacher when the second task comes."""
-        if task.index == 1:
-            self.teacher = copy.deepcopy(self.network)
-
-    def begin_task(self, task: Task) -> None:
-        """The network as it is becomes the teacher."""
-        if self.teacher is not None:
-            self.teacher.load_state_dict(self.network.state_dict())
+        """The network as it is becomes the teacher, from the second task on."""
+        if task.index:
+            changes = self.context.network_changes(task.index)
+            self.teacher = self.network if changes else copy.deepcopy(self.network)
+        super().add_task(task)
 
     def train(self, mode: bool = True) -> Self:
         """See ``nn.Module.train``; the teacher stays in eval mode."""

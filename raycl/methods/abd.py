@@ -61,6 +61,10 @@ class ABD(Dreaming):
         * Its class weights are indexed by label in a vector of 2B entries, which fails where a
           label is larger.
         * The inversion: see ``deep_inversion``.
+        * Where the network of the task is another one than that of the task before (``sequence``),
+          features of the two cannot be compared. L_kd is then of the outputs themselves, (1/(2B
+          n_old)) sum over all images of || z[old] - z_old[old] ||^2 with the new network's own
+          head, which equals it where the head is the old one.
 
     Raises:
         UserError: Tasks share classes, so that there is no old against new.
@@ -82,6 +86,7 @@ class ABD(Dreaming):
         )
 
     memory = "generator"
+    any_network = True
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
@@ -110,6 +115,7 @@ class ABD(Dreaming):
         weights[old] = weight_old
         head: nn.Linear = self.teacher[1]  # type: ignore[assignment]
         w_old = head.weight.detach().index_select(0, old)
+        changed = self.context.network_changes(task.info.index)
         layers = normalisations(self.backbone) if config.bn_double_update else []
 
         def loss(batch: Batch) -> Losses:
@@ -120,10 +126,17 @@ class ABD(Dreaming):
             local = masked_cross_entropy(self.head(features[:size]), batch.labels, new)
             labels = torch.cat([batch.labels, replay.chosen])
             separated = separation(self.head(features.detach()), labels, active, weights)
+            if changed:
+                z, q = (
+                    x.index_select(1, old).float() for x in (self.head(features), replay.logits)
+                )
+                drifted = (z - q).square().mean()
+            else:
+                drifted = drift(features, replay.features, w_old)
             return {
                 "local": weight_new * local if config.local_ce_weighted else local,
                 "separation": config.ft_weight * separated,
-                "distillation": config.mu * drift(features, replay.features, w_old),
+                "distillation": config.mu * drifted,
             }
 
         return loss

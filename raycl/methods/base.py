@@ -13,6 +13,7 @@ phase, go into ``get_extra_state``, whose tensors come back on the CPU. ``requir
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,12 +56,18 @@ class Context:
     Attributes:
         stream: The tasks to come, without their data.
         train: The ``train`` block of the sweep file.
-        build_network: Makes a fresh backbone; without argument the sweep file's ``network``,
-            else the network of the given block (``{"name": "mlp", ...}``); on ``device``.
+        build_network: Makes a fresh backbone on ``device``: without argument the network of the
+            first task, with ``task=i`` that of task i, or that of a given block
+            (``{"name": "mlp", ...}``).
         device: Where the run happens; the loop moves the method there.
         data_generator: CPU generator of data order, saved with the run.
         method_generator: CPU generator of everything else a method samples, saved with the run.
         augment: The training augmentation (uint8 to uint8), or ``None``.
+        augmentation: Name to another augmentation than the training one, for stored images.
+        networks: The ``network`` block of each task; empty: one network for all.
+        seen_accuracy: Percent right on the validation data of all tasks so far, which only the loop
+            sees: the mean over tasks, and over the readouts ``class`` (else ``domain``) and
+            ``task``.
     """
 
     stream: StreamInfo
@@ -70,6 +77,13 @@ class Context:
     data_generator: torch.Generator
     method_generator: torch.Generator
     augment: Augment | None = None
+    augmentation: Callable[[str], Augment | None] = lambda name: None
+    networks: tuple[Mapping[str, Any], ...] = ()
+    seen_accuracy: Callable[[], float] = lambda: math.nan
+
+    def network_changes(self, task: int) -> bool:
+        """Whether a task has another network than the task before it."""
+        return 0 < task < len(self.networks) and self.networks[task] != self.networks[task - 1]
 
 
 @dataclass
@@ -96,6 +110,10 @@ class Phase:
             schedule. ``None``: the last epoch counts.
         keep: (score, score of the kept epoch or ``None``) to whether this epoch is kept; not asked
             about a score that is NaN.
+        kept: Called at the end with the state of the kept epoch, in eval mode, instead of putting
+            it back. It holds the parameters that the phase trains and the buffers of the modules
+            (direct children of the method) they are in; what else a phase changes goes on.
+        patience: Epochs after the kept one before the phase ends early.
         stop: (score, learning rate) to whether the phase ends early.
         diverged: What a loss that is not finite does: ``"fail"`` ends the run with an error,
             ``"stop"`` ends the phase with the kept epoch, if there is one.
@@ -118,6 +136,8 @@ class Phase:
     keep: Callable[[float, float | None], bool] = field(
         default=lambda score, kept: kept is None or score > kept
     )
+    kept: Callable[[Mapping[str, Any]], None] | None = None
+    patience: int | None = None
     stop: Callable[[float, float], bool] | None = None
     diverged: Literal["fail", "stop"] = "fail"
     validate: bool = True
@@ -136,6 +156,8 @@ class Method(nn.Module, ABC):
             seen), ``"generator"`` (it makes them), ``"all"`` (an upper bound: every task's data).
         zero_shot: Whether ``logits`` answers for tasks that were not added yet.
         uses_task_id: Whether ``logits`` depends on its ``task_id``.
+        any_network: Whether it can go on in another network, because what it keeps is images or
+            outputs and belongs to no single weight. ``add_task`` then makes the new network.
         fixed: Prefixes of names in the state that the constructor makes the same every time and
             nothing ever changes, e.g. ``("backbone.",)`` if that is pre-trained and frozen. They
             are counted, but not written into every checkpoint.
@@ -146,6 +168,7 @@ class Method(nn.Module, ABC):
     memory: ClassVar[Memory | None] = None
     zero_shot: ClassVar[bool] = False
     uses_task_id: ClassVar[bool] = True
+    any_network: ClassVar[bool] = False
     fixed: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any, context: Context) -> None:
@@ -228,21 +251,28 @@ def total(losses: Losses) -> Tensor:
     return torch.stack([term.float() for term in losses.values()]).sum()
 
 
-def masked_cross_entropy(logits: Tensor, labels: Tensor, outputs: Tensor) -> Tensor:
+def masked_cross_entropy(
+    logits: Tensor, labels: Tensor, outputs: Tensor, smoothing: float = 0.0
+) -> Tensor:
     """Mean cross-entropy over a subset of the outputs.
 
     Args:
         logits: (B, num_outputs).
         labels: int64 (B,), output ids, all of them in ``outputs``.
         outputs: int64 (K,), sorted distinct output ids that take part.
+        smoothing: Share of the target that is spread evenly over all K outputs.
     """
-    if len(outputs) == logits.shape[1]:
-        return F.cross_entropy(logits, labels)
-    return F.cross_entropy(logits.index_select(1, outputs), torch.searchsorted(outputs, labels))
+    if len(outputs) < logits.shape[1]:
+        logits, labels = logits.index_select(1, outputs), torch.searchsorted(outputs, labels)
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
 class Classifier(Method):
-    """One backbone, one linear head over all outputs, one phase of cross-entropy per task."""
+    """One backbone, one linear head over all outputs, one phase of cross-entropy per task.
+
+    Attributes:
+        smoothing: Label smoothing of the cross-entropy.
+    """
 
     class Config(MethodConfig):
         """Options every such method has."""
@@ -251,12 +281,23 @@ class Classifier(Method):
 
     zero_shot = True
     uses_task_id = False
+    smoothing: float = 0.0
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
-        self.backbone = context.build_network()
-        self.head = nn.Linear(self.backbone.num_features, context.stream.num_outputs)
-        self.backbone.init_head(self.head)
+        self.renew_network(0)
+
+    def add_task(self, task: TaskInfo) -> None:
+        """Start the task's network with random weights, where it is not that of the task before."""
+        if self.context.network_changes(task.index):
+            self.renew_network(task.index)
+
+    def renew_network(self, index: int) -> None:
+        """Make backbone and head of task ``index`` anew."""
+        backbone = self.context.build_network(task=index) if index else self.context.build_network()
+        head = nn.Linear(backbone.num_features, self.context.stream.num_outputs)
+        backbone.init_head(head)
+        self.backbone, self.head = backbone, head
 
     @property
     def network(self) -> nn.Sequential:
@@ -283,12 +324,11 @@ class Classifier(Method):
 
         What most methods change. It may be called in eval mode and without gradients.
         """
-        active = self.active(task.info)
+        active, smoothing = self.active(task.info), self.smoothing
 
         def loss(batch: Batch) -> Tensor:
-            return masked_cross_entropy(
-                self.logits(batch.images, task.info.index), batch.labels, active
-            )
+            z = self.logits(batch.images, task.info.index)
+            return masked_cross_entropy(z, batch.labels, active, smoothing)
 
         return loss
 
@@ -318,7 +358,13 @@ class Classifier(Method):
                 f"{train.select} needs a validation set",
                 "set benchmark.validation above 0, or to the word train",
             )
-        objective = self.objective(task)
+        objective, tolerance = self.objective(task), train.select_tolerance
+
+        def keep(score: float, kept: float | None) -> bool:
+            if kept is None:
+                return True
+            return score > kept if tolerance is None else score >= kept - tolerance
+
         return [
             Phase(
                 name="train",
@@ -329,6 +375,8 @@ class Classifier(Method):
                 loss=objective,
                 clip_norm=train.clip_norm,
                 score=None if train.select == "last" else lambda: self.score(task, objective),
+                keep=keep,
+                patience=train.patience,
                 stop=(lambda _, lr: lr < train.schedule.min_lr)
                 if train.schedule.name == "plateau"
                 else None,
@@ -343,6 +391,8 @@ class Classifier(Method):
     def score(self, task: Task, objective: Callable[[Batch], Losses]) -> float:
         """Minus the method's own loss, or the accuracy, on the current task's validation set.
 
+        With ``select: seen_accuracy`` on those of all tasks so far, as the loop measures it.
+
         Args:
             task: The current task.
             objective: What the phase minimises; penalties and the like count.
@@ -353,6 +403,8 @@ class Classifier(Method):
         examples = task.validation
         if examples is None:
             raise ValueError("no validation set to score on")
+        if self.context.train.select == "seen_accuracy":
+            return self.context.seen_accuracy()
         if self.context.train.select == "validation_accuracy":
             return self.accuracy(examples, task.info)
         loss = torch.zeros((), device=self.context.device)

@@ -76,6 +76,7 @@ class BiC(OrderedReplay, TaughtClassifier):
             True, description="correct the outputs when accuracy is measured, too"
         )
 
+    any_network = True
     owner: Tensor
     held_out: Tensor
 
@@ -96,7 +97,7 @@ class BiC(OrderedReplay, TaughtClassifier):
             self.pairs.append(nn.Parameter(torch.tensor([[1.0, 0.0]])))
 
     def begin_task(self, task: Task) -> None:
-        """The network becomes the teacher; how much is held out."""
+        """How much is held out."""
         super().begin_task(task)
         if task.info.index:
             n_old = len(self.old(task.info))

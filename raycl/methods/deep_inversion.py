@@ -62,6 +62,7 @@ class DeepInversion(Dreaming):
         temperature: float = Field(2.0, gt=0, description="divides the logits in distillation")
 
     memory = "generator"
+    any_network = True
 
     def objective(self, task: Task) -> Callable[[Batch], Losses]:
         """See ``Classifier.objective``."""

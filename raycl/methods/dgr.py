@@ -77,6 +77,7 @@ class DGR(Classifier):
         width: float = Field(1.0, gt=0, description="multiplier of the auto-encoder's channels")
 
     memory = "generator"
+    any_network = True
     mean: Tensor
     std: Tensor
     scholar: nn.ModuleDict | None
@@ -106,17 +107,13 @@ class DGR(Classifier):
         self.seen: tuple[int, ...] = ()
 
     def add_task(self, task: TaskInfo) -> None:
-        """Make room for the scholar when the second task comes."""
+        """The networks as they are become the scholar, from the second task on."""
         self.seen = self.context.stream.seen(task.index)
-        if task.index == 1:
-            pair = {"network": self.network, "vae": self.vae}
-            self.scholar = nn.ModuleDict(copy.deepcopy(pair))
-
-    def begin_task(self, task: Task) -> None:
-        """The networks as they are become the scholar."""
-        if self.scholar is not None:
-            self.scholar["network"].load_state_dict(self.network.state_dict())
-            self.scholar["vae"].load_state_dict(self.vae.state_dict())
+        if task.index:
+            changes = self.context.network_changes(task.index)
+            network = self.network if changes else copy.deepcopy(self.network)
+            self.scholar = nn.ModuleDict({"network": network, "vae": copy.deepcopy(self.vae)})
+        super().add_task(task)
 
     def train(self, mode: bool = True) -> Self:
         """See ``nn.Module.train``; the scholar stays in eval mode."""

@@ -71,6 +71,7 @@ class E2E(OrderedReplay, TaughtClassifier):
             "of old classes, as in the code of arXiv 2106.09701",
         )
 
+    any_network = True
     unbalanced: nn.Sequential | None
 
     def __init__(self, config: Config, context: Context) -> None:
@@ -78,9 +79,9 @@ class E2E(OrderedReplay, TaughtClassifier):
         self.unbalanced = None
 
     def add_task(self, task: TaskInfo) -> None:
-        """Make room for g and h when the second task comes."""
+        """The network becomes g; make room for h, which is of the task's own network."""
         super().add_task(task)
-        if task.index == 1:
+        if task.index == 1 or self.context.network_changes(task.index):
             self.unbalanced = copy.deepcopy(self.network)
 
     def train(self, mode: bool = True) -> Self:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from raycl.methods.base import Classifier
+from typing import Any
+
+from pydantic import Field
+
+from raycl.methods.base import Classifier, Context
 
 
 class Finetune(Classifier):
@@ -17,7 +21,9 @@ class Finetune(Classifier):
         Preserving", CVPR 2021, arXiv 2105.04444 (``outputs: task``).
 
     Loss:
-        L = CE(z[outputs], y), the mean over the batch.
+        L = CE(z[outputs], y), the mean over the batch; with ``label_smoothing`` eps the target is
+        (1 - eps) one-hot + eps / n, n the number of ``outputs``: the lower bound of arXiv
+        2306.08593 (HCL) with 0.1 and ``outputs: all``.
 
     Symbols:
         n_seen, the width of the softmax in arXiv 2106.09701: ``outputs: seen``.
@@ -32,3 +38,16 @@ class Finetune(Classifier):
           (as it does in the authors' code of arXiv 2106.09701). Without weight decay they keep
           every bit.
     """
+
+    class Config(Classifier.Config):
+        """Options of fine-tuning."""
+
+        label_smoothing: float = Field(
+            0.0, ge=0, lt=1, description="share of the target that is spread over all outputs"
+        )
+
+    any_network = True
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__(config, context)
+        self.smoothing = config.label_smoothing

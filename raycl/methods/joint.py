@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
+
+from pydantic import Field
 
 from raycl.benchmarks.base import Task
 from raycl.datasets.examples import Batch, concat
+from raycl.errors import UserError
 from raycl.methods._mixed import MixedClassifier
+from raycl.methods.base import Context
 
 
 class Joint(MixedClassifier):
@@ -19,6 +24,7 @@ class Joint(MixedClassifier):
 
     Loss:
         L = CE(z[outputs], y), the mean over the batch, over shuffled images of all tasks so far.
+        ``label_smoothing``: see ``finetune``.
 
     Symbols:
         n_seen, the width of the softmax: ``outputs: seen``. Epochs at each prefix:
@@ -29,18 +35,37 @@ class Joint(MixedClassifier):
           is a pass over all data so far, so task t takes about t times the steps of task 1.
         * ``outputs: task`` (each image against its own task's classes) is ours: the upper bound of
           the task-incremental readout.
-        * ``train.select`` and a plateau schedule see the validation set of the newest task only:
-          that is all the harness gives. Leave ``select: last`` for a bound over all tasks.
+        * ``train.select`` by validation loss or accuracy, and a plateau schedule, see the
+          validation set of the newest task only. For a bound over all tasks take ``select:
+          seen_accuracy`` or ``last``.
+        * Where tasks have networks of their own, task t is the bound of network t.
     """
 
+    class Config(MixedClassifier.Config):
+        """Options of joint training."""
+
+        label_smoothing: float = Field(
+            0.0, ge=0, lt=1, description="share of the target that is spread over all outputs"
+        )
+
     memory = "all"
+    any_network = True
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__(config, context)
+        self.smoothing = config.label_smoothing
+        if self.smoothing and config.outputs == "task":
+            raise UserError(
+                "method.label_smoothing",
+                "joint spreads the target over outputs that all images have in common",
+                "use outputs: seen or all, or no smoothing",
+            )
 
     def begin_task(self, task: Task) -> None:
         """Start again from new random weights; at the first task the weights still are new."""
         if task.info.index:
-            self.backbone = self.context.build_network().to(self.context.device)
-            self.head.reset_parameters()
-            self.backbone.init_head(self.head)
+            self.renew_network(task.info.index)
+            self.to(self.context.device)
 
     def train_batches(self, task: Task) -> Iterable[Batch]:
         """One epoch of the data of all tasks so far."""

@@ -56,6 +56,8 @@ class LwF(TaughtClassifier):
         lam: float = Field(2.0, ge=0, description="weight of the distillation of each old head")
         temperature: float = Field(1.0, gt=0, description="divides the logits in the distillation")
 
+    any_network = True
+
     def objective(self, task: Task) -> Callable[[Batch], Losses]:
         """See ``Classifier.objective``."""
         config = self.config

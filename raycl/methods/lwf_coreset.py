@@ -49,6 +49,8 @@ class LwFCoreset(RandomReplay, TaughtClassifier):
         mu: float = Field(1.0, ge=0, description="weight of the distillation")
         temperature: float = Field(2.0, gt=0, description="tau, divides the logits in it")
 
+    any_network = True
+
     def objective(self, task: Task) -> Callable[[Batch], Losses]:
         """See ``Classifier.objective``."""
         config = self.config

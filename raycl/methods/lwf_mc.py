@@ -60,6 +60,8 @@ class LwFMC(TaughtClassifier):
             "bce", description="independent sigmoids, or one softmax with a target of mass 2"
         )
 
+    any_network = True
+
     def objective(self, task: Task) -> Callable[[Batch], Losses]:
         """See ``Classifier.objective``."""
         device = self.context.device

@@ -46,6 +46,7 @@ class LwFSynthetic(Dreaming):
         temperature: float = Field(2.0, gt=0, description="divides the logits in distillation")
 
     memory = "generator"
+    any_network = True
 
     def objective(self, task: Task) -> Callable[[Batch], Losses]:
         """See ``Classifier.objective``."""

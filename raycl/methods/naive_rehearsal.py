@@ -40,3 +40,5 @@ class NaiveRehearsal(RandomReplay):
         """Options of naive rehearsal."""
 
         memory_size: int = Field(200, ge=1, description="images stored, over all tasks together")
+
+    any_network = True

@@ -15,8 +15,8 @@ from raycl.networks.base import Backbone, NetworkConfig
 class CNN(Backbone):
     """3x3 convolution, ReLU and 2x2 max pooling for each stage; then a linear layer and ReLU.
 
-    No normalisation layer, so no running statistics that drift from task to task. Initial weights
-    are PyTorch's.
+    Without ``batch_norm`` there are no running statistics that drift from task to task. Initial
+    weights are PyTorch's.
     """
 
     class Config(NetworkConfig):
@@ -26,6 +26,7 @@ class CNN(Backbone):
             (32, 64), min_length=1, description="of each stage; a stage halves the image"
         )
         features: int = Field(128, ge=1, description="width of the feature vector")
+        batch_norm: bool = Field(False, description="batch normalisation behind each convolution")
 
     def __init__(self, config: Config, input_shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -39,7 +40,9 @@ class CNN(Backbone):
             )
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise((input_shape[0], *config.channels)):
-            layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            norm = [nn.BatchNorm2d(fan_out)] if config.batch_norm else []
+            convolution = nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=not config.batch_norm)
+            layers += [convolution, *norm, nn.ReLU(), nn.MaxPool2d(2)]
         flat = config.channels[-1] * height * width
         layers += [nn.Flatten(), nn.Linear(flat, config.features), nn.ReLU()]
         self.layers = nn.Sequential(*layers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import timm
 from pydantic import Field
 from torch import Tensor
@@ -26,6 +28,10 @@ class TimmNetwork(Backbone):
         pretrained: bool = Field(
             False, description="start from the weights of the tag. May need a download"
         )
+
+        def untrained(self) -> Self:
+            """See ``NetworkConfig.untrained``."""
+            return self.model_copy(update={"pretrained": False})
 
     def __init__(self, config: Config, input_shape: tuple[int, int, int]) -> None:
         super().__init__()

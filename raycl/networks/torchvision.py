@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torchvision
 from pydantic import Field
@@ -26,6 +26,10 @@ class TorchvisionNetwork(Backbone):
         weights: str | None = Field(
             None, description="e.g. DEFAULT, IMAGENET1K_V1; null: random. May need a download"
         )
+
+        def untrained(self) -> Self:
+            """See ``NetworkConfig.untrained``."""
+            return self.model_copy(update={"weights": None})
 
     def __init__(self, config: Config, input_shape: tuple[int, int, int]) -> None:
         super().__init__()

@@ -42,3 +42,21 @@ def binary_distillation(student: Tensor, target: Tensor) -> Tensor:
         A scalar.
     """
     return F.binary_cross_entropy_with_logits(student, target, reduction="sum") / len(student)
+
+
+def soft_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Divergence of softened outputs from the teacher's, which is 0 where they agree.
+
+    T^2 mean_i KL(softmax(q_i / T) || softmax(s_i / T)). (Hinton et al., arXiv 1503.02531, as the
+    code of arXiv 2306.08593 has it.)
+
+    Args:
+        student: Logits s (B, K).
+        teacher: Logits q (B, K), without gradient.
+        temperature: T.
+
+    Returns:
+        A scalar.
+    """
+    log_p, log_q = ((z / temperature).log_softmax(1) for z in (student, teacher))
+    return temperature**2 * F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)

@@ -5,7 +5,8 @@ One engine for generators and for free images. The caller makes the images, from
 them and adds up the terms. A term is a function of what was ``Seen``, so a method may bring its
 own.
 
-The statistics of batches are taken from what layers get, by hooks that last as long as one call.
+The statistics of batches are taken from what layers get, or give, by hooks that last as long as one
+call.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ class Moments:
     Attributes:
         mean: float32 (P,), P the channels of all layers.
         var: float32 (P,), divided by the number of values.
+        sizes: Channels of each layer; their sum is P.
     """
 
     mean: Tensor
     var: Tensor
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class Inversion:
             as it is.
         outputs: int64 (K,), the logits that take part.
         terms: Name to weight and term. A term of weight 0 is computed, for the log.
-        layers: Layers whose inputs are watched; see ``normalisations``.
+        layers: Layers that are watched; see ``normalisations`` and ``convolutions``.
+        outputs_watched: Whether moments are those of what layers give, instead of what they get.
     """
 
     def __init__(
@@ -76,9 +80,10 @@ class Inversion:
         outputs: Tensor,
         terms: Mapping[str, tuple[float, Term]],
         layers: Sequence[nn.Module] = (),
+        outputs_watched: bool = False,
     ) -> None:
         self.network, self.outputs, self.terms = network, outputs, dict(terms)
-        self.layers = tuple(layers)
+        self.layers, self.outputs_watched = tuple(layers), outputs_watched
 
     def losses(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """The weighted terms; their sum is to be minimised.
@@ -87,12 +92,12 @@ class Inversion:
             images: (B, C, H, W), normalised.
             labels: int64 (B,), positions in ``outputs``, for terms that want them.
         """
-        with watched(self.layers) as inputs:
+        with watched(self.layers, outputs=self.outputs_watched) as found:
             logits = self.network(images)
         # rounded numbers would not do for differences of variances or of neighbouring pixels
         with torch.autocast(images.device.type, enabled=False):
             chosen = logits.float().index_select(1, self.outputs)
-            moments = Moments(*_moments(inputs)) if inputs else None
+            moments = moments_of(found) if found else None
             seen = Seen(images.float(), chosen, labels, moments)
             return {name: weight * term(seen) for name, (weight, term) in self.terms.items()}
 
@@ -116,15 +121,16 @@ class FreeImages(nn.Module):
 # ---------------------------------------------------------------------- terms
 
 
-def content(temperature: float = 1.0) -> Term:
+def content(temperature: float = 1.0, smoothing: float = 0.0) -> Term:
     """Cross-entropy of logits / temperature with the labels asked for, or the network's own choice.
 
-    mean_i CE(o_i / temperature, y_i), y_i = argmax_c o_ic where no labels were given.
+    mean_i CE(o_i / temperature, y_i), y_i = argmax_c o_ic where no labels were given; with
+    ``smoothing`` eps the target is (1 - eps) one-hot + eps / K.
     """
 
     def term(seen: Seen) -> Tensor:
         labels = seen.logits.argmax(1) if seen.labels is None else seen.labels
-        return F.cross_entropy(seen.logits / temperature, labels)
+        return F.cross_entropy(seen.logits / temperature, labels, label_smoothing=smoothing)
 
     return term
 
@@ -158,16 +164,11 @@ class Statistics:
     """
 
     def __init__(self, layers: Sequence[_BatchNorm]) -> None:
-        means, variances, weights = [], [], []
-        for layer in layers:
-            mean, var = layer.running_mean, layer.running_var
-            assert mean is not None
-            assert var is not None
-            means.append(mean.detach())
-            variances.append(var.detach())
-            weights.append(torch.full_like(mean, 1 / (len(layers) * len(mean))))
-        self.mean, self.weight = torch.cat(means), torch.cat(weights)
-        self.var = torch.cat(variances) + VARIANCE_EPS
+        target = running_moments(layers)
+        self.mean, self.var = target.mean, target.var + VARIANCE_EPS
+        self.weight = torch.cat(
+            [target.mean.new_full((n,), 1 / (len(layers) * n)) for n in target.sizes]
+        )
         self.log_var = self.var.log()
 
     def __call__(self, seen: Seen) -> Tensor:
@@ -178,6 +179,54 @@ class Statistics:
         # twice the divergence; the half is in the factor below
         twice = var.log() - self.log_var - 1 + moved / var
         return 0.5 * torch.dot(twice, self.weight)
+
+
+class LayerNorms:
+    """Distance of the batch's statistics from targets, as one norm for each layer.
+
+    sum_l || v_l - var_l ||_2 + || m_l - mean_l ||_2
+
+    mean_l, var_l: mean and biased variance of layer l over the batch; m_l, v_l: the targets. The
+    sum is over layers, so that deeper networks weigh more. (The code of arXiv 2306.08593.)
+
+    Args:
+        target: What the moments should be, of the layers watched and in their order.
+    """
+
+    def __init__(self, target: Moments) -> None:
+        self.target = target
+
+    def __call__(self, seen: Seen) -> Tensor:
+        """See the class. At a distance of exactly 0 the gradient is 0."""
+        assert seen.moments is not None
+        norms = [
+            torch.linalg.vector_norm(layer)
+            for part in (seen.moments.var - self.target.var, seen.moments.mean - self.target.mean)
+            for layer in torch.split(part, list(self.target.sizes))
+        ]
+        return torch.stack(norms).sum()
+
+
+def variation(seen: Seen) -> Tensor:
+    """Total variation with diagonals: four norms, each over the whole batch.
+
+    || x[.., j] - x[.., j+1] || + || x[i] - x[i+1] || + || x[i+1, j] - x[i, j+1] ||
+    + || x[i, j] - x[i+1, j+1] ||, neither squared nor averaged, so that the pull on one image falls
+    with the square root of how many there are. (The code of arXiv 2306.08593.)
+    """
+    x = seen.images
+    differences = (
+        x[..., :-1] - x[..., 1:],
+        x[..., :-1, :] - x[..., 1:, :],
+        x[..., 1:, :-1] - x[..., :-1, 1:],
+        x[..., :-1, :-1] - x[..., 1:, 1:],
+    )
+    return torch.stack([torch.linalg.vector_norm(d) for d in differences]).sum()
+
+
+def magnitude(seen: Seen) -> Tensor:
+    """Euclidean norm of the whole batch of images, neither squared nor averaged."""
+    return torch.linalg.vector_norm(seen.images)  # type: ignore[no-any-return]
 
 
 class Smoothness:
@@ -230,30 +279,50 @@ def normalisations(network: nn.Module) -> list[_BatchNorm]:
     ]
 
 
-@contextmanager
-def watched(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collect what each layer gets, (B, C, ...) each, in the order of ``layers``."""
-    inputs: dict[int, Tensor] = {}
+def running_moments(layers: Sequence[_BatchNorm]) -> Moments:
+    """The running statistics of normalisations, copied."""
+    means = [layer.running_mean for layer in layers if layer.running_mean is not None]
+    variances = [layer.running_var for layer in layers if layer.running_var is not None]
+    sizes = tuple(len(mean) for mean in means)
+    return Moments(torch.cat(means).detach(), torch.cat(variances).detach(), sizes)
 
-    def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        inputs[id(layer)] = args[0]
+
+def convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    """The two-dimensional convolutions of a network."""
+    return [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+
+
+@contextmanager
+def watched(layers: Sequence[nn.Module], *, outputs: bool = False) -> Iterator[list[Tensor]]:
+    """Collect what each layer gets, or gives, (B, C, ...) each, in the order of ``layers``."""
+    seen: dict[int, Tensor] = {}
+
+    def before(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        seen[id(layer)] = args[0]
+
+    def after(layer: nn.Module, args: tuple[Any, ...], given: Tensor) -> None:
+        seen[id(layer)] = given.clone()  # the next layer may write into it
 
     found: list[Tensor] = []
-    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
+    handles = [
+        layer.register_forward_hook(after) if outputs else layer.register_forward_pre_hook(before)
+        for layer in layers
+    ]
     try:
         yield found
-        found += [inputs[id(layer)] for layer in layers]
+        found += [seen[id(layer)] for layer in layers]
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _moments(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def moments_of(maps: Sequence[Tensor]) -> Moments:
+    """Moments of the channels of maps (B, C, ...), one behind the other."""
     means, variances = zip(
-        *(ChannelMoments.apply(x) for x in inputs),  # type: ignore[no-untyped-call]
+        *(ChannelMoments.apply(x) for x in maps),  # type: ignore[no-untyped-call]
         strict=True,
     )
-    return torch.cat(means), torch.cat(variances)
+    return Moments(torch.cat(means), torch.cat(variances), tuple(x.shape[1] for x in maps))
 
 
 class ChannelMoments(torch.autograd.Function):

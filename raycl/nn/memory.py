@@ -1,8 +1,9 @@
-"""A store of old images whose size the configuration fixes."""
+"""Stores of old images whose size the configuration fixes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -178,3 +179,100 @@ class ExemplarMemory(nn.Module):
         ):
             buffer[:count] = torch.cat([buffer[old], added])
             buffer[count:] = empty
+
+
+class Reservoir(nn.Module):
+    """Raw images of a stream: a uniform sample of all that were ever offered.
+
+    Algorithm R of Vitter, "Random Sampling with a Reservoir", ACM Transactions on Mathematical
+    Software 11, 1985. Item number n, counted from 0 over everything ever offered, goes to slot n if
+    n < size. A later one draws r from 0..n and replaces what is in slot r if r < size, so that it
+    is taken with probability size / (n + 1). An image that is offered again counts as another item.
+
+    Args:
+        size: Slots.
+        shape: Channels, height and width of an image.
+        outputs: Logits stored with each image; 0: none.
+
+    Attributes:
+        images: uint8 (size, C, H, W), neither augmented nor normalised.
+        labels: int64 (size,), output ids; -1 in an empty slot. The filled slots come first.
+        tasks: int64 (size,), the task each image came from; -1 in an empty slot.
+        logits: float32 (size, outputs), only where there are ``outputs``.
+        offered: Items offered so far, on the host: nothing has to be read from the device.
+    """
+
+    images: Tensor
+    labels: Tensor
+    tasks: Tensor
+    logits: Tensor
+
+    def __init__(self, size: int, shape: tuple[int, int, int], outputs: int = 0) -> None:
+        super().__init__()
+        self.register_buffer("images", torch.zeros(size, *shape, dtype=torch.uint8))
+        self.register_buffer("labels", torch.full((size,), -1))
+        self.register_buffer("tasks", torch.full((size,), -1))
+        if outputs:
+            self.register_buffer("logits", torch.zeros(size, outputs))
+        self.outputs, self.offered = outputs, 0
+
+    def __len__(self) -> int:
+        return min(self.offered, len(self.labels))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The number of items offered."""
+        return {"offered": self.offered}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``get_extra_state`` gave."""
+        self.offered = state["offered"]
+
+    @torch.no_grad()
+    def offer(
+        self,
+        images: Tensor | Callable[[Tensor], Tensor],
+        labels: Tensor,
+        task: int,
+        generator: torch.Generator,
+        logits: Tensor | None = None,
+    ) -> None:
+        """Take in some of the items, as the generator decides; the device is not waited for.
+
+        Args:
+            images: uint8 (B, C, H, W); or a function of int64 positions (n,) in the batch, on the
+                device, to uint8 (n, C, H, W), which is asked for nothing but what is taken.
+            labels: int64 (B,), output ids.
+            task: The task they come from.
+            generator: CPU generator; one number is drawn for each item.
+            logits: float (B, outputs), given if and only if there are ``outputs``.
+        """
+        if (logits is None) == (self.outputs > 0):
+            raise ValueError(f"logits have to come with the images: {self.outputs} for each")
+        size, count, device = len(self.labels), len(labels), self.labels.device
+        number = torch.arange(self.offered, self.offered + count)
+        drawn = torch.rand(count, generator=generator, dtype=torch.float64) * (number + 1)
+        slots = number.where(number < size, drawn.long()).clamp_(max=size)  # size: not taken
+        # Of several items for one slot the last one stays, and the others are never written.
+        last = torch.full((size + 1,), -1).scatter_reduce_(0, slots, torch.arange(count), "amax")
+        filled = (last[:size] >= 0).nonzero()[:, 0]
+        self.offered += count
+        if not len(filled):
+            return
+        taken = last[filled].to(device, non_blocking=True)
+        filled = filled.to(device, non_blocking=True)
+        raw = images.index_select(0, taken) if isinstance(images, Tensor) else images(taken)
+        self.images.index_copy_(0, filled, raw)
+        self.labels.index_copy_(0, filled, labels.index_select(0, taken))
+        self.tasks.index_fill_(0, filled, task)
+        if logits is not None:
+            self.logits.index_copy_(0, filled, logits.index_select(0, taken))
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Distinct filled slots, uniformly: int64 (min(count, len),), on the buffers' device.
+
+        Args:
+            count: Slots wanted.
+            generator: CPU generator.
+        """
+        slots = torch.randperm(len(self), generator=generator)[:count]
+        return slots.to(self.labels.device, non_blocking=True)

@@ -9,6 +9,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
+Augmentation = Literal[
+    "none", "flip", "crop_flip", "jitter_crop_flip", "resized_crop_flip", "hcl"
+]
+
 
 class Schedule(BaseModel):
     """Learning rate over the epochs of one phase; starts anew in each phase."""
@@ -44,15 +48,27 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     schedule: Schedule = Schedule()
     clip_norm: float | None = Field(None, gt=0, description="bound of the gradient's global norm")
-    augment: Literal["none", "flip", "crop_flip", "jitter_crop_flip", "resized_crop_flip"] = Field(
+    augment: Augmentation = Field(
         "none",
         description="crop_flip: random crop after 4 pixels of zero padding, horizontal flip; "
         "jitter_crop_flip: brightness and contrast before it; "
-        "resized_crop_flip: a random part of the image, enlarged, and flip",
+        "resized_crop_flip: a random part of the image, enlarged, and flip; "
+        "hcl: crop_flip, then jitter of colours, grey, and blur above 32 pixels",
     )
     drop_last: bool = Field(False, description="leave out a last short batch")
-    select: Literal["last", "validation_loss", "validation_accuracy"] = Field(
-        "last", description="which epoch's weights a task ends with"
+    select: Literal["last", "validation_loss", "validation_accuracy", "seen_accuracy"] = Field(
+        "last",
+        description="which epoch's weights a task ends with; seen_accuracy: by the mean accuracy "
+        "on validation data of all tasks so far, each readout counted alike",
+    )
+    select_tolerance: float | None = Field(
+        None,
+        ge=0,
+        description="keep the last epoch at most so far below the one kept before it; "
+        "default: the first of the best",
+    )
+    patience: int | None = Field(
+        None, ge=1, description="end a task's training so many epochs after the kept one"
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the losses; bfloat16: autocast, weights stay float32"
@@ -71,6 +87,9 @@ class TrainConfig(BaseModel):
             raise ValueError("the plateau schedule follows a score: set select")
         if self.schedule.name == "plateau" and self.lr < self.schedule.min_lr:
             raise ValueError("lr is below schedule.min_lr, where the plateau schedule ends a phase")
+        for name in ("select_tolerance", "patience"):
+            if getattr(self, name) is not None and self.select == "last":
+                raise ValueError(f"{name} is about the epoch that is kept: set select")
         return self
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from raycl.benchmarks.base import StreamInfo
+from raycl.benchmarks.base import ClassOutputs, StreamInfo
 from raycl.datasets.examples import Examples
 from raycl.methods.base import Method
 
@@ -18,9 +18,12 @@ class Evaluator:
     """Turns logits into accuracies.
 
     * ``task``: the task is known; the best of its own outputs.
-    * ``class``: the task is unknown; the best of all outputs seen so far.
+    * ``class``: the task is unknown; the best of all outputs of tasks seen so far.
     * ``domain``: the task is unknown and does not matter; the position inside its task of the best
-      of all outputs seen so far.
+      of all outputs of tasks seen so far.
+
+    With ``class_outputs = "all"``, the outputs of tasks still to come compete as well in ``class``
+    and ``domain``.
 
     With ``top_k``, one of the k best outputs has to be right instead of the best; where fewer than
     k compete, all of them count.
@@ -35,9 +38,10 @@ class Evaluator:
         readouts: Sequence[str],
         device: torch.device,
         top_k: int = 1,
+        class_outputs: ClassOutputs = "seen",
     ) -> None:
         self.stream, self.readouts, self.device = stream, tuple(readouts), device
-        self.top_k = top_k
+        self.top_k, self.class_outputs = top_k, class_outputs
         local = torch.zeros(stream.num_outputs, dtype=torch.int64)
         for task in stream.tasks:
             local[list(task.classes)] = torch.arange(len(task.classes))
@@ -53,10 +57,11 @@ class Evaluator:
             method: In eval mode already, or put there by the caller.
             examples: Images of task ``index``.
             index: Their task.
-            seen_tasks: Tasks learnt so far; outputs of later tasks do not compete.
+            seen_tasks: Tasks learnt so far; outputs of later tasks do not compete, unless all do.
         """
         own = torch.tensor(self.stream.tasks[index].classes, device=self.device)
-        seen = torch.tensor(sorted(self.stream.seen(seen_tasks - 1)), device=self.device)
+        last = len(self.stream.tasks) if self.class_outputs == "all" else seen_tasks
+        competing = torch.tensor(sorted(self.stream.seen(last - 1)), device=self.device)
         right = {r: torch.zeros((), dtype=torch.int64, device=self.device) for r in self.readouts}
         for batch in examples.batches(BATCH):
             known, unknown = self._logits(method, batch.images, index)
@@ -64,7 +69,7 @@ class Evaluator:
             if known is not None and "task" in right:
                 right["task"] += (self._best(known, own) == labels).any(1).sum()
             if unknown is not None:
-                predicted = self._best(unknown, seen)
+                predicted = self._best(unknown, competing)
                 if "class" in right:
                     right["class"] += (predicted == labels).any(1).sum()
                 if "domain" in right:

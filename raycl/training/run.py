@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +19,7 @@ from raycl.benchmarks.base import Benchmark, Task
 from raycl.datasets.base import Dataset
 from raycl.errors import UserError
 from raycl.methods.base import Context, Method, Phase
-from raycl.networks.base import Backbone
+from raycl.networks.base import Backbone, find_network, networks_of
 from raycl.training import pictures
 from raycl.training.config import TrialConfig
 from raycl.training.costs import Costs
@@ -64,12 +63,15 @@ class Run:
         self.stream = benchmark.stream(data, self.seeds.class_order, self.device)
         info = self.stream.info
         self.num_tasks = min(len(info.tasks), self.config.tasks or len(info.tasks))
+        self.networks = networks_of(self.config.network, self.num_tasks)
         self.method = self._placed(self._build_method())
         self.readouts = choose_readouts(info.readouts, type(self.method), self.config.readouts)
-        top_k = int(benchmark.config.top_k)
-        self.evaluator = Evaluator(info, self.readouts, self.device, top_k)
+        rule = benchmark.config.top_k, benchmark.config.class_outputs
+        self.evaluator = Evaluator(info, self.readouts, self.device, *rule)
+        self.selector = Evaluator(info, self._selecting(), self.device, *rule)
         self.costs = Costs(self.device)
         self.matrices = Matrices(self.readouts, self.num_tasks)
+        self._plain_sizes: list[tuple[Mapping[str, Any], int]] = []
         self.histograms: dict[str, list[list[int]]] = {}
         self.pictures: dict[str, Tensor] = {}
         self.picture_names: list[str] = []
@@ -188,21 +190,24 @@ class Run:
 
     def _build_method(self) -> Method:
         cls = registry.find("raycl.methods", Method, self.config.method["name"], where="method")  # type: ignore[type-abstract]
+        check_networks(cls, self.config.method["name"], self.networks)
         context = Context(
             stream=self.stream.info,
             train=self.config.train,
-            build_network=lambda block=None: self._placed(self._build_network(block)),
+            build_network=self._build_network,
             device=self.device,
             data_generator=self.random.data,
             method_generator=self.random.method,
             augment=datasets.augment(self.config.train.augment, self.random.augment),
+            augmentation=lambda name: datasets.augment(name, self.random.augment),
+            networks=self.networks,
+            seen_accuracy=self._seen_accuracy,
         )
         return cls(cls.Config.model_validate(self.config.method), context)
 
-    def _build_network(self, block: Mapping[str, Any] | None = None) -> Backbone:
-        block = block or self.config.network
-        cls = registry.find("raycl.networks", Backbone, block["name"], where="network")  # type: ignore[type-abstract]
-        return cls(cls.Config.model_validate(block), self.stream.info.input_shape)
+    def _build_network(self, block: Mapping[str, Any] | None = None, *, task: int = 0) -> Backbone:
+        cls, config = find_network(block or self.networks[task])
+        return self._placed(cls(config, self.stream.info.input_shape))
 
     def _enter_task(self) -> Task:
         if self._task is None:
@@ -278,7 +283,8 @@ class Run:
         row["at_task_end"] = True
         sizes = [len(d.test) for d in self.stream.data[: self.task_index]]
         row |= self.matrices.row(index, sizes)
-        costs = self.costs.measure(self.method, self._plain_size, self._kept_data())
+        plain = self._plain_size(self.networks[index])
+        costs = self.costs.measure(self.method, plain, self._kept_data())
         row |= {f"cost/{name}": value for name, value in costs.items()}
         row |= {f"method/{k}": float(v) for k, v in self.method.diagnostics().items()}
         self._add_histograms()
@@ -315,6 +321,22 @@ class Run:
             test = self.stream.data[i].test  # against the outputs that R[i-1, i] is measured with
             self.matrices.fill_baseline(i, self.evaluator.accuracy(self.method, test, i, max(i, 1)))
 
+    def _selecting(self) -> list[str]:
+        """Readouts of ``seen_accuracy``: all that can be asked, whatever the report asks for."""
+        usable = choose_readouts(self.stream.info.readouts, type(self.method), None)
+        return [r for r in usable if r != "domain" or "class" not in usable]
+
+    def _seen_accuracy(self) -> float:
+        """What ``select: seen_accuracy`` goes by; see ``Context``."""
+        seen = self.task_index + 1
+        found: list[float] = []
+        for i, data in enumerate(self.stream.data[:seen]):
+            if data.validation is None:
+                raise ValueError("no validation set to select an epoch on")
+            accuracy = self.selector.accuracy(self.method, data.validation, i, seen)
+            found += accuracy.values()
+        return sum(found) / len(found)
+
     def _validate_current(self, task: Task) -> Row:
         if task.validation is None:
             return {}
@@ -330,19 +352,42 @@ class Run:
         pixels = math.prod(self.stream.info.input_shape)
         return pixels * sum(len(data.train) for data in self.stream.data[: self.task_index])
 
-    @cached_property
-    def _plain_size(self) -> int:
-        """Scalars of the plain network: one backbone, one linear head over all outputs."""
-        with torch.random.fork_rng(devices=[]):
-            backbone = self._build_network()
-        state = backbone.state_dict().values()
-        head = (backbone.num_features + 1) * self.stream.info.num_outputs
-        return int(head + sum(v.numel() for v in state if v.is_floating_point()))
+    def _plain_size(self, block: Mapping[str, Any]) -> int:
+        """Scalars of a plain network: one backbone, one linear head over all outputs."""
+        found = next((size for known, size in self._plain_sizes if known == block), None)
+        if found is None:
+            with torch.random.fork_rng(devices=[]):
+                backbone = self._build_network(block)
+            state = backbone.state_dict().values()
+            head = (backbone.num_features + 1) * self.stream.info.num_outputs
+            found = int(head + sum(v.numel() for v in state if v.is_floating_point()))
+            self._plain_sizes.append((block, found))
+        return found
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What two states must share; the number of threads may change with the resources."""
     return {k: v for k, v in config.items() if k != "threads"}
+
+
+def check_networks(method: type[Method], name: str, networks: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a stream of networks for a method that cannot leave its network.
+
+    Args:
+        method: Its class.
+        name: What the file calls it.
+        networks: The block of each task.
+
+    Raises:
+        UserError: Networks differ, and the method keeps what belongs to one of them.
+    """
+    if not method.any_network and any(block != networks[0] for block in networks):
+        raise UserError(
+            "method.name",
+            f"{name} cannot change networks: what it keeps belongs to the weights of one",
+            "take one network for all tasks, or a method that keeps outputs or images, such as "
+            "lwf_seen, qdi, naive_rehearsal",
+        )
 
 
 def build_benchmark(block: Mapping[str, Any], where: str = "benchmark") -> Benchmark:
