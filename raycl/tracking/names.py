@@ -162,6 +162,7 @@ which values do well."""
 method, which unfolds to its seeds. The chart button draws lines, each a mean over seeds with its
 spread. {words.axes}{search if views.searched(sweep) else ""}
 *Views → {titles[views.TRIALS]}* has the rest: searches, stopped and failed trials.
+MLflow loads 100 runs at a time, and a mean is over those: press *Load more* until all are there.
 
 **To compare runs** tick them and press *Compare*. A box plot of `label` against a metric shows
 every seed; *Show diff only* leaves the params that differ.

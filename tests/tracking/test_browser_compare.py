@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -11,8 +13,8 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+from browser_helpers import CHROMIUM, PAGE_S, Browser
 from PIL import Image
-from test_browser import CHROMIUM, browse, text_of
 from tracking_helpers import Server, rows
 
 from raycl.tracking import Store, SweepRecord, Tracker, TrialRecord, views
@@ -77,35 +79,36 @@ def test_comparing_more_than_twenty_runs(
     found = runs()
     assert len(found) == 1 + 3 + 20
     address = page(store.uri, server.uri, sweep.name)
-
-    means = text_of(address, tmp_path / "means")
-    for method, accuracy in METHODS.items():
-        assert f"Group: {method} 5" in means
-        assert f"{accuracy + 2:g} (average)" in means, "the mean over its seeds"
-        assert f"{method}-s0" not in means, "its row is folded"
-
     searched = address.replace(views.METHODS, views.SEARCH)
-    trials = text_of(searched, tmp_path / "search")
-    order = [trials.find(f"online_ewc-{lam:g}-s1000") for lam in LAMS]
-    assert 0 < order[0] < order[1] < order[2], "the best one first"
-    assert "joint-s0" not in trials
-    chart = text_of(f"{searched}&compareRunsMode=CHART", tmp_path / "chart")
-    assert "searched values (1) Add chart Parallel Coordinates" in chart
-    assert chart.count("method.lam") == 1, "an axis of it"
-
     ids = [run.info.run_id for name, run in found.items() if name[-3:-1] == "-s"]
-    experiment = found[sweep.name].info.experiment_id
-    compared = text_of(
+    compared = (
         f"{server.uri}/#/compare-runs?runs={quote(json.dumps(ids))}"
-        f"&experiments={quote(json.dumps([experiment]))}",
-        tmp_path / "compared",
+        f"&experiments={quote(json.dumps([found[sweep.name].info.experiment_id]))}"
     )
-    assert "Comparing 20 Runs from 1 Experiment" in compared
-    for method, seed in product(METHODS, range(5)):
-        assert f"{method}-s{seed}" in compared
-    assert "Parameters: label method.lam method.name Metrics:" in compared, "those that differ"
-    for text in ("Box Plot", "Show diff only", "eval/class/average_accuracy", "84"):
-        assert text in compared, text
+
+    with Browser(tmp_path / "profile") as browser:
+        groups = (f"Group: {method} 5" for method in METHODS)
+        means = (f"{accuracy + 2:g} (average)" for accuracy in METHODS.values())
+        shown = browser.open(address, *groups, *means)
+        assert "joint-s0" not in shown, "its row is folded"
+
+        names = [f"online_ewc-{lam:g}-s1000" for lam in LAMS]
+        shown = browser.open(searched, *names)
+        assert sorted(names, key=shown.find) == names, "the best one first"
+        assert "joint-s0" not in shown
+        browser.open(
+            f"{searched}&compareRunsMode=CHART",
+            "searched values (1) Add chart Parallel Coordinates",
+            *("Showing all runs online_ewc label", "method.lam"),  # its axes
+        )
+
+        browser.open(
+            compared,
+            "Comparing 20 Runs from 1 Experiment",
+            *(f"{method}-s{seed}" for method, seed in product(METHODS, range(5))),
+            "Parameters: label method.lam method.name Metrics:",  # those that differ
+            *("Box Plot", "Show diff only", "eval/class/average_accuracy", "84"),
+        )
 
 
 @pytest.mark.slow
@@ -124,16 +127,21 @@ def test_a_runs_table_and_heat_map(
     run = runs()["blip-s3"].info
     files = f"{server.uri}/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts"
 
-    table = text_of(f"{files}/tables/final.json", tmp_path / "table")
-    assert "View as table" in table
-    assert "task task readout (%) class readout (%) digits 0 80 73 digits 1 90 80" in table
-
-    picture = tmp_path / "heat map.png"
-    browse(f"{files}/plots/accuracy_matrix_class.png", tmp_path / "2", f"--screenshot={picture}")
-    shown = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(
+            f"{files}/tables/final.json",
+            "View as table",
+            "task task readout (%) class readout (%) digits 0 80 73 digits 1 90 80",
+        )
+        browser.open(f"{files}/plots/accuracy_matrix_class.png", "plots/accuracy_matrix_class.png")
+        deadline = time.monotonic() + PAGE_S
+        while not browser.value("document.querySelector('img[src^=blob]')?.naturalWidth > 200"):
+            assert time.monotonic() < deadline, "no picture"
+            time.sleep(0.2)
+        picture = Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
     for percent in (90.0, 73.0, 80.0):
         colour = _colours(np.array(percent))
-        assert (shown == colour).all(axis=1).sum() > 40 * 40, f"a cell of {percent} %"
+        assert (np.asarray(picture) == colour).all(axis=-1).sum() > 40 * 40, f"a cell of {percent}"
 
 
 def test_what_is_searched_is_found_in_the_sweep_file() -> None:
