@@ -16,7 +16,7 @@ import io
 import pickle
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from raycl import datasets, registry
 from raycl.datasets.base import Arrays, Dataset, DatasetConfig
+from raycl.errors import UserError
 from raycl.methods.base import Method
 from raycl.training import pictures
 from raycl.training.run import Run
@@ -65,6 +66,7 @@ class MethodConformance:
         method: A registered name, ``package.module:Class`` or ``path/to/file.py:Class``.
         options: Hyper-parameters that differ from the defaults, to make the tests quick.
         network: Backbone.
+        second: Backbone of the second task, where a method says it can change networks.
         train: The train block.
         device: Where.
         learns: Percent that the accuracy right after each task must exceed.
@@ -73,6 +75,12 @@ class MethodConformance:
     method: ClassVar[str]
     options: ClassVar[Mapping[str, Any]] = {}
     network: ClassVar[Mapping[str, Any]] = {"name": "mlp", "hidden": [32]}
+    second: ClassVar[Mapping[str, Any]] = {
+        "name": "cnn",
+        "channels": [8, 16],
+        "features": 24,
+        "batch_norm": True,
+    }
     train: ClassVar[Mapping[str, Any]] = {"epochs": 3, "batch_size": 8, "lr": 0.05}
     device: ClassVar[str] = "cpu"
     learns: ClassVar[float] = 80.0
@@ -98,6 +106,11 @@ class MethodConformance:
         """A run that has not begun."""
         return Run(self.config(seed, **train), self.data, self.device)
 
+    def build_changing(self, seed: int = 0) -> Run:
+        """A run that has not begun, whose second task has another network."""
+        both = {"name": "sequence", "of": [dict(self.network), dict(self.second)]}
+        return Run(self.config(seed) | {"network": both}, self.data, self.device)
+
     def cls(self) -> type[Method]:
         """The method's class."""
         return registry.find("raycl.methods", Method, self.method)  # type: ignore[type-abstract]
@@ -106,7 +119,9 @@ class MethodConformance:
 
     def test_learns(self) -> None:
         """Every task is learnt, under the readout that is easiest for the method."""
-        result = finish(self.build())
+        self._learns(finish(self.build()))
+
+    def _learns(self, result: dict[str, Any]) -> None:
         readout = "task" if "task" in result["matrices"] else next(iter(result["matrices"]))
         right_after = [row[t] for t, row in enumerate(result["matrices"][readout])]
         assert min(right_after) > self.learns, f"accuracy right after each task: {right_after}"
@@ -124,17 +139,37 @@ class MethodConformance:
 
     def test_resumes_bitwise(self) -> None:
         """Killed at a random step of any phase of any task, it ends with the same bits."""
-        reference = self.build()
+        self._resumes(self.build)
+
+    def test_changes_network(self) -> None:
+        """A second network is refused, or learnt with and resumed as bitwise as the first."""
+        if not self.cls().any_network:
+            try:
+                self.build_changing()
+            except UserError as error:
+                assert "network" in str(error)
+                return
+            raise AssertionError("another network was taken, though any_network is false")
+        run = self.build_changing()
+        first = run.method.context.build_network(task=0)
+        second = run.method.context.build_network(task=1)
+        assert type(first) is not type(second), "the suite needs networks that differ"
+        self._learns(finish(run))
+        self._resumes(self.build_changing)
+        self._complete(self.build_changing)
+
+    def _resumes(self, build: Callable[[], Run]) -> None:
+        reference = build()
         rows = []
         while not reference.done:
             rows.append(reference.advance())
         for stop in self._stops(rows):
-            killed = self.build()
+            killed = build()
             for _ in range(stop):
                 killed.advance()
             saved = _save(killed)
             _advance_and_die(killed, random.Random(stop))
-            resumed = self.build()
+            resumed = build()
             resumed.load_state_dict(_load(saved))
             result = finish(resumed)
             assert result["matrices"] == rows[-1]["result"]["matrices"], f"killed in epoch {stop}"
@@ -151,7 +186,10 @@ class MethodConformance:
         A tensor that is the same in a method of another seed follows from the configuration alone
         and need not be saved.
         """
-        runs = [self.build(), self.build(seed=1)]
+        self._complete(self.build)
+
+    def _complete(self, build: Callable[[int], Run]) -> None:
+        runs = [build(0), build(1)]
         while not runs[0].done:
             for run in runs:
                 run.advance()

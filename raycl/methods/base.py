@@ -224,8 +224,8 @@ class Method(nn.Module, ABC):
     def pictures(self) -> dict[str, Tensor]:
         """Images of its own at a task's end, kept as ``pictures/NAME-task-N.png`` in MLflow.
 
-        In eval mode. Random numbers come from a generator made here, so that looking changes
-        nothing.
+        In eval mode, before ``end_task``. Random numbers come from a generator made here, so that
+        looking changes nothing.
 
         Returns:
             Name (a file's stem, e.g. ``inversion``: letters, digits, ``.``, ``_``, ``-``) to one

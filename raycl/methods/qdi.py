@@ -44,14 +44,16 @@ class Synthetic(FreeImages):
     """The images of one task's inversion, class by class, and what goes with them.
 
     Args:
-        count: M, a multiple of the number of old classes.
+        classes: n_old, how many old classes there are.
+        each: n, images of each.
         shape: Channels, height, width.
         outputs: C.
         watched_channels: Channels whose statistics have to be taken from images.
 
     Attributes:
         answers: float32 (M, C), the teacher's logits, once the inversion is done.
-        start: uint8 (M, C, H, W), what the images started from.
+        start: uint8 (n_old, p, C, H, W), what the first p images of each class started from; 0
+            when the task has ended.
         mean: float32 (P,), statistics that the images should have; likewise ``var``.
     """
 
@@ -61,13 +63,24 @@ class Synthetic(FreeImages):
     var: Tensor
 
     def __init__(
-        self, count: int, shape: tuple[int, int, int], outputs: int, watched_channels: int
+        self,
+        classes: int,
+        each: int,
+        shape: tuple[int, int, int],
+        outputs: int,
+        watched_channels: int,
     ) -> None:
-        super().__init__(torch.zeros(count, *shape))
-        self.register_buffer("answers", torch.zeros(count, outputs))
-        self.register_buffer("start", torch.zeros(count, *shape, dtype=torch.uint8))
+        super().__init__(torch.zeros(classes * each, *shape))
+        shown = torch.zeros(classes, min(each, PAIRS), *shape, dtype=torch.uint8)
+        self.register_buffer("start", shown)
+        self.register_buffer("answers", torch.zeros(classes * each, outputs))
         self.register_buffer("mean", torch.zeros(watched_channels))
         self.register_buffer("var", torch.zeros(watched_channels))
+
+    def first(self, images: Tensor) -> Tensor:
+        """(M, ...), class by class, to those whose start is kept: (n_old, p, ...)."""
+        classes, shown = self.start.shape[:2]
+        return images.view(classes, -1, *images.shape[1:])[:, :shown]
 
 
 class QDI(Distilled):
@@ -164,10 +177,10 @@ class QDI(Distilled):
         if self.teacher is None:
             return
         n_old, stream = len(self.old(task)), self.context.stream
-        count = self.config.synthetic_images // n_old * n_old
+        each = self.config.synthetic_images // n_old
         layers = [] if normalisations(self.teacher) else convolutions(self.teacher)
         channels = sum(layer.out_channels for layer in layers)
-        self.synthetic = Synthetic(count, stream.input_shape, stream.num_outputs, channels)
+        self.synthetic = Synthetic(n_old, each, stream.input_shape, stream.num_outputs, channels)
 
     def train(self, mode: bool = True) -> Self:
         """See ``TaughtClassifier.train``; with ``teacher_mode: train`` the teacher follows."""
@@ -244,7 +257,7 @@ class QDI(Distilled):
         seen, chosen = position[: len(pool)], position[len(pool) :]
         images = examples.prepare(raw)
         synthetic.images.copy_(images[chosen])
-        synthetic.start.copy_(raw[chosen])
+        synthetic.start.copy_(synthetic.first(raw[chosen]))
         if layers:
             with watched(layers, outputs=True) as maps:
                 teacher(images[seen])
@@ -322,11 +335,17 @@ class QDI(Distilled):
         info = stream.tasks[self.index]
         statistics = (stream.mean[self.index], stream.std[self.index])
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in statistics)
-        made = synthetic.images.detach().cpu() * std + mean
+        made = synthetic.first(synthetic.images.detach()).cpu() * std + mean
         made = made.clamp(0, 1).mul(255).round().to(torch.uint8)
-        pairs = torch.stack([synthetic.start.cpu(), made], 1).flatten(0, 1)
-        labels = self.labels(info).repeat_interleave(2)
-        return {"inversion": class_grid(pairs, labels, self.old(info).tolist(), 8, 2 * PAIRS)}
+        pairs = torch.stack([synthetic.start.cpu(), made], 2).flatten(1, 2)
+        old = self.old(info).cpu()
+        labels = old.repeat_interleave(pairs.shape[1])
+        return {"inversion": class_grid(pairs.flatten(0, 1), labels, old.tolist(), 8, 2 * PAIRS)}
+
+    def end_task(self, task: Task) -> None:
+        """Forget the images of this task that the synthetic ones started from."""
+        if self.synthetic is not None:
+            self.synthetic.start.zero_()
 
 
 def rate(step: int, steps: int) -> float:

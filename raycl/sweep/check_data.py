@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from raycl import datasets
 from raycl.benchmarks.base import StreamInfo
 from raycl.datasets.base import Dataset
 from raycl.errors import UserError
-from raycl.sweep.expand import benchmark_configs, groups
+from raycl.sweep.blocks import place
+from raycl.sweep.expand import benchmark_configs, canonical, fill, first_values, groups
 from raycl.sweep.model import Sweep
 from raycl.sweep.source import undotted
+from raycl.sweep.spaces import Space
+from raycl.training.check import try_out
 from raycl.training.randomness import Seeds
 from raycl.training.run import build_benchmark
 
@@ -45,7 +50,47 @@ def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
             raise _placed(sweep, index, error) from error
         _check_top(sweep, index, benchmark.config.top_k, info)
         _check_stream(sweep, config["label"], info)
+        _check_trials(sweep, index, config["label"], info)
     return data
+
+
+def _check_trials(sweep: Sweep, index: int, label: str, info: StreamInfo) -> None:
+    """What the networks and the methods on benchmark ``label`` say when they are built."""
+    tried = set()
+    for group in groups(sweep):
+        if group.benchmark != label:
+            continue
+        for values in _each_value(group.spaces):
+            config = fill(group.base, values, 0, "").config
+            built = canonical({name: config[name] for name in ("method", "network")})
+            if built in tried:
+                continue
+            tried.add(built)
+            try:
+                try_out(config, info)
+            except UserError as error:
+                raise _in_trial(sweep, index, group.index, error) from error
+
+
+def _each_value(spaces: Mapping[str, Space]) -> Iterator[dict[str, Any]]:
+    """Values to try: each space in turn takes each of its representatives."""
+    first = first_values(spaces)
+    yield first
+    for path, space in spaces.items():
+        for _, value in space.representatives()[1:]:
+            yield first | {path: value}
+
+
+def _in_trial(sweep: Sweep, benchmark: int, method: int, error: UserError) -> UserError:
+    """An error about a block of a trial with its place in the file."""
+    block, *rest = undotted(error.where) if error.where else ("method",)
+    if block == "benchmark":
+        return _placed(sweep, benchmark, error)
+    if block not in ("method", "network", "train"):
+        return error
+    several = block == "network" and "of" in sweep.network
+    path = place(sweep, method, (block,) if several else (block, *rest))
+    return sweep.source.error(path, error.what, error.hint)
 
 
 def _placed(sweep: Sweep, index: int, error: UserError) -> UserError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from raycl.networks.base import find_network
 from raycl.rl.benchmarks.base import build_games
 from raycl.sweep.explain import Problem
 from raycl.sweep.shown import Row, Shown
@@ -21,11 +22,14 @@ def tasks(benchmark: Mapping[str, Any], data: Mapping[str, Any]) -> int:
 def fits(
     benchmark: Mapping[str, Any], blocks: Mapping[str, Any], resources: Mapping[str, Any]
 ) -> None:
-    """At least one update per game, and the same number of environments for every runner.
+    """At least one update per game, the same number of environments for every runner, one network.
 
     Raises:
         Problem: It is not so.
     """
+    if not find_network(blocks["network"])[0].games:
+        what = f"{blocks['network']['name']} is for images; all games of a sequence share a network"
+        raise Problem(("network", "name"), what)
     train = blocks["train"]
     steps = train["envs"] * train["rollout"]
     least = steps * build_games(benchmark).frames_per_step

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from raycl import registry
+from raycl.errors import UserError
+from raycl.methods.base import Method
+from raycl.networks.base import find_network
 from raycl.sweep.explain import Problem
 from raycl.sweep.shown import Row, Shown
 
@@ -19,13 +23,22 @@ def tasks(benchmark: Mapping[str, Any], data: Mapping[str, Any]) -> int:
 def fits(
     benchmark: Mapping[str, Any], blocks: Mapping[str, Any], resources: Mapping[str, Any]
 ) -> None:
-    """Only games have environments.
+    """Images have no environments, and not every method can change networks.
 
     Raises:
-        Problem: Env runners are asked for.
+        Problem: Env runners are asked for, or several networks for a method that keeps one.
     """
+    from raycl.training.check import check_networks
+
     if resources["env_runners"]:
         raise Problem(("resources", "env_runners"), "is for games; images need none")
+    network, config = find_network(blocks["network"])
+    name = blocks["method"]["name"]
+    method = registry.find("raycl.methods", Method, name)  # type: ignore[type-abstract]
+    try:
+        check_networks(method, name, network.per_task(config) or ())
+    except UserError as error:
+        raise Problem(("method", "name"), error.what, error.hint) from error
 
 
 def build(

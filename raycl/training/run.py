@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from raycl.errors import UserError
 from raycl.methods.base import Context, Method, Phase
 from raycl.networks.base import Backbone, find_network, networks_of
 from raycl.training import pictures
+from raycl.training.check import check_networks
 from raycl.training.config import TrialConfig
 from raycl.training.costs import Costs
 from raycl.training.evaluation import Evaluator
@@ -269,13 +270,14 @@ class Run:
         return True
 
     def _finish_task(self, task: Task, row: Row) -> None:
-        self.costs.start()
         self.method.eval()
+        index = self.task_index
+        self.pictures = pictures.of(self.method, index + 1, self.num_tasks)
+        self.costs.start()
         self.method.end_task(task)
         self.costs.stop()
         task.close()
         self.method.eval()
-        index = self.task_index
         self.task_index, self._begun, self._task, self._phases = index + 1, False, None, []
         ahead = index + 2 if self.method.zero_shot else index + 1
         for i in range(min(ahead, self.num_tasks)):
@@ -288,7 +290,6 @@ class Run:
         row |= {f"cost/{name}": value for name, value in costs.items()}
         row |= {f"method/{k}": float(v) for k, v in self.method.diagnostics().items()}
         self._add_histograms()
-        self.pictures = pictures.of(self.method, self.task_index, self.num_tasks)
         self.picture_names += self.pictures
         if self.picture_names:
             row["pictures"] = list(self.picture_names)
@@ -368,26 +369,6 @@ class Run:
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What two states must share; the number of threads may change with the resources."""
     return {k: v for k, v in config.items() if k != "threads"}
-
-
-def check_networks(method: type[Method], name: str, networks: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a stream of networks for a method that cannot leave its network.
-
-    Args:
-        method: Its class.
-        name: What the file calls it.
-        networks: The block of each task.
-
-    Raises:
-        UserError: Networks differ, and the method keeps what belongs to one of them.
-    """
-    if not method.any_network and any(block != networks[0] for block in networks):
-        raise UserError(
-            "method.name",
-            f"{name} cannot change networks: what it keeps belongs to the weights of one",
-            "take one network for all tasks, or a method that keeps outputs or images, such as "
-            "lwf_seen, qdi, naive_rehearsal",
-        )
 
 
 def build_benchmark(block: Mapping[str, Any], where: str = "benchmark") -> Benchmark:
