@@ -9,8 +9,11 @@ OPTIONS: dict[str, dict[str, object]] = {
     "abd": {"power_iterations": 6, "latent": 8},
     "bic": {"memory_size": 20},
     "deep_inversion": {"power_iterations": 6, "latent": 8},
+    "der": {"memory_size": 12},
+    "derpp": {"memory_size": 12},
     "dgr": {"latent": 16, "width": 0.1},
     "e2e": {"memory_size": 12},
+    "er": {"memory_size": 12},
     "ewc": {"lam": 5.0},  # 5000 needs train.clip_norm
     "imm_mode": {"merge": "mode"},
     "lwf_coreset": {"memory_size": 12, "replay": "list_with_duplicates"},
@@ -18,6 +21,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "naive_rehearsal": {"memory_size": 12},
     "qdi": {"inversion_steps": 20, "synthetic_images": 20},
     "online_ewc": {"fisher_samples": 20},
+    "si": {"c": 5.0},
 }
 
 TRAIN: dict[str, dict[str, object]] = {

@@ -12,7 +12,10 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "bic": ("bic", {"memory_size": 40}),
     "blip": ("blip", {}),
     "deep_inversion": ("deep_inversion", {"power_iterations": 4, "latent": 8}),
+    "der": ("der", {"memory_size": 40}),
+    "derpp": ("derpp", {"memory_size": 40}),
     "e2e": ("e2e", {"memory_size": 40}),
+    "er": ("er", {"memory_size": 40}),
     "ewc": ("ewc", {"lam": 50}),
     "ewc, single images": ("ewc", {"lam": 5, "fisher": "per_example"}),
     "finetune": ("finetune", {}),
@@ -29,6 +32,7 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "naive_rehearsal, list": ("naive_rehearsal", {"replay": "list"}),
     "online_ewc": ("online_ewc", {}),
     "sgd_frozen": ("sgd_frozen", {}),
+    "si": ("si", {"c": 5}),
 }
 PENALISED = [
     "ewc",
@@ -42,7 +46,10 @@ PENALISED = [
 OLD_HEADS_MOVE = {
     "bic",
     "deep_inversion",
+    "der",
+    "derpp",
     "e2e",
+    "er",
     "joint",
     "lwf",
     "lwf_coreset",

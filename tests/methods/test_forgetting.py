@@ -51,6 +51,7 @@ def finetune(train_on_digits):
         ("imm_mode", 1000, {"merge": "mode", "lam": 0.1}),
         ("lwf", 100, {}),
         ("online_ewc", None, {"lam": 100}),
+        ("si", None, {"c": 200}),
     ],
 )
 def test_forgets_less_than_fine_tuning(train_on_digits, finetune, method, clip_norm, options):
