@@ -79,7 +79,7 @@ class CifarNetwork(Backbone):
         =========  ==========  ========  ======================================
         model      parameters  features  sides of images
         =========  ==========  ========  ======================================
-        lenet          62,006        84  16 or more; more parameters if larger
+        lenet          62,006        84  16 or more; parameters grow with them
         alexnet    23,272,266      4096  31 to 46
         vgg16      15,253,578       512  32 to 63
         inception   6,166,250      1024  up to 32
@@ -95,8 +95,8 @@ class CifarNetwork(Backbone):
     does at 64. The last map of the networks without a linear layer before the features becomes its
     mean, whatever its size; at 32 and 64 this is HCL's average over windows of 8x8 or 4x4.
 
-    For ``swin`` HCL counts 26,601,718 parameters, 3,072 more: constants (two 16x16 masks for each
-    of the six shifted layers), which are no parameters here.
+    HCL's count for ``swin`` is 26,601,718. The 3,072 more are as many as the constants of the six
+    shifted layers, two 16x16 masks each, which are no parameters here.
 
     Initial weights are PyTorch's, except for convolutions of ``resnet18`` (He-normal, fan-out) and
     of ``vgg16`` (normal, variance 2 / (9 outputs), bias 0). The table of ``swin`` starts
