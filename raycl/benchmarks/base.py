@@ -16,6 +16,8 @@ from raycl.datasets.examples import Examples
 
 Validation = Annotated[float, Field(ge=0, lt=1)] | Literal["train"]
 """Share of a task's training data, or ``train``: all of it, and nothing is held out."""
+ClassOutputs = Literal["seen", "all"]
+"""Outputs that compete where the task is unknown."""
 
 
 class DataAccessError(RuntimeError):
@@ -142,6 +144,9 @@ class Task:
 class BenchmarkConfig(BaseModel):
     """Options every benchmark has.
 
+    ``class_outputs: all`` is how the code of HCL (CVPR 2023) reads a network whose head has all
+    outputs from the start: an output whose class was never shown can win, and is wrong then.
+
     ``validation: train`` makes the training set of a task its validation set too, which is what
     BLIP, arXiv 2105.04444, does on MNIST. Then whatever is chosen on validation data (an epoch, a
     learning rate, an option) is chosen on data that was trained on.
@@ -157,6 +162,11 @@ class BenchmarkConfig(BaseModel):
     )
     top_k: int = Field(
         1, ge=1, description="an image is right if its class is among so many highest outputs"
+    )
+    class_outputs: ClassOutputs = Field(
+        "seen",
+        description="outputs that compete where the task is unknown: those of the tasks seen so "
+        "far, or all of the stream, also of tasks still to come",
     )
 
     @field_validator("validation", mode="before")
@@ -180,7 +190,8 @@ class Benchmark(ABC):
     def label(self) -> str:
         """Name in tables and tags, e.g. ``"split-digits-5"``, or ``"split-imagenet-5-top5"``."""
         top = f"-top{self.config.top_k}" if self.config.top_k > 1 else ""
-        return str(self.config.label or self.default_label() + top)
+        outputs = "-all-outputs" if self.config.class_outputs == "all" else ""
+        return str(self.config.label or self.default_label() + top + outputs)
 
     @abstractmethod
     def default_label(self) -> str:

@@ -20,6 +20,16 @@ BRIGHTNESS, CONTRAST = 63 / 255, 0.8
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 """Share of the image and width over height of a resized crop (torchvision's defaults)."""
 ATTEMPTS = 10
+HCL_FACTOR, HCL_HUE = 0.4, 0.1
+"""Colour jitter of ``hcl``: how far at most a factor is from 1, and a shift of the hue from 0."""
+HCL_JITTERED, HCL_GREY, HCL_BLURRED = 0.8, 0.2, 0.5
+"""Shares of images that ``hcl`` jitters, makes grey, and blurs."""
+HCL_SIGMA = (0.1, 2.0)
+"""Range of the standard deviation, in pixels, of the blur of ``hcl``."""
+HCL_SHARP = 32
+"""Images of at most this many pixels a side are not blurred by ``hcl``."""
+TINY = 1e-9
+"""Divides what is 0 where a pixel is black or grey; far below 1/255, the smallest other value."""
 
 
 def augment(name: str, generator: torch.Generator) -> Augment | None:
@@ -28,8 +38,9 @@ def augment(name: str, generator: torch.Generator) -> Augment | None:
     Args:
         name: ``none``, ``flip`` (left-right with probability 1/2), ``crop_flip`` (4 pixels of
             zeros on each side, a random crop of the original size, then flip),
-            ``jitter_crop_flip`` (brightness and contrast first) or ``resized_crop_flip`` (a random
-            part of the image, enlarged to its size, then flip).
+            ``jitter_crop_flip`` (brightness and contrast first), ``resized_crop_flip`` (a random
+            part of the image, enlarged to its size, then flip) or ``hcl`` (``crop_flip``, then
+            colour jitter, grey and, for images over 32 pixels, blur).
         generator: Source of all randomness, on the device of the images.
 
     Returns:
@@ -42,6 +53,7 @@ def augment(name: str, generator: torch.Generator) -> Augment | None:
         "crop_flip": crop_flip,
         "jitter_crop_flip": jitter_crop_flip,
         "resized_crop_flip": resized_crop_flip,
+        "hcl": hcl,
     }
     if name not in known:
         raise UserError("train.augment", f"unknown '{name}'", nearest(name, ["none", *known]))
@@ -134,6 +146,170 @@ def resized_crop(
     first, second, right = _between(left, width, columns)
     a, b = (pixels.gather(3, i.view(-1, 1, 1, columns).expand(shape)) for i in (first, second))
     return a.lerp_(b, right.view(-1, 1, 1, columns)).round_().to(torch.uint8)
+
+
+def hcl(images: Tensor, generator: torch.Generator) -> Tensor:
+    """The augmentation of HCL (CVPR 2023): crop and flip, colour jitter, grey, blur.
+
+    After ``crop_flip`` an image is jittered with probability 0.8 (brightness, contrast and
+    saturation factors uniform on 1 +- 0.4, a hue shift uniform on +- 0.1, in random order), made
+    grey with probability 0.2 and, if its shorter side has more than 32 pixels, blurred with
+    probability 0.5 (a standard deviation uniform on 0.1..2 pixels). Nothing is done to the hue, the
+    saturation and the grey of images that do not have three channels.
+    """
+    images = crop_flip(images, generator)
+    draws = torch.rand(12, len(images), generator=generator, device=images.device)
+    jittered = draws[8] < HCL_JITTERED
+    factors = 1 + HCL_FACTOR * (2 * draws[:3] - 1) * jittered
+    hue = HCL_HUE * (2 * draws[3] - 1) * jittered
+    images = colour_jitter(images, factors, hue, draws[4:8].argsort(0))
+    images = greyscale(images, draws[9] < HCL_GREY)
+    side = min(images.shape[-2:])
+    if side <= HCL_SHARP:
+        return images
+    sigma = HCL_SIGMA[0] + (HCL_SIGMA[1] - HCL_SIGMA[0]) * draws[10]
+    return gaussian_blur(images, sigma * (draws[11] < HCL_BLURRED), side // 20)
+
+
+def colour_jitter(images: Tensor, factors: Tensor, hue: Tensor, places: Tensor) -> Tensor:
+    """The four ``adjust_*`` functions of torchvision, with factors and an order for each image.
+
+    Brightness, contrast and saturation blend an image with black, with its mean grey value, and
+    with the grey of each pixel. So any order is at most three blends, one change of hue, and at
+    most three blends. All images go through all seven: a factor of 1 and a shift of 0 change
+    nothing. Values are cut to whole numbers after each, as in torchvision's functions for uint8.
+
+    Args:
+        images: uint8 (B, C, H, W).
+        factors: Of brightness, contrast and saturation, (3, B).
+        hue: Shift (B,), in turns of the colour circle.
+        places: int64 (4, B), a permutation of 0..3 for each image: the places in the order of
+            brightness, contrast, saturation and hue.
+    """
+    if images.shape[1] != 3:
+        return jitter(images, factors[0], factors[1], places[0] < places[1])
+    steps = torch.arange(6, device=images.device).view(-1, 1)
+    before = steps < 3
+    own = places[:3].unsqueeze(1) == steps - 2 * ~before
+    own &= (places[:3] < places[3]).unsqueeze(1) == before
+    blends = factors.unsqueeze(1).where(own, 1)  # three factors for each step, two of them 1
+    pixels = images.float()
+    for step in range(3):
+        pixels = _blend(pixels, blends[:, step])
+    pixels = _shift_hue(pixels, hue)
+    for step in range(3, 6):
+        pixels = _blend(pixels, blends[:, step])
+    return pixels.to(torch.uint8)
+
+
+def greyscale(images: Tensor, chosen: Tensor) -> Tensor:
+    """``rgb_to_grayscale`` of torchvision, in three equal channels, for some of the images.
+
+    Args:
+        images: uint8 (B, C, H, W); without three channels nothing is changed.
+        chosen: bool (B,), which of them become grey.
+    """
+    if images.shape[1] != 3:
+        return images
+    pixels = images.float()
+    return pixels.lerp_(_grey(pixels), _per_image(chosen.float())).to(torch.uint8)
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
+    """``gaussian_blur`` of torchvision, with a standard deviation for each image.
+
+    Args:
+        images: uint8 (B, C, H, W).
+        sigma: Standard deviations (B,), in pixels; an image with 0 stays as it is.
+        reach: Pixels on each side that count; borders are reflected.
+    """
+    rows, columns = (_blur_matrices(sigma, reach, side) for side in images.shape[-2:])
+    return (rows @ images.float() @ columns.mT).round_().to(torch.uint8)
+
+
+def _blur_matrices(sigma: Tensor, reach: int, side: int) -> Tensor:
+    """Matrices (B, 1, side, side) that blur the lines of an image."""
+    offsets = torch.arange(-reach, reach + 1, device=sigma.device)
+    distances = offsets / sigma.clamp(min=TINY).view(-1, 1)
+    weights = distances.square_().div_(-2).softmax(1)
+    line = torch.arange(side, device=sigma.device)
+    source = (line.view(-1, 1) + offsets).abs_()
+    source = side - 1 - (side - 1 - source).abs_()  # reflected at both ends
+    taps = (source.T.unsqueeze(2) == line).float()
+    return (weights @ taps.flatten(1)).view(-1, 1, side, side)
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    """Grey values (B, 1, H, W) of colours, in whole numbers."""
+    red, green, blue = pixels.unbind(1)
+    grey = (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
+    return grey.unsqueeze(1)
+
+
+def _blend(pixels: Tensor, factors: Tensor) -> Tensor:
+    """Brightness, contrast or saturation of each image, in place.
+
+    Args:
+        pixels: Whole numbers (B, 3, H, W).
+        factors: Of the three, (3, B); at most one of them is not 1.
+    """
+    grey = _grey(pixels)
+    saturates = _per_image((factors[2] != 1).float())
+    reference = grey.mean((1, 2, 3), keepdim=True).lerp(grey, saturates)
+    weight = _per_image(1 - factors[1] * factors[2])
+    pixels = pixels.mul_(_per_image(factors.prod(0))).addcmul_(reference, weight)
+    return pixels.clamp_(0, 255).floor_()
+
+
+def _shift_hue(pixels: Tensor, shift: Tensor) -> Tensor:
+    """``adjust_hue`` of torchvision: the same values in the same order of operations.
+
+    Args:
+        pixels: Whole numbers (B, 3, H, W).
+        shift: Turns of the colour circle (B,).
+    """
+    hue, saturation, value = _to_hsv(pixels * (1 / 255))
+    hue.add_(shift.view(-1, 1, 1))
+    return _to_rgb(hue.sub_(hue.floor()), saturation, value).mul_(256 - 1e-3).floor_()
+
+
+def _to_hsv(colours: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Hue, saturation and value (B, H, W) of colours (B, 3, H, W), all in 0..1.
+
+    Choices are interpolations with a weight of 0 or 1, which are exact: several times as fast as
+    ``torch.where`` on a CPU.
+    """
+    red, green, blue = colours.unbind(1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    spread = value - torch.minimum(torch.minimum(red, green), blue)
+    saturation = spread / value.clamp(min=TINY)
+    lack = (value.unsqueeze(1) - colours).div_(spread.clamp_(min=TINY).unsqueeze(1))
+    red, green, blue = lack.unbind(1)  # 0 where that channel is the highest, else up to 1
+    hue = (red + 2).sub_(blue).lerp_((green + 4).sub_(red), green.ceil())
+    hue = (blue - green).lerp_(hue, red.ceil()).mul_(1 / 6).add_(1)
+    return hue.sub_(hue.floor()), saturation, value
+
+
+def _to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
+    """Colours (B, 3, H, W) of what ``_to_hsv`` gives."""
+    angle = 6 * hue
+    sixth = angle.floor()
+    part = (angle - sixth).mul_(saturation)
+    rest = 1 - saturation
+    falling, rising, low = (1 - part) * value, (part + rest).mul_(value), rest * value
+    half = sixth.mul_(0.5)
+    middle = rising.lerp_(falling, half.sub_(half.floor()).mul_(2))  # falling in odd sixths
+    channels = []
+    for centre, near, far in ((3, low, value), (2, value, low), (4, value, low)):
+        distance = (angle - centre).abs_().floor_()  # near below 1, far from 2 on
+        inner = near.lerp(middle, distance.clamp(max=1))
+        channels.append(inner.lerp_(far, distance.sub_(1).clamp_(0, 1)))
+    return torch.stack(channels, 1)
+
+
+def _per_image(values: Tensor) -> Tensor:
+    """Values (B,) that spread over images: (B, 1, 1, 1)."""
+    return values.view(-1, 1, 1, 1)
 
 
 def _between(start: Tensor, length: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

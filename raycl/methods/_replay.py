@@ -259,7 +259,7 @@ class OrderedReplay(Replaying):
         """How the images of a class are ranked; see ``raycl.nn.memory.Order``."""
 
     @torch.no_grad()
-    def features(self, examples: Examples) -> Tensor:
+    def features_of(self, examples: Examples) -> Tensor:
         """Float (N, num_features), in the order of the set; in eval mode."""
         batches = examples.batches(FEATURE_BATCH)
         return torch.cat([self.backbone(batch.images) for batch in batches])
@@ -270,7 +270,7 @@ class OrderedReplay(Replaying):
             classes_so_far(self.context.stream, task.info.index),
             task.train.labels,
             task.train.raw,
-            self.features(task.train),
+            self.features_of(task.train),
             self.order,
         )
 

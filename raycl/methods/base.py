@@ -208,6 +208,16 @@ class Method(nn.Module, ABC):
             float (B, num_outputs). The harness masks what a readout excludes.
         """
 
+    def features(self, images: Tensor, task_id: int | None) -> Tensor:
+        """What a linear probe reads (``evaluate.probe``), in eval mode; arguments as of ``logits``.
+
+        A method without this is refused where a probe is asked for.
+
+        Returns:
+            float32 (B, F), of any width F that is the same for all tasks at a time.
+        """
+        raise NotImplementedError
+
     def diagnostics(self) -> dict[str, float]:
         """Numbers of its own at a task's end (capacity used, ...), logged as ``method/*``."""
         return {}
@@ -308,6 +318,15 @@ class Classifier(Method):
         """See ``Method.logits``; the task id is not used. float32 under autocast too."""
         logits: Tensor = self.head(self.backbone(images))
         return logits.float()
+
+    def features(self, images: Tensor, task_id: int | None) -> Tensor:
+        """See ``Method.features``: what the head reads; the task id is not used."""
+        features: Tensor = self.backbone(self.plain(images))
+        return features.float()
+
+    def plain(self, images: Tensor) -> Tensor:
+        """Images as the backbone reads them: normalised, unless a method undoes that."""
+        return images
 
     def active(self, task: TaskInfo) -> Tensor:
         """Sorted output ids that enter the cross-entropy while ``task`` is learnt."""

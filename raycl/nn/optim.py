@@ -9,9 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
-Augmentation = Literal[
-    "none", "flip", "crop_flip", "jitter_crop_flip", "resized_crop_flip", "hcl"
-]
+Augmentation = Literal["none", "flip", "crop_flip", "jitter_crop_flip", "resized_crop_flip", "hcl"]
 
 
 class Schedule(BaseModel):

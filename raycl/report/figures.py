@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from raycl.report import curves, words
 from raycl.report.statistics import BAND, bootstrap
-from raycl.report.table import Group, Table
+from raycl.report.table import Group, Row, Table
 
 Array = NDArray[np.float64]
 
@@ -58,7 +58,7 @@ def draw(table: Table) -> dict[str, bytes]:
     panels = _panels(table)
     if not panels:
         return files
-    percent = [panel for panel in panels if panel[1] in words.of(panel[1]).percent]
+    percent = [panel for panel in panels if words.of(panel[1]).is_percent(panel[1])]
     with mpl.rc_context(STYLE):
         name, _ = words.of(percent[0][1]).average
         averaged = [panel for panel in percent if any(True for _ in _averages(table, *panel))]
@@ -66,7 +66,9 @@ def draw(table: Table) -> dict[str, bytes]:
             files |= _files(name, _grid(averaged, table, _average, 2.8))
         if forgetful := _forgetful(table):
             height = 0.9 + 0.32 * len(forgetful)
-            files |= _files("forgetting", _grid(percent, table, _forgetting, height))
+            known = {(row["benchmark"], row["readout"]) for row in _forgotten(table)}
+            shown = [panel for panel in percent if panel in known]
+            files |= _files("forgetting", _grid(shown, table, _forgetting, height))
         for benchmark in dict.fromkeys(benchmark for benchmark, _ in panels):
             groups = list(_of(table, benchmark))
             if curves.there_are(groups):
@@ -75,7 +77,7 @@ def draw(table: Table) -> dict[str, bytes]:
                     _legend(figure, _methods(table))
                     files |= _files(f"{name}-{_slug(benchmark)}", figure)
         for benchmark, readout in panels:
-            name = f"matrix-{_slug(benchmark)}-{readout}"
+            name = f"matrix-{_slug(benchmark)}-{_slug(readout)}"
             files |= _files(name, _matrices(table, benchmark, readout))
     return files
 
@@ -119,8 +121,8 @@ def _style(table: Table, method: str) -> dict[str, Any]:
 
 
 def _title(table: Table, benchmark: str, readout: str) -> str:
-    readout_title = words.of(readout).readouts[readout].partition(" (")[0]
-    return f"{benchmark}, {readout_title}" if _several(table) else readout_title
+    title = words.of(readout).short(readout)
+    return f"{benchmark}, {title}" if _several(table) else title
 
 
 def _several(table: Table) -> bool:
@@ -152,9 +154,11 @@ def _grid(
 def _slots(panels: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, str] | None], int]:
     """Panels row by row, and how many there are in a row.
 
-    A benchmark with several readouts has a row of its own; ``None`` fills it up.
+    A benchmark with several readouts has a row of its own, and so has whoever else was asked on it;
+    ``None`` fills it up.
     """
-    rows = [list(group) for _, group in groupby(panels, key=lambda panel: panel[0])]
+    whose = groupby(panels, key=lambda panel: (panel[0], words.asked(panel[1])))
+    rows = [list(group) for _, group in whose]
     columns = max(map(len, rows))
     if columns == 1:
         columns = min(2, len(panels))
@@ -219,17 +223,21 @@ def _averages(table: Table, benchmark: str, readout: str) -> Iterator[tuple[Grou
             yield group, lines
 
 
+def _forgotten(table: Table) -> list[Row]:
+    return [row for row in table.rows if row["metric"] == "forgetting"]
+
+
 def _forgetful(table: Table) -> list[str]:
     """Methods that have forgetting, in order."""
-    found = {row["method"] for row in table.rows if row["metric"] == "forgetting"}
+    found = {row["method"] for row in _forgotten(table)}
     return [method for method in _methods(table) if method in found]
 
 
 def _forgetting(axis: Axes, table: Table, benchmark: str, readout: str, first: bool) -> None:
     rows = {
         row["method"]: row
-        for row in table.rows
-        if (row["benchmark"], row["readout"], row["metric"]) == (benchmark, readout, "forgetting")
+        for row in _forgotten(table)
+        if (row["benchmark"], row["readout"]) == (benchmark, readout)
     }
     methods = _forgetful(table)
     for i, method in enumerate(methods):

@@ -78,7 +78,7 @@ def print_table(table: Table, console: Console) -> None:
 
 def _title(readout: str, between: str) -> str:
     known = words.of(readout)
-    return f"{known.readouts[readout]}{between}{known.units[readout]}"
+    return f"{known.title(readout)}{between}{known.unit(readout)}"
 
 
 def _print(console: Console, title: str, table: RichTable) -> None:
@@ -127,7 +127,7 @@ def _is_headline(row: Row) -> bool:
 
 def _cells(row: Row, baseline: str | None) -> Cells:
     """What a reader sees of one row; ``None`` where there is nothing to see."""
-    digits = words.of(row["readout"]).digits[row["readout"]]
+    digits = words.of(row["readout"]).decimals(row["readout"])
     spread = "" if row["std"] is None else f" ± {row['std']:.{digits}f}"
     interval = _interval(row["low"], row["high"], digits)
     difference = None

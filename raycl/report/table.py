@@ -13,7 +13,7 @@ from raycl.report.load import TrackedRun, TrackedSweep
 from raycl.report.notes import notes
 from raycl.report.published import join_published
 from raycl.report.statistics import paired, summary
-from raycl.report.words import READOUTS
+from raycl.report.words import order
 
 COSTS = ("seconds", "peak_memory_mb", "stored_bytes", "extra_parameters")
 DEFAULT_BASELINE = "finetune"
@@ -85,7 +85,7 @@ def make_table(sweep: TrackedSweep, baseline: str | None = None) -> Table:
 def _sort_key(rows: Sequence[Row]) -> Callable[[Row], tuple[Any, ...]]:
     """By benchmark, readout and metric; sorting is stable, so methods keep their order."""
     metrics = {name: i for i, name in enumerate(dict.fromkeys(row["metric"] for row in rows))}
-    return lambda row: (row["benchmark"], READOUTS.index(row["readout"]), metrics[row["metric"]])
+    return lambda row: (row["benchmark"], order(row["readout"]), metrics[row["metric"]])
 
 
 def method_order(spec: Mapping[str, Any], runs: Iterable[TrackedRun]) -> list[str]:

@@ -1,9 +1,42 @@
-"""What results are called, by the kind of what was learnt: titles of readouts, metrics, axes."""
+"""What results are called, by the kind of what was learnt: titles of readouts, metrics, axes.
+
+The last part of a readout's name says how a matrix is read: ``class``. What is before it says who
+was asked, if it was not the method itself: the linear probe in ``probe/class``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Somebody who is asked beside the method itself.
+
+    Attributes:
+        title: In the heading of a table.
+        short: In the title of a figure.
+        remark: Behind the heading, instead of what is known of the task; a remark puts its tables
+            behind those of all others.
+    """
+
+    title: str
+    short: str
+    remark: str = ""
+
+
+ASKED = {"probe": Asked("linear probe on frozen features", "linear probe", "diagnostic")}
+
+
+def asked(readout: str) -> str:
+    """Who was asked: what is before the last ``/`` of a readout; empty for the method itself."""
+    return readout.rpartition("/")[0]
+
+
+def way(readout: str) -> str:
+    """How a matrix is read: what is behind the last ``/`` of a readout."""
+    return readout.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -31,6 +64,32 @@ class Words:
     performance: str
     average: tuple[str, str]
     percent: tuple[str, ...]
+
+    def title(self, readout: str) -> str:
+        """Heading of a readout: who was asked, how the matrix is read, and a remark."""
+        who, title = asked(readout), self.readouts[way(readout)]
+        if not who:
+            return title
+        known = ASKED.get(who, Asked(who, who))
+        what, _, remark = title.partition(" (")
+        return f"{known.title}, {what} ({known.remark or remark.removesuffix(')')})"
+
+    def short(self, readout: str) -> str:
+        """A readout's title without a remark."""
+        who, what = asked(readout), self.readouts[way(readout)].partition(" (")[0]
+        return f"{ASKED[who].short if who in ASKED else who}, {what}" if who else what
+
+    def unit(self, readout: str) -> str:
+        """Unit of a readout's numbers."""
+        return self.units[way(readout)]
+
+    def decimals(self, readout: str) -> int:
+        """Decimals of a readout's numbers in a table."""
+        return self.digits[way(readout)]
+
+    def is_percent(self, readout: str) -> bool:
+        """Whether a readout's entries are percent, and can be averaged over tasks."""
+        return way(readout) in self.percent
 
     def metric(self, name: str) -> str:
         """Title of a metric; a raw score has the game for its name."""
@@ -102,9 +161,16 @@ GAMES = Words(
     percent=("normalised",),
 )
 READOUTS = (*IMAGES.readouts, *GAMES.readouts)
-"""All there are, in the order of a report."""
+"""All ways of reading a matrix, in the order of a report."""
 
 
 def of(readout: str) -> Words:
     """The words that go with a readout."""
-    return GAMES if readout in GAMES.readouts else IMAGES
+    return GAMES if way(readout) in GAMES.readouts else IMAGES
+
+
+def order(readout: str) -> tuple[bool, str, int]:
+    """Sorts readouts as a report has them: the method itself first, diagnostics last."""
+    who = asked(readout)
+    remark = who in ASKED and bool(ASKED[who].remark)
+    return remark, who, READOUTS.index(way(readout))

@@ -18,6 +18,7 @@ from raycl.sweep.explain import Problem, validate
 from raycl.sweep.model import MethodEntry, Resources, Sweep
 from raycl.sweep.source import KeyPath, dotted, get, put, undotted
 from raycl.sweep.spaces import Space, SpaceError, walk
+from raycl.training.config import PROBE_READOUTS
 from raycl.training.run import build_benchmark
 
 
@@ -133,6 +134,7 @@ class _Checked:
         named_spaces = {dotted(path): space for path, space in spaces.items()}
         self.found.append(_Searched(entry, self.kind.settings(method), named_spaces, selects))
         self._readouts(index)
+        self._probe(index, method)
 
     def _fits(
         self, done: Blocks, asked: dict[str, Any], at: Callable[[KeyPath, str, str], UserError]
@@ -157,6 +159,18 @@ class _Checked:
         if searched and found.spaces and searched not in found.settings:
             what = f"methods[{index}] cannot be evaluated by '{searched}'"
             raise self.error(("search", "metric"), what, supported)
+
+    def _probe(self, index: int, method: Any) -> None:
+        """A linear probe reads features, which a method may not have."""
+        if self.sweep.evaluate.probe is None:
+            return
+        if self.kind.probes is None:
+            what = f"{self.kind.name} have no features for a linear probe"
+            raise self.error(("evaluate", "probe"), what, "leave it out")
+        if not self.kind.probes(method):
+            what = f"methods[{index}] ({self.found[index].entry.label}) has no features to read"
+            hint = "give its class a method `features`, as raycl.methods.base.Method says"
+            raise self.error(("evaluate", "probe"), what, hint)
 
     def labels(self) -> None:
         """Labels are distinct, and so are trials."""
@@ -219,6 +233,10 @@ class _Checked:
         if metric not in usable:
             what = f"unknown metric '{metric}' on validation data"
             raise self.error(("search", "metric"), what, nearest(metric, usable))
+        if readout and readout in PROBE_READOUTS:
+            what = f"'{readout}' is a diagnostic on test data, by which nothing may be selected"
+            hint = f"validation/{readout.rpartition('/')[2]}/{metric} is of the method itself"
+            raise self.error(("search", "metric"), what, hint)
         if readout and readout not in self.kind.readouts:
             what = f"unknown readout '{readout}'"
             raise self.error(("search", "metric"), what, nearest(readout, self.kind.readouts))
@@ -270,7 +288,8 @@ class _Checked:
         """``METRIC``, ``READOUT/METRIC``, or what else the kind has numbers of."""
         readout, _, metric = key.rpartition("/")
         further = self.kind.published(self.configs)
-        readouts = [*self.kind.readouts, *further]
+        probed = PROBE_READOUTS if self.sweep.evaluate.probe is not None else ()
+        readouts = [*self.kind.readouts, *probed, *further]
         if readout and readout not in readouts:
             hint = nearest(readout, readouts)
             raise self.error(("published", key), f"unknown readout '{readout}'", hint)

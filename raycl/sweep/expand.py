@@ -136,6 +136,8 @@ def _group(sweep: Sweep, benchmark: dict[str, Any], index: int, entry: MethodEnt
         "tasks": sweep.stop.tasks,
         "threads": threads(resources.cpu),
     }
+    if sweep.evaluate.probe is not None:
+        config["evaluate"] = sweep.evaluate.model_dump(mode="json")
     base = TrialPlan(
         key="",
         config_key="",
@@ -191,9 +193,10 @@ def fill(base: TrialPlan, values: Mapping[str, Any], seed: int, kind: str) -> Tr
 
 
 def search_base(sweep: Sweep, group: Group) -> TrialPlan:
-    """A group's base for search trials, which may run on the first tasks only."""
+    """A group's base for search trials: without a probe, maybe on the first tasks only."""
     limits = [n for n in (sweep.stop.tasks, sweep.search.tasks) if n is not None]
     config = group.base.config | {"tasks": min(limits, default=None)}
+    config.pop("evaluate", None)
     return replace(group.base, config=config, kind="search")
 
 

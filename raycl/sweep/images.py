@@ -41,6 +41,13 @@ def fits(
         raise Problem(("method", "name"), error.what, error.hint) from error
 
 
+def probes(method: Any) -> bool:
+    """Whether a method's class has features that a linear probe can read."""
+    from raycl.training.probe import has_features
+
+    return has_features(method)
+
+
 def build(
     config: Mapping[str, Any], data: Mapping[str, Any], device: str, resources: Mapping[str, Any]
 ) -> Any:

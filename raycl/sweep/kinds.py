@@ -67,6 +67,8 @@ class Kind:
         tasks: Of a benchmark block and loaded data: how many tasks.
         needs_data: Whether data must be loaded before ``tasks`` can tell.
         settings: Of a method's class: the readouts it can be asked by.
+        probes: Of a method's class: whether a linear probe can read its features; ``None`` where
+            there are no probes.
         fits: Of a benchmark block, finished blocks and resources: raises ``Problem`` if they do
             not go together; with a path from the root of a trial's configuration.
         smoke: Of the file's data and the benchmark blocks: dotted path to value, for ``--smoke``.
@@ -92,6 +94,7 @@ class Kind:
     tasks: Callable[[Config, Mapping[str, Any]], int]
     needs_data: bool
     settings: Callable[[Any], frozenset[str]]
+    probes: Callable[[Any], bool] | None
     fits: Callable[[Config, Config, Config], None]
     smoke: Callable[[Config, Sequence[Config]], dict[str, Any]]
     published: Callable[[Iterable[Config]], Mapping[str, Iterable[str]]]
@@ -163,6 +166,7 @@ IMAGES = Kind(
     tasks=images.tasks,
     needs_data=True,
     settings=lambda method: frozenset(method.settings),
+    probes=images.probes,
     fits=images.fits,
     smoke=lambda data, benchmarks: {"train.epochs": 1, "stop.tasks": 2},
     published=lambda benchmarks: {},
@@ -191,6 +195,7 @@ GAMES = Kind(
     tasks=games.tasks,
     needs_data=False,
     settings=lambda method: frozenset({"normalised"}),
+    probes=None,
     fits=games.fits,
     smoke=games.smoke,
     published=games.published,

@@ -18,7 +18,7 @@ from pydantic import (
 
 from raycl.sweep import kinds
 from raycl.sweep.source import Source
-from raycl.training.config import FixedSeeds, Readout, Seed
+from raycl.training.config import EvaluateConfig, FixedSeeds, Readout, Seed
 
 NO_PBT = (
     "population based training is not offered on a stream of tasks: it copies the weights of "
@@ -254,6 +254,9 @@ class Sweep(_Model):
     readouts: (
         Annotated[tuple[Readout, ...], AfterValidator(_distinct), Field(min_length=1)] | None
     ) = Field(None, description="default: all that the benchmark defines and a method supports")
+    evaluate: EvaluateConfig = Field(
+        EvaluateConfig(), description="what is measured beside the readouts; images only"
+    )
     search: Search = Field(
         Search.model_validate({"mode": "max"}), description="used if there are search spaces"
     )

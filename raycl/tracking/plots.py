@@ -121,7 +121,7 @@ def pictures(result: Mapping[str, Any]) -> Iterator[tuple[str, Image.Image]]:
     references = result.get("references")
     for readout, matrix in result["matrices"].items():
         if references is None:
-            yield f"accuracy_matrix_{readout}", accuracy_matrix(matrix, readout)
+            yield f"accuracy_matrix_{file_name(readout)}", accuracy_matrix(matrix, readout)
         else:
             yield f"score_matrix_{readout}", score_matrix(matrix, readout, references)
     groups: dict[str, dict[str, Rows]] = defaultdict(dict)

@@ -63,6 +63,10 @@ def _spaces(config: Mapping[str, Any], path: str = "") -> Iterator[str]:
                 yield from _spaces(value, f"{path}{key}.")
 
 
+def _probes(sweep: SweepRecord) -> bool:
+    return bool((sweep.resolved.get("evaluate") or {}).get("probe"))
+
+
 def _methods(sweep: SweepRecord, words: Words) -> dict[str, Any]:
     """One folded row of means for each method."""
     final = (
@@ -72,8 +76,9 @@ def _methods(sweep: SweepRecord, words: Words) -> dict[str, Any]:
     several = len(sweep.resolved.get("benchmark", [])) > 1
     labels = [method["label"] for method in sweep.resolved.get("methods", [])]
     by = ["raycl.method", "raycl.benchmark"] if several else ["raycl.method"]
+    names = [*words.headlines, *(words.probed if _probes(sweep) else ())]
     return {
-        **_state(final, [f"metrics.`{name}`" for name in words.headlines], 250),
+        **_state(final, [f"metrics.`{name}`" for name in names], 250),
         **_grouped(by, [] if several else labels),
         "chartsSearchFilter": words.charts,
     }

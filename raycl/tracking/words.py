@@ -11,6 +11,7 @@ class Words:
 
     Attributes:
         headlines: Metrics that are columns of the view of methods.
+        probed: Further ones where a linear probe is fitted.
         validation: Metric of the view of all trials.
         charts: What the search box for charts starts with; without it costs come first.
         axes: What is drawn over what.
@@ -18,6 +19,7 @@ class Words:
     """
 
     headlines: tuple[str, ...]
+    probed: tuple[str, ...]
     validation: str
     charts: str
     axes: str
@@ -29,6 +31,9 @@ IMAGES = Words(
         f"eval/{readout}/{metric}"
         for readout in ("class", "task", "domain")
         for metric in ("average_accuracy", "forgetting")
+    ),
+    probed=tuple(
+        f"eval/probe/{readout}/average_accuracy" for readout in ("class", "task", "domain")
     ),
     validation="validation/average_accuracy",
     charts="^eval/",
@@ -42,6 +47,7 @@ GAMES = Words(
     headlines=tuple(
         f"eval/normalised/{metric}" for metric in ("average_performance", "forgetting", "retention")
     ),
+    probed=(),
     validation="validation/average_performance",
     charts="^(curve/|train/return)",
     axes="""`curve/*` (games scored while the

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from raycl.nn.optim import TrainConfig
 
 Readout = Literal["class", "task", "domain"]
+PROBE = "probe/"
+"""What the name of a readout begins with where the linear probe is asked, not the method."""
+PROBE_READOUTS = tuple(PROBE + readout for readout in get_args(Readout))
+"""All readouts that a linear probe may have."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -22,6 +26,29 @@ class FixedSeeds(BaseModel):
     )
     init: Seed | None = Field(None, description="initial weights")
     data: Seed | None = Field(None, description="order of batches, augmentation")
+
+
+class ProbeConfig(BaseModel):
+    """A linear classifier that is fitted on frozen features, to see what they still hold."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every: Literal["end", "task"] = Field(
+        "end", description="measured after the last task only, or after every task"
+    )
+    l2: float = Field(
+        1e-4, gt=0, description="mean loss + l2/2 |w|^2 is minimised, on standardised features"
+    )
+
+
+class EvaluateConfig(BaseModel):
+    """What is measured beside the readouts; nothing of it is used to select anything."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    probe: ProbeConfig | None = Field(
+        None, description="linear probe on the frozen features, a diagnostic; default: none"
+    )
 
 
 class TrialConfig(BaseModel):
@@ -42,5 +69,6 @@ class TrialConfig(BaseModel):
     readouts: tuple[Readout, ...] | None = Field(
         None, description="None: all that the benchmark defines and the method supports"
     )
+    evaluate: EvaluateConfig = EvaluateConfig()
     tasks: int | None = Field(None, ge=1, description="only the first so many tasks of the stream")
     threads: int = Field(1, ge=1, description="CPU threads of PyTorch")

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from raycl.benchmarks.base import ClassOutputs, StreamInfo
 from raycl.datasets.examples import Examples
-from raycl.methods.base import Method
 
 BATCH = 512
+
+
+class Predictor(Protocol):
+    """What can be evaluated: a method, or something in its place."""
+
+    @property
+    def uses_task_id(self) -> bool:
+        """Whether ``logits`` depends on its ``task_id``."""
+
+    def logits(self, images: Tensor, task_id: int | None) -> Tensor:
+        """See ``raycl.methods.base.Method.logits``."""
 
 
 class Evaluator:
@@ -49,7 +60,7 @@ class Evaluator:
 
     @torch.inference_mode()
     def accuracy(
-        self, method: Method, examples: Examples, index: int, seen_tasks: int
+        self, method: Predictor, examples: Examples, index: int, seen_tasks: int
     ) -> dict[str, float]:
         """Percent right, per readout.
 
@@ -84,7 +95,7 @@ class Evaluator:
         return outputs[among.topk(min(self.top_k, len(outputs)), dim=1).indices]
 
     def _logits(
-        self, method: Method, images: Tensor, index: int
+        self, method: Predictor, images: Tensor, index: int
     ) -> tuple[Tensor | None, Tensor | None]:
         """Logits with the task known, and with it unknown; one pass where they are the same."""
         agnostic = any(r != "task" for r in self.readouts)

@@ -20,15 +20,24 @@ class Matrices:
     Args:
         readouts: Ways of asking; the first is the primary one.
         tasks: T, the number of tasks of the run.
+        diagnostics: Further readouts, such as ``probe/class``, to which of their rows are measured;
+            on test data only, so that nothing can be selected by them.
+
+    Attributes:
+        tested: All readouts on test data, diagnostics last.
     """
 
-    def __init__(self, readouts: Sequence[str], tasks: int) -> None:
+    def __init__(
+        self, readouts: Sequence[str], tasks: int, diagnostics: Mapping[str, metrics.Rows] = {}
+    ) -> None:
         self.readouts, self.tasks = tuple(readouts), tasks
+        self.diagnostics = dict(diagnostics)
+        self.tested = (*self.readouts, *self.diagnostics)
         self.sets = {
-            name: {r: np.full((tasks, tasks), math.nan) for r in readouts}
+            name: {r: np.full((tasks, tasks), math.nan) for r in self.tested}
             for name in ("test", "validation")
         }
-        self.baseline = {r: np.full(tasks, math.nan) for r in readouts}
+        self.baseline = {r: np.full(tasks, math.nan) for r in self.tested}
         self.rows_done = 0
 
     def fill(self, name: str, row: int, column: int, accuracy: Mapping[str, float]) -> None:
@@ -38,26 +47,27 @@ class Matrices:
         compete.
         """
         for readout, value in accuracy.items():
-            if column <= row or readout != "class":
+            if column <= row or not _among_seen(readout):
                 self.sets[name][readout][row, column] = value
         self.rows_done = max(self.rows_done, row + 1)
 
     def fill_baseline(self, column: int, accuracy: Mapping[str, float]) -> None:
         """Enter the accuracies of the untrained network on one task."""
         for readout, value in accuracy.items():
-            if readout != "class":
+            if not _among_seen(readout):
                 self.baseline[readout][column] = value
 
     def row(self, index: int, sizes: Sequence[int]) -> dict[str, float]:
         """Metrics and accuracies after task ``index``, flat, for the tracker."""
         row: dict[str, float] = {}
-        for readout in self.readouts:
+        for readout in self.tested:
             for name, value in self._compute("test", readout, index + 1, sizes).items():
                 row[f"eval/{readout}/{name}"] = value
             for name, value in self._compute("validation", readout, index + 1, None).items():
                 row[f"validation/{readout}/{name}"] = value
             for i, value in enumerate(self.sets["test"][readout][index, : index + 1]):
-                row[f"eval/{readout}/task_{i:02d}"] = float(value)
+                if not math.isnan(value):
+                    row[f"eval/{readout}/task_{i:02d}"] = float(value)
         return row
 
     def current_validation(self, index: int) -> float | None:
@@ -76,11 +86,11 @@ class Matrices:
         """Plain JSON: matrices, baselines, sizes and all metrics."""
         test, validation = self.sets["test"], self.sets["validation"]
         return {
-            "matrices": {r: _plain(test[r]) for r in self.readouts},
+            "matrices": {r: _plain(test[r]) for r in self.tested},
             "validation_matrices": {r: _plain(validation[r]) for r in self.readouts},
             "baseline": {r: _plain(self.baseline[r]) for r in self.readouts},
             "sizes": list(sizes),
-            "metrics": {r: self._compute("test", r, self.tasks, sizes) for r in self.readouts},
+            "metrics": {r: self._compute("test", r, self.tasks, sizes) for r in self.tested},
             "validation_metrics": {
                 r: self._compute("validation", r, self.tasks, None) for r in self.readouts
             },
@@ -90,11 +100,12 @@ class Matrices:
         self, name: str, readout: str, rows: int, sizes: Sequence[int] | None
     ) -> dict[str, float]:
         r = self.sets[name][readout][:rows, :rows]
-        if np.isnan(np.diag(r)).any():
-            return {}  # no validation set
+        measured = self.diagnostics.get(readout, "all")
+        if np.isnan(np.diag(r) if measured == "all" else r[-1, -1]).any():
+            return {}  # no validation set, or a row that a diagnostic leaves out
         baseline = self.baseline[readout][:rows]
         ahead = name == "test" and not (np.isnan(baseline).any() or np.isnan(np.diag(r, 1)).any())
-        return metrics.compute(r, sizes=sizes, baseline=baseline if ahead else None)
+        return metrics.compute(r, sizes, baseline if ahead else None, measured)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -112,6 +123,11 @@ class Matrices:
         }
         self.baseline = {r: np.array(b, dtype=np.float64) for r, b in state["baseline"].items()}
         self.rows_done = state["rows_done"]
+
+
+def _among_seen(readout: str) -> bool:
+    """Whether outputs of tasks to come do not compete, so that such a task has no accuracy."""
+    return readout.rpartition("/")[2] == "class"
 
 
 def _plain(matrix: Matrix) -> list[Any]:

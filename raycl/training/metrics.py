@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Matrix = NDArray[np.float64]
+Rows = Literal["last", "all"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Metric:
         function: Of R, and of what ``also`` names.
         also: What it needs beside R; the last two are curves of games, see ``raycl.rl.metrics``.
         min_tasks: Smallest T it is defined for.
+        rows: Rows of R it reads: the last one only, or all of them.
     """
 
     formula: str
@@ -38,6 +40,7 @@ class Metric:
     function: Callable[..., float]
     also: Literal["", "sizes", "baseline", "evaluation", "training"] = ""
     min_tasks: int = 1
+    rows: Rows = "all"
 
 
 def average_accuracy(R: ArrayLike) -> float:
@@ -145,9 +148,13 @@ def omega(R: ArrayLike, upper: ArrayLike) -> float:
 
 
 METRICS: dict[str, Metric] = {
-    "average_accuracy": Metric("mean_i R[T,i]", True, average_accuracy),
+    "average_accuracy": Metric("mean_i R[T,i]", True, average_accuracy, rows="last"),
     "average_accuracy_by_item": Metric(
-        "sum_i n_i R[T,i] / sum_i n_i", True, average_accuracy_by_item, also="sizes"
+        "sum_i n_i R[T,i] / sum_i n_i",
+        True,
+        average_accuracy_by_item,
+        also="sizes",
+        rows="last",
     ),
     "average_incremental_accuracy": Metric(
         "mean_t mean_{i<=t} R[t,i]", True, average_incremental_accuracy
@@ -184,6 +191,7 @@ def compute(
     R: ArrayLike,
     sizes: Sequence[int] | None = None,
     baseline: ArrayLike | None = None,
+    rows: Rows = "all",
 ) -> dict[str, float]:
     """Every metric that is defined for this many tasks and for what is given beside R.
 
@@ -191,6 +199,7 @@ def compute(
         R: The matrix.
         sizes: Test items of each task; without it nothing is weighted by item.
         baseline: Performance before any training; without it there is no forward transfer.
+        rows: Rows of R that were measured; with ``last`` only the metrics that need no other.
 
     Raises:
         ValueError: R is not square, or an entry that one of these metrics needs is NaN.
@@ -200,7 +209,9 @@ def compute(
     return {
         name: metric.function(R, *([given[metric.also]] if metric.also else []))
         for name, metric in METRICS.items()
-        if tasks >= metric.min_tasks and given[metric.also] is not None
+        if tasks >= metric.min_tasks
+        and given[metric.also] is not None
+        and rows in ("all", metric.rows)
     }
 
 

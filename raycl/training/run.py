@@ -20,7 +20,7 @@ from raycl.datasets.base import Dataset
 from raycl.errors import UserError
 from raycl.methods.base import Context, Method, Phase
 from raycl.networks.base import Backbone, find_network, networks_of
-from raycl.training import pictures
+from raycl.training import pictures, probe
 from raycl.training.check import check_networks
 from raycl.training.config import TrialConfig
 from raycl.training.costs import Costs
@@ -71,7 +71,8 @@ class Run:
         self.evaluator = Evaluator(info, self.readouts, self.device, *rule)
         self.selector = Evaluator(info, self._selecting(), self.device, *rule)
         self.costs = Costs(self.device)
-        self.matrices = Matrices(self.readouts, self.num_tasks)
+        self.probe = probe.Probe(self.config, self.stream, self.method, self.evaluator)
+        self.matrices = Matrices(self.readouts, self.num_tasks, self.probe.rows)
         self._plain_sizes: list[tuple[Mapping[str, Any], int]] = []
         self.histograms: dict[str, list[list[int]]] = {}
         self.pictures: dict[str, Tensor] = {}
@@ -282,6 +283,7 @@ class Run:
         ahead = index + 2 if self.method.zero_shot else index + 1
         for i in range(min(ahead, self.num_tasks)):
             self._evaluate(row_index=index, column=i)
+        self.probe.measure(index, self.matrices)
         row["at_task_end"] = True
         sizes = [len(d.test) for d in self.stream.data[: self.task_index]]
         row |= self.matrices.row(index, sizes)

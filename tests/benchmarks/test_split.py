@@ -219,4 +219,7 @@ def test_a_task_without_test_images() -> None:
 def test_label() -> None:
     assert Split(Split.Config(name="split")).label == "split-digits-5"
     assert Split(Split.Config(name="split", label="mine")).label == "mine"
+    every = Split.Config(name="split", top_k=2, class_outputs="all")
+    assert Split(every).label == "split-digits-5-top2-all-outputs"
+    assert Split(every.model_copy(update={"label": "mine"})).label == "mine"
     assert Split(Split.Config(name="split", classes=6)).label == "split-digits-first6-5"

@@ -244,7 +244,7 @@ def test_images_are_augmented_in_training_and_as_they_are_in_ranking(method):
         assert phase.clip_norm == 0.5
     if not options:
         plain = task.train.raw(torch.arange(30)).flatten(1).float()
-        torch.testing.assert_close(made.features(task.train), plain)
+        torch.testing.assert_close(made.features_of(task.train), plain)
 
 
 @pytest.mark.parametrize("method", ["e2e", "bic", "lwf_coreset"])
