@@ -69,7 +69,7 @@ def _check_trials(sweep: Sweep, index: int, label: str, info: StreamInfo) -> Non
             try:
                 try_out(config, info)
             except UserError as error:
-                raise _in_trial(sweep, index, group.index, error) from error
+                raise _in_trial(sweep, index, group.index, config, error) from error
 
 
 def _each_value(spaces: Mapping[str, Space]) -> Iterator[dict[str, Any]]:
@@ -81,14 +81,19 @@ def _each_value(spaces: Mapping[str, Space]) -> Iterator[dict[str, Any]]:
             yield first | {path: value}
 
 
-def _in_trial(sweep: Sweep, benchmark: int, method: int, error: UserError) -> UserError:
-    """An error about a block of a trial with its place in the file."""
+def _in_trial(
+    sweep: Sweep, benchmark: int, method: int, config: Mapping[str, Any], error: UserError
+) -> UserError:
+    """An error about a block of a trial with its place in the file.
+
+    Of a sequence the whole is meant: the error's path is from the root of one of its networks.
+    """
     block, *rest = undotted(error.where) if error.where else ("method",)
     if block == "benchmark":
         return _placed(sweep, benchmark, error)
     if block not in ("method", "network", "train"):
         return error
-    several = block == "network" and "of" in sweep.network
+    several = block == "network" and "of" in config["network"]
     path = place(sweep, method, (block,) if several else (block, *rest))
     return sweep.source.error(path, error.what, error.hint)
 

@@ -237,6 +237,7 @@ class Adapted(Finetune):
     """
 
     fixed = ("backbone.",)
+    any_network = False
 
     def trainable(self) -> Any:
         return list(self.head.parameters())
