@@ -149,7 +149,8 @@ def print_class(kind: str, name: str) -> None:
         print(f"{'' if i == 0 else chr(10)}{name} ({kind}, for {kinds})\n\n{_doc(cls)}\n")
         if _settings(cls):
             print(f"settings: {_settings(cls)}")
-            print(f"memory: {_memory(cls) or 'none'}\n")
+            print(f"memory: {_memory(cls) or 'none'}")
+            print(f"networks: {'may change between tasks' if cls.any_network else 'one for all'}\n")
         columns = ["option", "type", "default", "bounds", "meaning"]
         print_table(columns, options(inlined(cls.Config)))
 

@@ -26,6 +26,7 @@ def notes(
         *_left_out(sweep.runs, repeated),
         *([] if sweep.spec else [f"{RESOLVED} cannot be read: no published numbers, no search"]),
         *_search(sweep),
+        *_selection(sweep.spec),
         *_published(rows, sweep.spec.get("published") or {}),
         *_baseline(rows, baseline),
         *_intervals(rows),
@@ -82,6 +83,20 @@ def _search(sweep: TrackedSweep) -> Iterable[str]:
         f"{' '.join(parts)}; protocol {search.get('protocol', 'end_of_stream')}; "
         f"chosen by {metric}, without test data, and run again on the seeds counted here"
     )
+
+
+def _selection(spec: Mapping[str, Any]) -> Iterable[str]:
+    """Methods whose epochs were chosen on more than the newest task's validation data."""
+    shared = (spec.get("train") or {}).get("select")
+    methods = spec.get("methods") or []
+    chosen = [
+        entry.get("label", entry["name"])
+        for entry in methods
+        if (entry.get("train") or {}).get("select", shared) == "seen_accuracy"
+    ]
+    if chosen:
+        which = "" if len(chosen) == len(methods) else f": {', '.join(chosen)}"
+        yield f"epochs were chosen on validation data of all tasks seen{which}"
 
 
 def duration(seconds: float) -> str:

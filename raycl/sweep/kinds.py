@@ -211,16 +211,18 @@ KINDS = (IMAGES, GAMES)
 def registered(block: str, among: Iterable[Kind] = KINDS) -> list[tuple[str, str, Any]]:
     """Every class of a block: the kinds it is for, its name, itself; sorted by name.
 
-    A name of two kinds has two classes, unless the kinds share the package.
+    A name of two kinds has two classes, unless the kinds share the package. A class whose attribute
+    with the name of a kind is false (``Backbone.games``) is not for that kind.
     """
     found: dict[tuple[str, Part], list[Kind]] = {}
     for kind in among:
         for name in kind.parts[block].names():
             found.setdefault((name, kind.parts[block]), []).append(kind)
-    rows = [
-        (", ".join(kind.name for kind in kinds), name, part.find(name))
-        for (name, part), kinds in found.items()
-    ]
+    rows = []
+    for (name, part), kinds in found.items():
+        cls = part.find(name)
+        fitting = (kind.name for kind in kinds if getattr(cls, kind.name, True))
+        rows.append((", ".join(fitting), name, cls))
     return sorted(rows, key=lambda row: row[1])
 
 

@@ -6,6 +6,7 @@ from torch import nn
 from raycl import registry
 from raycl.errors import UserError
 from raycl.networks.base import Backbone
+from raycl.sweep.kinds import registered
 
 GREY, COLOUR = (1, 8, 8), (3, 32, 32)
 
@@ -168,3 +169,18 @@ def test_wrong_names_and_sizes(name, options, shape, message):
 def test_timm_adapts_its_stem_to_the_channels():
     network = build("timm", GREY, model="mobilenetv3_small_050")
     assert next(network.parameters()).shape[1] == 1
+
+
+def test_a_sequence_is_for_images_only():
+    kinds = {name: kinds for kinds, name, _ in registered("network")}
+    assert kinds["sequence"] == "images"
+    assert kinds["cnn"] == "images, games"
+
+
+def test_cnn_with_batch_norm():
+    network = build("cnn", GREY, channels=[4, 8], features=12, batch_norm=True)
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert [norm.num_features for norm in norms] == [4, 8]
+    assert all(m.bias is None for m in network.modules() if isinstance(m, nn.Conv2d))
+    plain = build("cnn", GREY, channels=[4, 8], features=12)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in plain.modules())
