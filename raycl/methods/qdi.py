@@ -278,7 +278,8 @@ class QDI(Distilled):
             )
             terms["statistics"] = (config.feature_weight, LayerNorms(target))
         terms["variation"] = (config.variation_weight, variation)
-        terms["magnitude"] = (config.magnitude_weight, magnitude)
+        if config.magnitude_weight:
+            terms["magnitude"] = (config.magnitude_weight, magnitude)
         outputs = torch.arange(self.context.stream.num_outputs, device=self.context.device)
         return Inversion(teacher, outputs, terms, layers, outputs_watched=not norms)
 

@@ -214,14 +214,40 @@ def variation(seen: Seen) -> Tensor:
     + || x[i, j] - x[i+1, j+1] ||, neither squared nor averaged, so that the pull on one image falls
     with the square root of how many there are. (The code of arXiv 2306.08593.)
     """
-    x = seen.images
-    differences = (
-        x[..., :-1] - x[..., 1:],
-        x[..., :-1, :] - x[..., 1:, :],
-        x[..., 1:, :-1] - x[..., :-1, 1:],
-        x[..., :-1, :-1] - x[..., 1:, 1:],
-    )
-    return torch.stack([torch.linalg.vector_norm(d) for d in differences]).sum()
+    found: Tensor = DiagonalVariation.apply(seen.images)  # type: ignore[no-untyped-call]
+    return found
+
+
+class DiagonalVariation(torch.autograd.Function):
+    """What ``variation`` computes; the gradient is made on the way, with a third of the passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """(B, C, H, W) to a scalar."""
+        grad, norms = torch.zeros_like(x), []
+        left, right = (..., slice(None, -1)), (..., slice(1, None))
+        upper, lower = (..., slice(None, -1), slice(None)), (..., slice(1, None), slice(None))
+        for first, second in (
+            (left, right),
+            (upper, lower),
+            ((..., slice(1, None), slice(None, -1)), (..., slice(None, -1), slice(1, None))),
+            ((..., slice(None, -1), slice(None, -1)), (..., slice(1, None), slice(1, None))),
+        ):
+            difference = x[first] - x[second]
+            norm = torch.linalg.vector_norm(difference)
+            # a difference that is 0 everywhere has the gradient 0
+            unit = difference.mul_(torch.where(norm > 0, 1 / norm, 0))
+            grad[first].add_(unit)
+            grad[second].sub_(unit)
+            norms.append(norm)
+        ctx.save_for_backward(grad)
+        return torch.stack(norms).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """Each norm's derivative is the difference over the norm."""
+        grad: Tensor = ctx.saved_tensors[0]
+        return grad * grads[0]
 
 
 def magnitude(seen: Seen) -> Tensor:
