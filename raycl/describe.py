@@ -125,9 +125,9 @@ def print_registered(what: str) -> None:
     rows = []
     for kinds, name, cls in registered(block):
         about = _doc(cls).partition("\n")[0]
-        extra = [_settings(cls), _memory(cls)] if block == "method" else []
+        extra = [_settings(cls), _memory(cls), _networks(cls)] if block == "method" else []
         rows.append([name, kinds, *extra, about])
-    extra = ["settings", "memory"] if block == "method" else []
+    extra = ["settings", "memory", "networks"] if block == "method" else []
     print_table([block, "for", *extra, "what it is"], rows)
 
 
@@ -140,6 +140,11 @@ def _memory(method: Any) -> str:
     return str(getattr(method, "memory", None) or "")
 
 
+def _networks(method: Any) -> str:
+    """Whether a method on images can go on in another network, or only in the one it began with."""
+    return {True: "any", False: "one"}.get(getattr(method, "any_network", None), "")
+
+
 def print_class(kind: str, name: str) -> None:
     """One method, benchmark or network: its documentation and its options.
 
@@ -150,7 +155,7 @@ def print_class(kind: str, name: str) -> None:
         if _settings(cls):
             print(f"settings: {_settings(cls)}")
             print(f"memory: {_memory(cls) or 'none'}")
-            print(f"networks: {'may change between tasks' if cls.any_network else 'one for all'}\n")
+            print(f"networks: {_networks(cls)}\n")
         columns = ["option", "type", "default", "bounds", "meaning"]
         print_table(columns, options(inlined(cls.Config)))
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+import torch.nn.functional as F
 from pydantic import Field
+from torch import Tensor
 
-from raycl.benchmarks.base import Task
+from raycl.benchmarks.base import Task, TaskInfo
 from raycl.datasets.examples import Batch
 from raycl.methods._distilled import Distilled
+from raycl.methods._mixed import rivals
 from raycl.methods._reservoir import ReservoirClassifier
-from raycl.methods.base import Losses, masked_cross_entropy
+from raycl.methods.base import Losses
 from raycl.nn.optim import Augmentation
+
+NEVER = -1e9
+"""A logit whose softmax is 0, and that may be multiplied by 0."""
 
 
 class DistilBuf(ReservoirClassifier, Distilled):
@@ -53,9 +60,20 @@ class DistilBuf(ReservoirClassifier, Distilled):
             "crop_flip", description="of the stored images; see train.augment"
         )
 
+    def cross_entropy(self, task: TaskInfo) -> Callable[[Tensor, Tensor], Tensor]:
+        """See ``MixedClassifier.cross_entropy``; smoothed over the outputs that compete."""
+        if self.config.outputs != "task":
+            return super().cross_entropy(task)
+        stream, eps = self.context.stream, self.smoothing
+        allowed = rivals(stream.tasks, stream.num_outputs).to(self.context.device)
+        spread = allowed / allowed.sum(1, keepdim=True)
+        targets = (1 - eps) * torch.eye(len(allowed), device=allowed.device) + eps * spread
+        return lambda z, labels: F.cross_entropy(z.where(allowed[labels], NEVER), targets[labels])
+
     def objective(self, task: Task) -> Callable[[Batch], Losses]:
         """See ``Classifier.objective``."""
         config, active = self.config, self.active(task.info)
+        cross_entropy = self.cross_entropy(task.info)
         draw = self.replayer(self.context.augmentation(config.replay_augment))
 
         def loss(batch: Batch) -> Losses:
@@ -64,8 +82,7 @@ class DistilBuf(ReservoirClassifier, Distilled):
             terms = self.terms(z, batch, active)
             if self.replays:
                 old = draw()
-                z = self.logits(old.images, None)
-                replayed = masked_cross_entropy(z, old.labels, active, self.smoothing)
+                replayed = cross_entropy(self.logits(old.images, None), old.labels)
                 terms["replay"] = config.replay_weight * replayed
             return terms
 

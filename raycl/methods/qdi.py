@@ -38,6 +38,8 @@ STATISTICS_IMAGES = 4
 """Images that statistics are taken from, for each synthetic one, where there are none stored."""
 PAIRS = 4
 """Images of each class in the picture, each beside what it started from."""
+ROWS = 8
+"""Classes in the picture, at most."""
 
 
 class Synthetic(FreeImages):
@@ -340,8 +342,9 @@ class QDI(Distilled):
         made = made.clamp(0, 1).mul(255).round().to(torch.uint8)
         pairs = torch.stack([synthetic.start.cpu(), made], 2).flatten(1, 2)
         old = self.old(info).cpu()
-        labels = old.repeat_interleave(pairs.shape[1])
-        return {"inversion": class_grid(pairs.flatten(0, 1), labels, old.tolist(), 8, 2 * PAIRS)}
+        labels, rows = old.repeat_interleave(pairs.shape[1]), min(ROWS, len(old))
+        made = class_grid(pairs.flatten(0, 1), labels, old.tolist(), rows, pairs.shape[1])
+        return {"inversion": made}
 
     def end_task(self, task: Task) -> None:
         """Forget the images of this task that the synthetic ones started from."""

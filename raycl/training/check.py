@@ -30,8 +30,8 @@ def check_networks(method: type[Method], name: str, networks: Sequence[Mapping[s
         raise UserError(
             "method.name",
             f"{name} cannot change networks: what it keeps belongs to the weights of one",
-            "take one network for all tasks, or a method that keeps outputs or images, such as "
-            "lwf_seen, qdi, naive_rehearsal",
+            "take one network for all tasks, or a method that `raycl list methods` shows with "
+            "networks: any",
         )
 
 
