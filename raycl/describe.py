@@ -142,7 +142,8 @@ def _memory(method: Any) -> str:
 
 def _networks(method: Any) -> str:
     """Whether a method on images can go on in another network, or only in the one it began with."""
-    return {True: "any", False: "one"}.get(getattr(method, "any_network", None), "")
+    changes = getattr(method, "any_network", None)
+    return "" if changes is None else "any" if changes else "one"
 
 
 def print_class(kind: str, name: str) -> None:

@@ -19,7 +19,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "lwf_coreset": {"memory_size": 12, "replay": "list_with_duplicates"},
     "lwf_synthetic": {"power_iterations": 6, "latent": 8},
     "naive_rehearsal": {"memory_size": 12},
-    "qdi": {"inversion_steps": 20, "synthetic_images": 20},
+    "qdi": {"inversion_steps": 6, "synthetic_images": 20},
     "online_ewc": {"fisher_samples": 20},
     "si": {"c": 5.0},
 }
