@@ -14,12 +14,16 @@ from raycl.datasets.examples import Batch
 from raycl.errors import UserError
 from raycl.methods.base import Classifier, Context, Losses, masked_cross_entropy
 
+NEVER = -1e9
+"""A logit whose softmax is 0, and that may be multiplied by 0."""
+
 
 class MixedClassifier(Classifier):
     """``Classifier`` that also takes images of earlier tasks.
 
     With ``outputs: task`` the cross-entropy of an image is over the classes of the task which its
-    label belongs to, the current one or an old one; otherwise over the same outputs for all.
+    label belongs to, the current one or an old one; otherwise over the same outputs for all. Label
+    smoothing spreads over the outputs that compete.
 
     Raises:
         UserError: ``outputs: task``, but a class belongs to tasks with different classes, so that
@@ -38,7 +42,12 @@ class MixedClassifier(Classifier):
             return lambda z, labels: masked_cross_entropy(z, labels, active, self.smoothing)
         stream = self.context.stream
         allowed = rivals(stream.tasks, stream.num_outputs).to(self.context.device)
-        return lambda z, labels: F.cross_entropy(z.where(allowed[labels], -torch.inf), labels)
+        if not self.smoothing:
+            return lambda z, labels: F.cross_entropy(z.where(allowed[labels], -torch.inf), labels)
+        spread = allowed / allowed.sum(1, keepdim=True)
+        hard = torch.eye(len(allowed), device=allowed.device)
+        targets = (1 - self.smoothing) * hard + self.smoothing * spread
+        return lambda z, labels: F.cross_entropy(z.where(allowed[labels], NEVER), targets[labels])
 
     def objective(self, task: Task) -> Callable[[Batch], Losses]:
         """See ``Classifier.objective``."""

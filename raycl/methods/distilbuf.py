@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
 
-from raycl.benchmarks.base import Task, TaskInfo
+from raycl.benchmarks.base import Task
 from raycl.datasets.examples import Batch
 from raycl.methods._distilled import Distilled
-from raycl.methods._mixed import rivals
 from raycl.methods._reservoir import ReservoirClassifier
 from raycl.methods.base import Losses
 from raycl.nn.optim import Augmentation
-
-NEVER = -1e9
-"""A logit whose softmax is 0, and that may be multiplied by 0."""
 
 
 class DistilBuf(ReservoirClassifier, Distilled):
@@ -59,16 +52,6 @@ class DistilBuf(ReservoirClassifier, Distilled):
         replay_augment: Augmentation = Field(
             "crop_flip", description="of the stored images; see train.augment"
         )
-
-    def cross_entropy(self, task: TaskInfo) -> Callable[[Tensor, Tensor], Tensor]:
-        """See ``MixedClassifier.cross_entropy``; smoothed over the outputs that compete."""
-        if self.config.outputs != "task":
-            return super().cross_entropy(task)
-        stream, eps = self.context.stream, self.smoothing
-        allowed = rivals(stream.tasks, stream.num_outputs).to(self.context.device)
-        spread = allowed / allowed.sum(1, keepdim=True)
-        targets = (1 - eps) * torch.eye(len(allowed), device=allowed.device) + eps * spread
-        return lambda z, labels: F.cross_entropy(z.where(allowed[labels], NEVER), targets[labels])
 
     def objective(self, task: Task) -> Callable[[Batch], Losses]:
         """See ``Classifier.objective``."""

@@ -9,7 +9,6 @@ from pydantic import Field
 
 from raycl.benchmarks.base import Task
 from raycl.datasets.examples import Batch, concat
-from raycl.errors import UserError
 from raycl.methods._mixed import MixedClassifier
 from raycl.methods.base import Context
 
@@ -54,12 +53,6 @@ class Joint(MixedClassifier):
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
         self.smoothing = config.label_smoothing
-        if self.smoothing and config.outputs == "task":
-            raise UserError(
-                "method.label_smoothing",
-                "joint spreads the target over outputs that all images have in common",
-                "use outputs: seen or all, or no smoothing",
-            )
 
     def begin_task(self, task: Task) -> None:
         """Start again from new random weights; at the first task the weights still are new."""

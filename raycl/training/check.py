@@ -52,7 +52,7 @@ def try_out(config: Mapping[str, Any], info: StreamInfo) -> None:
     trial = TrialConfig.model_validate(config)
     try:
         _build_parts(trial, info, torch.device("meta"))
-    except (UserError, NotImplementedError, RuntimeError):
+    except (UserError, NotImplementedError, RuntimeError, TypeError, ValueError):
         _build_parts(trial, info, torch.device("cpu"))
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from perf_helpers import random_data
+from perf_helpers import least_cpu, random_data, void
 
 from raycl.methods._dreaming import Dreaming
 from raycl.training.run import Run, train_one_epoch
@@ -46,10 +45,6 @@ def started(name: str, phase: int) -> tuple[Run, Dreaming, Callable[[], None]]:
     return run, method, lambda: void(train_one_epoch(chosen, optimizer, method))
 
 
-def void(_: object) -> None:
-    """Forget what an epoch gives."""
-
-
 def bare_inversion(method: Dreaming) -> Callable[[], None]:
     """Two passes through generator and solver, forward and backward; no term of the loss."""
     generator, teacher = method.generator, method.teacher
@@ -82,17 +77,6 @@ def bare_training(run: Run, method: Dreaming) -> Callable[[], None]:
             F.cross_entropy(network(images), labels).backward()
 
     return epoch
-
-
-def least_cpu(epoch: Callable[[], None], other: Callable[[], None]) -> tuple[float, float]:
-    """CPU seconds of the cheapest epoch of each, taken in turns; others may use the machine."""
-    best = [float("inf"), float("inf")]
-    for _ in range(5):
-        for i, function in enumerate((epoch, other)):
-            started = time.process_time()
-            function()
-            best[i] = min(best[i], time.process_time() - started)
-    return best[0], best[1]
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from perf_helpers import random_data
+from perf_helpers import least_cpu, random_data, void
 
 from raycl.methods.base import Phase
 from raycl.methods.deep_inversion import DeepInversion
@@ -58,19 +56,6 @@ def phase_of(run: Run, position: int) -> tuple[Phase, PhaseState]:
         run.method.eval()
         phase.before()
     return phase, PhaseState(phase, run.method)
-
-
-def least_cpu(
-    first: Callable[[], None], second: Callable[[], None], rounds: int = 5
-) -> tuple[float, float]:
-    """CPU seconds of the cheapest round of each, in turns; others may use the machine."""
-    best = [float("inf"), float("inf")]
-    for _ in range(rounds):
-        for i, function in enumerate((first, second)):
-            begun = time.process_time()
-            function()
-            best[i] = min(best[i], time.process_time() - begun)
-    return best[0], best[1]
 
 
 def report(
@@ -193,7 +178,3 @@ def test_against_inversion_from_noise(capsys: pytest.CaptureFixture[str]) -> Non
 
     ours_s, other_s = least_cpu(short, full, 2)
     report(capsys, "25 steps of qdi, 100 of inversion from noise", ours_s, other_s, 4.0)
-
-
-def void(_: object) -> None:
-    """Forget what an epoch gives."""

@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from raycl.errors import UserError
+from raycl.methods.finetune import Finetune
 from raycl.networks.base import find_network, networks_of
 from raycl.networks.sequence import NetworkSequence
 from raycl.testing import finish, tensors, toy_data
@@ -186,10 +187,25 @@ def info() -> Any:
 def test_trying_out(of: list[Any], method: dict[str, Any], what: str) -> None:
     finished = config(of)
     finished["method"] |= method
+    stream = info()  # which sets the seeds
     state = torch.get_rng_state()
     with pytest.raises(UserError, match=what):
-        try_out(finished, info())
+        try_out(finished, stream)
     assert torch.equal(state, torch.get_rng_state()), "nothing is drawn"
+
+
+class ReadsItsWeights(Finetune):
+    """Its constructor needs memory."""
+
+    def __init__(self, options: Any, context: Any) -> None:
+        super().__init__(options, context)
+        self.largest = float(self.head.weight.detach().numpy().max())
+
+
+def test_trying_out_a_constructor_that_needs_memory() -> None:
+    finished = config([MLP, MLP])
+    finished["method"] = {"name": f"{__name__}:ReadsItsWeights"}
+    try_out(finished, info())
 
 
 @pytest.mark.parametrize("model", ["mobilenet_v3_small", "vit_b_16"])
