@@ -252,7 +252,7 @@ class Reservoir(nn.Module):
         number = torch.arange(self.offered, self.offered + count)
         drawn = torch.rand(count, generator=generator, dtype=torch.float64) * (number + 1)
         slots = number.where(number < size, drawn.long()).clamp_(max=size)  # size: not taken
-        # Of several items for one slot the last one stays, and the others are never written.
+        # Where several items want one slot, the last one stays and the others are never written.
         last = torch.full((size + 1,), -1).scatter_reduce_(0, slots, torch.arange(count), "amax")
         filled = (last[:size] >= 0).nonzero()[:, 0]
         self.offered += count

@@ -188,7 +188,7 @@ def test_presentations_count(build):
 
 
 def test_every_presentation_survives_alike():
-    """Of 40 offers into 10 slots each is there with probability 10 / 40."""
+    """Each of 40 images offered to 10 slots is kept with probability 10 / 40."""
     found = torch.zeros(40)
     runs = 250
     for seed in range(runs):
@@ -250,7 +250,7 @@ def test_scoring_neither_offers_nor_draws(build):
 
 
 def test_a_stored_image_competes_in_its_own_task(build):
-    """With ``outputs: task``: old labels are not among the outputs of the current task."""
+    """Labels of old tasks are not among the outputs of the current one (``outputs: task``)."""
     run = build("distilbuf", outputs="task", replay_augment="none")
     task = until(run, 1)
     run.method.train()

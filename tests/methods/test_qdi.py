@@ -159,7 +159,7 @@ def test_statistics_of_a_network_without_normalisation(build):
 
 
 def test_images_are_normalised_as_those_of_the_new_task():
-    """In a mixture of data sets too: the picture undoes what was done."""
+    """The picture undoes the normalisation of its task, in a mixture of data sets too."""
     toy = next(iter(toy_data().values()))
     other = dataclasses.replace(toy, mean=(0.2,), std=(0.7,))
     configs = [DatasetConfig(name=name) for name in ("digits", "mnist")]
@@ -250,7 +250,7 @@ def test_images_become_images_of_old_classes(build):
 @pytest.mark.parametrize("network", [NORMED, DROPPING, CHANGING], ids=["same", "dropout", "other"])
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_the_inversion_leaves_networks_as_they_are(build, network, mode):
-    """In eval mode, also where the teacher will be in train mode later."""
+    """The inversion has the teacher in eval mode, also where it will be in train mode later."""
     run = build(network=network, teacher_mode=mode)
     until(run, 1)
     networks = [run.method.teacher, run.method.network]

@@ -41,7 +41,7 @@ def build(build):
 )
 @pytest.mark.parametrize("epochs", [5, 9, 10])
 def test_resumed_in_the_middle(build, network, mode, epochs):
-    """Of the inversion (its third epoch of seven, its last one) and of training."""
+    """Resumed inside the inversion (third epoch of seven, last one) and inside training."""
     options = {
         "network": network,
         "inversion_steps": 7,

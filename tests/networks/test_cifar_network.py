@@ -63,7 +63,7 @@ def hollow(*args):
 
 
 def parts(network, *kinds):
-    """Its layers of some kinds, in the order of their making."""
+    """The layers of some kinds in a network, in the order of their making."""
     return [module for module in network.modules() if isinstance(module, kinds)]
 
 

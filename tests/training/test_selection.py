@@ -46,7 +46,7 @@ def reload(run: Run, **options: Any) -> Run:
 
 
 class Scripted(Classifier):
-    """Its scores are written down, and the epoch it ends with is seen in ``mark``."""
+    """A classifier with scores given beforehand; ``mark`` shows which epoch it ended with."""
 
     scores: tuple[float, ...] = ()
     zero_shot = False
