@@ -209,15 +209,34 @@ class MethodConformance:
 
     def test_fixed_state_is_fixed(self) -> None:
         """What is left out of checkpoints is what the constructor makes."""
-        if not self.cls().fixed:
-            return
         trained, fresh = self.build(), self.build()
+        fixed = fresh.method.fixed
+        if not fixed:
+            return
         finish(trained)
         state, made = trained.method.state_dict(), fresh.method.state_dict()
-        names = [name for name in state if name.startswith(self.cls().fixed)]
-        assert names, f"no name in the state begins with any of {self.cls().fixed}"
+        names = [name for name in state if name.startswith(fixed)]
+        assert names, f"no name in the state begins with any of {fixed}"
         changed = [n for n in names if n not in made or not torch.equal(state[n], made[n])]
         assert not changed, f"fixed, but changed or made later: {changed}"
+
+    def test_isolated_tasks_stay(self) -> None:
+        """What was not measured again, because tasks are isolated, is what it would be."""
+        if not self.cls().isolated:
+            return
+        run, later = self.build(), {}
+        for count in (1, 2):
+            while run.task_index < count:
+                run.advance()
+            run.method.eval()
+            for i in range(count):
+                images = run.stream.data[i].test
+                later[count, i] = run.evaluator.accuracy(run.method, images, i, count)
+                batch = next(images.batches(len(images)))
+                later[count, i, "logits"] = run.method.logits(batch.images, i)
+        assert torch.equal(later[1, 0, "logits"], later[2, 0, "logits"]), "task 0 was changed"
+        for readout, matrix in run.last_row["result"]["matrices"].items():
+            assert [matrix[1][i] for i in (0, 1)] == [later[2, i][readout] for i in (0, 1)]
 
     def test_sees_only_what_it_declares(self) -> None:
         """A task is closed when it ends, and images are kept only with ``memory``."""

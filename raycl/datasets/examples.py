@@ -25,11 +25,13 @@ class Batch:
         images: float32 (B, C, H, W), augmented and normalised.
         labels: int64 (B,), output ids (see ``TaskInfo.classes``).
         index: int64 (B,), positions in the set it came from.
+        frozen: (B, ...), what the method computes from each image once (``Method.frozen_values``).
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
+    frozen: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]

@@ -13,6 +13,7 @@ phase, go into ``get_extra_state``, whose tensors come back on the CPU. ``requir
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -158,9 +159,12 @@ class Method(nn.Module, ABC):
         uses_task_id: Whether ``logits`` depends on its ``task_id``.
         any_network: Whether it can go on in another network, because what it keeps is images or
             outputs and belongs to no single weight. ``add_task`` then makes the new network.
+        isolated: Whether learning a task leaves the answers for all earlier tasks as they are, bit
+            for bit. Each task is then measured once, when it has been learnt.
         fixed: Prefixes of names in the state that the constructor makes the same every time and
             nothing ever changes, e.g. ``("backbone.",)`` if that is pre-trained and frozen. They
-            are counted, but not written into every checkpoint.
+            are counted, but not written into every checkpoint, which has their hash instead.
+            Options may decide: then the constructor sets it.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -169,7 +173,9 @@ class Method(nn.Module, ABC):
     zero_shot: ClassVar[bool] = False
     uses_task_id: ClassVar[bool] = True
     any_network: ClassVar[bool] = False
-    fixed: ClassVar[tuple[str, ...]] = ()
+    isolated: ClassVar[bool] = False
+    frozen_alone: ClassVar[bool] = False
+    fixed: tuple[str, ...] = ()
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__()
@@ -200,6 +206,8 @@ class Method(nn.Module, ABC):
     def logits(self, images: Tensor, task_id: int | None) -> Tensor:
         """Scores of all outputs.
 
+        A method with ``frozen_values`` has a third parameter, ``frozen: Tensor | None = None``.
+
         Args:
             images: float32 (B, C, H, W), normalised.
             task_id: The task the images come from, or ``None`` where that must not be known.
@@ -207,6 +215,30 @@ class Method(nn.Module, ABC):
         Returns:
             float (B, num_outputs). The harness masks what a readout excludes.
         """
+
+    def frozen_values(self, images: Tensor) -> Tensor:
+        """A function of the images and of ``fixed`` state only, which is computed once per image.
+
+        A method that overrides this finds the values of a batch in ``Batch.frozen``, and in
+        ``logits``; they are kept for each set of images as far as ``evaluate.cache_mb`` goes, for
+        training images only without augmentation. In eval mode, without gradients.
+
+        Args:
+            images: float32 (B, C, H, W), normalised.
+
+        Returns:
+            (B, ...), a row for each image.
+        """
+        raise NotImplementedError
+
+    def task_parts(self, task: int) -> Mapping[str, Sequence[Tensor]]:
+        """What a task has of its own beside its head, for ``cost/task_percent``.
+
+        Returns:
+            ``weights``, ``affine`` (of normalisations) and ``statistics`` (of normalisations), each
+            a list of tensors of the state; empty for a method whose tasks own nothing.
+        """
+        return {}
 
     def features(self, images: Tensor, task_id: int | None) -> Tensor:
         """What a linear probe reads (``evaluate.probe``), in eval mode; arguments as of ``logits``.
@@ -247,6 +279,17 @@ class Method(nn.Module, ABC):
     def saved_state(self) -> dict[str, Any]:
         """The state without what is ``fixed``: what a checkpoint holds."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith(self.fixed)}
+
+    def fixed_hash(self) -> str:
+        """SHA-256 of the names and values of what is ``fixed``; empty if nothing is."""
+        if not self.fixed:
+            return ""
+        digest = hashlib.sha256()
+        for name, value in self.state_dict().items():
+            if name.startswith(self.fixed):
+                digest.update(name.encode())
+                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def load_saved_state(self, state: Mapping[str, Any]) -> None:
         """Restore what ``saved_state`` gave; nothing may be missing or left over."""

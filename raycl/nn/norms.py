@@ -1,8 +1,11 @@
-"""Batch normalisation that has stopped learning."""
+"""Batch normalisation that has stopped learning, and norms of parameters."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -14,3 +17,12 @@ def freeze_batch_norm(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, _BatchNorm):
             layer.eval()
+
+
+def sum_of_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Sum over tensors of the Euclidean norm of each, not squared; float32, a scalar.
+
+    A tensor of zeros has gradient 0.
+    """
+    norms = torch._foreach_norm([tensor.float() for tensor in tensors], 2)
+    return torch.stack(norms).sum()

@@ -173,9 +173,17 @@ def _costs(table: Table) -> list[Cells]:
 _COSTS = tuple(
     zip(
         COSTS,
-        ("seconds", "peak memory (MB)", "stored (kB)", "extra parameters"),
-        (1.0, 1.0, 1000.0, 1.0),
-        (1, 1, 1, 0),
+        (
+            "seconds",
+            "peak memory (MB)",
+            "stored (kB)",
+            "extra parameters",
+            "per task, % of backbone",
+            "+ affine (%)",
+            "+ statistics (%)",
+        ),
+        (1.0, 1.0, 1000.0, 1.0, 1.0, 1.0, 1.0),
+        (1, 1, 1, 0, 3, 3, 3),
         strict=True,
     )
 )

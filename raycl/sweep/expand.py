@@ -25,8 +25,11 @@ from raycl.sweep.explain import Problem, validate
 from raycl.sweep.model import MethodEntry, Sweep
 from raycl.sweep.source import dotted, put, undotted
 from raycl.sweep.spaces import Space, walk
+from raycl.training.config import EvaluateConfig
 
 MAX_CONFIG_BYTES = 65_536
+DEFAULTS = EvaluateConfig().model_dump(mode="json")
+"""What ``evaluate`` is where the file does not say."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,11 @@ def _group(sweep: Sweep, benchmark: dict[str, Any], index: int, entry: MethodEnt
         "tasks": sweep.stop.tasks,
         "threads": threads(resources.cpu),
     }
-    if sweep.evaluate.probe is not None:
-        config["evaluate"] = sweep.evaluate.model_dump(mode="json")
+    evaluate = sweep.evaluate.model_dump(mode="json")
+    for name in [name for name, value in DEFAULTS.items() if evaluate[name] == value]:
+        del evaluate[name]  # so that the keys of trials stay when there are new options
+    if evaluate:
+        config["evaluate"] = evaluate
     base = TrialPlan(
         key="",
         config_key="",

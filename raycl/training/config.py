@@ -49,6 +49,11 @@ class EvaluateConfig(BaseModel):
     probe: ProbeConfig | None = Field(
         None, description="linear probe on the frozen features, a diagnostic; default: none"
     )
+    cache_mb: int = Field(
+        1024,
+        ge=0,
+        description="memory for what a method computes from each image once, 10^6 bytes; 0: none",
+    )
 
 
 class TrialConfig(BaseModel):

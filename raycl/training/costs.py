@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
+
+TASK_PARTS = {
+    "weights": "task_percent",
+    "affine": "task_percent_affine",
+    "statistics": "task_percent_statistics",
+}
+"""Parts of what a task has of its own, and the cost that counts all up to each."""
 
 
 class Costs:
@@ -59,6 +67,26 @@ class Costs:
             "extra_parameters": float(max(0, floats - plain_size)),
         }
         return self.totals()
+
+    def measure_task(
+        self, parts: Mapping[str, Sequence[Tensor]], backbone: int
+    ) -> dict[str, float]:
+        """What the last task added beside its head, in percent of the backbone's parameters.
+
+        Three sums: of weights; of those and the affine parameters of normalisations; of all and
+        their running statistics. Bytes are counted, and four make a parameter, so that a mask of
+        bits costs a 32nd of a weight.
+
+        Args:
+            parts: See ``raycl.methods.base.Method.task_parts``.
+            backbone: Parameters of the backbone.
+        """
+        sums, found = 0.0, {}
+        for part, name in TASK_PARTS.items() if parts else ():
+            sums += sum(t.numel() * t.element_size() for t in parts.get(part, ())) / 4
+            found[name] = 100 * sums / backbone
+        self.measured |= found
+        return found
 
     def totals(self) -> dict[str, float]:
         """All costs so far."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from raycl.benchmarks.base import ClassOutputs, StreamInfo
-from raycl.datasets.examples import Examples
+from raycl.datasets.examples import Batch, Examples
 
 BATCH = 512
 
@@ -21,7 +21,8 @@ class Predictor(Protocol):
     def uses_task_id(self) -> bool:
         """Whether ``logits`` depends on its ``task_id``."""
 
-    def logits(self, images: Tensor, task_id: int | None) -> Tensor:
+    @property
+    def logits(self) -> Callable[..., Tensor]:
         """See ``raycl.methods.base.Method.logits``."""
 
 
@@ -75,7 +76,7 @@ class Evaluator:
         competing = torch.tensor(sorted(self.stream.seen(last - 1)), device=self.device)
         right = {r: torch.zeros((), dtype=torch.int64, device=self.device) for r in self.readouts}
         for batch in examples.batches(BATCH):
-            known, unknown = self._logits(method, batch.images, index)
+            known, unknown = self._logits(method, batch, index)
             labels = batch.labels.unsqueeze(1)
             if known is not None and "task" in right:
                 right["task"] += (self._best(known, own) == labels).any(1).sum()
@@ -95,12 +96,13 @@ class Evaluator:
         return outputs[among.topk(min(self.top_k, len(outputs)), dim=1).indices]
 
     def _logits(
-        self, method: Predictor, images: Tensor, index: int
+        self, method: Predictor, batch: Batch, index: int
     ) -> tuple[Tensor | None, Tensor | None]:
         """Logits with the task known, and with it unknown; one pass where they are the same."""
         agnostic = any(r != "task" for r in self.readouts)
+        kept = {} if batch.frozen is None else {"frozen": batch.frozen}
         if not method.uses_task_id:
-            logits = method.logits(images, None)
+            logits = method.logits(batch.images, None, **kept)
             return logits, logits
-        known = method.logits(images, index) if "task" in self.readouts else None
-        return known, method.logits(images, None) if agnostic else None
+        known = method.logits(batch.images, index, **kept) if "task" in self.readouts else None
+        return known, method.logits(batch.images, None, **kept) if agnostic else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,6 +51,13 @@ class Matrices:
             if column <= row or not _among_seen(readout):
                 self.sets[name][readout][row, column] = value
         self.rows_done = max(self.rows_done, row + 1)
+
+    def carry_over(self, row: int) -> None:
+        """Copy the accuracies of all earlier tasks into a row: nothing can have changed them."""
+        for name, readout in itertools.product(self.sets, self.readouts):
+            matrix = self.sets[name][readout]
+            if row:
+                matrix[row, :row] = matrix[row - 1, :row]
 
     def fill_baseline(self, column: int, accuracy: Mapping[str, float]) -> None:
         """Enter the accuracies of the untrained network on one task."""

@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from raycl import datasets, registry
-from raycl.benchmarks.base import Benchmark, Task
+from raycl.benchmarks.base import Benchmark, Stream, Task, TaskData
 from raycl.datasets.base import Dataset
+from raycl.datasets.examples import Examples
+from raycl.datasets.frozen import Budget, FrozenSet
 from raycl.errors import UserError
 from raycl.methods.base import Context, Method, Phase
 from raycl.networks.base import Backbone, find_network, networks_of
@@ -71,9 +74,10 @@ class Run:
         self.evaluator = Evaluator(info, self.readouts, self.device, *rule)
         self.selector = Evaluator(info, self._selecting(), self.device, *rule)
         self.costs = Costs(self.device)
+        self.sets = self._with_frozen(self.stream)
         self.probe = probe.Probe(self.config, self.stream, self.method, self.evaluator)
         self.matrices = Matrices(self.readouts, self.num_tasks, self.probe.rows)
-        self._plain_sizes: list[tuple[Mapping[str, Any], int]] = []
+        self._plain_sizes: list[tuple[Mapping[str, Any], tuple[int, int]]] = []
         self.histograms: dict[str, list[list[int]]] = {}
         self.pictures: dict[str, Tensor] = {}
         self.picture_names: list[str] = []
@@ -153,6 +157,7 @@ class Run:
             "config": self.config.model_dump(mode="json"),
             "position": [self.task_index, self.phase_index, self.progress, self._begun],
             "method": self.method.saved_state(),
+            "fixed": self._fixed_hash,
             "phase": None if self._phase is None else self._phase.state_dict(),
             "matrices": self.matrices.state_dict(),
             "histograms": self.histograms,
@@ -174,9 +179,12 @@ class Run:
         for info in self.stream.info.tasks[: self.task_index + self._begun]:
             self.method.add_task(info)
         self._placed(self.method)
+        if state.get("fixed", self._fixed_hash) != self._fixed_hash:
+            names = ", ".join(self.method.fixed)
+            raise ValueError(f"{names} are not those of the checkpoint: did the weights change?")
         self.method.load_saved_state(state["method"])
         if self._begun:
-            self._task = self.stream.open(self.task_index, self.method.memory)
+            self._task = self.sets.open(self.task_index, self.method.memory)
             self._phases = self._make_phases(self._task)
             if state["phase"] is not None:
                 self._phase = PhaseState(self._phases[self.phase_index], self.method)
@@ -187,6 +195,11 @@ class Run:
         self.costs.load_state_dict(state["costs"])
         self._last = dict(state["last"])
         self.random.load_state_dict(state["random"])
+
+    @cached_property
+    def _fixed_hash(self) -> str:
+        """Hash of what no checkpoint holds, which never changes."""
+        return self.method.fixed_hash()
 
     # ------------------------------------------------------------------ parts of a step
 
@@ -211,11 +224,38 @@ class Run:
         cls, config = find_network(block or self.networks[task])
         return self._placed(cls(config, self.stream.info.input_shape))
 
+    def _with_frozen(self, stream: Stream) -> Stream:
+        """The stream with what the method computes from each image once, if it does."""
+        cls = type(self.method)
+        if cls.frozen_values is Method.frozen_values:
+            return stream
+        budget = Budget(self.config.evaluate.cache_mb)
+
+        def function(images: Tensor) -> Tensor:
+            training = self.method.training
+            self.method.eval()
+            values = self.method.frozen_values(images)
+            self.method.train(training)
+            return values
+
+        def wrapped(examples: Examples) -> Examples:
+            return FrozenSet(examples, function, budget, cls.frozen_alone)
+
+        data = [
+            TaskData(
+                wrapped(one.train),
+                None if one.validation is None else wrapped(one.validation),
+                wrapped(one.test),
+            )
+            for one in stream.data
+        ]
+        return Stream(stream.info, tuple(data))
+
     def _enter_task(self) -> Task:
         if self._task is None:
             self.method.add_task(self.stream.info.tasks[self.task_index])
             self._placed(self.method)
-            self._task = self.stream.open(self.task_index, self.method.memory)
+            self._task = self.sets.open(self.task_index, self.method.memory)
             self.method.eval()  # whatever came before: a restore, a task, nothing
             self.method.begin_task(self._task)
             self._placed(self.method)  # networks made there: a restore finds them placed
@@ -281,14 +321,17 @@ class Run:
         self.method.eval()
         self.task_index, self._begun, self._task, self._phases = index + 1, False, None, []
         ahead = index + 2 if self.method.zero_shot else index + 1
-        for i in range(min(ahead, self.num_tasks)):
+        if self.method.isolated:
+            self.matrices.carry_over(index)
+        for i in range(index if self.method.isolated else 0, min(ahead, self.num_tasks)):
             self._evaluate(row_index=index, column=i)
         self.probe.measure(index, self.matrices)
         row["at_task_end"] = True
         sizes = [len(d.test) for d in self.stream.data[: self.task_index]]
         row |= self.matrices.row(index, sizes)
-        plain = self._plain_size(self.networks[index])
+        plain, backbone = self._plain_size(self.networks[index])
         costs = self.costs.measure(self.method, plain, self._kept_data())
+        costs |= self.costs.measure_task(self.method.task_parts(index), backbone)
         row |= {f"cost/{name}": value for name, value in costs.items()}
         row |= {f"method/{k}": float(v) for k, v in self.method.diagnostics().items()}
         self._add_histograms()
@@ -307,7 +350,7 @@ class Run:
                 raise ValueError(f"histogram {name} must have the same bins after every task")
 
     def _evaluate(self, row_index: int, column: int) -> None:
-        data = self.stream.data[column]
+        data = self.sets.data[column]
         seen = row_index + 1
         accuracy = self.evaluator.accuracy(self.method, data.test, column, seen)
         self.matrices.fill("test", row_index, column, accuracy)
@@ -321,7 +364,7 @@ class Run:
             return
         self.method.eval()
         for i in range(self.num_tasks):
-            test = self.stream.data[i].test  # against the outputs that R[i-1, i] is measured with
+            test = self.sets.data[i].test  # against the outputs that R[i-1, i] is measured with
             self.matrices.fill_baseline(i, self.evaluator.accuracy(self.method, test, i, max(i, 1)))
 
     def _selecting(self) -> list[str]:
@@ -333,7 +376,7 @@ class Run:
         """What ``select: seen_accuracy`` goes by; see ``Context``."""
         seen = self.task_index + 1
         found: list[float] = []
-        for i, data in enumerate(self.stream.data[:seen]):
+        for i, data in enumerate(self.sets.data[:seen]):
             if data.validation is None:
                 raise ValueError("no validation set to select an epoch on")
             accuracy = self.selector.accuracy(self.method, data.validation, i, seen)
@@ -355,15 +398,19 @@ class Run:
         pixels = math.prod(self.stream.info.input_shape)
         return pixels * sum(len(data.train) for data in self.stream.data[: self.task_index])
 
-    def _plain_size(self, block: Mapping[str, Any]) -> int:
-        """Scalars of a plain network: one backbone, one linear head over all outputs."""
+    def _plain_size(self, block: Mapping[str, Any]) -> tuple[int, int]:
+        """Scalars of a plain network, which is one backbone and one linear head over all outputs.
+
+        Then parameters of the backbone.
+        """
         found = next((size for known, size in self._plain_sizes if known == block), None)
         if found is None:
             with torch.random.fork_rng(devices=[]):
                 backbone = self._build_network(block)
             state = backbone.state_dict().values()
             head = (backbone.num_features + 1) * self.stream.info.num_outputs
-            found = int(head + sum(v.numel() for v in state if v.is_floating_point()))
+            size = int(head + sum(v.numel() for v in state if v.is_floating_point()))
+            found = size, sum(p.numel() for p in backbone.parameters())
             self._plain_sizes.append((block, found))
         return found
 

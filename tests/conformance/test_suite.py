@@ -98,6 +98,10 @@ class PhaseWithSideEffects(Classifier):
         return super().phases(task)
 
 
+class ClaimsIsolation(Finetune):
+    isolated = True
+
+
 def run(method: str, test: str) -> None:
     suite = type("Suite", (MethodConformance,), {"method": f"{FILE}:{method}"})()
     check: Callable[[], None] = getattr(suite, test)
@@ -118,6 +122,7 @@ def run(method: str, test: str) -> None:
         ("TouchyEvaluation", "test_evaluation_changes_nothing"),
         ("StructureFromData", "test_resumes_bitwise"),
         ("NeedsFullBatches", "test_uneven_batches"),
+        ("ClaimsIsolation", "test_isolated_tasks_stay"),
         ("ForgetsItsState", "test_docstring"),
     ],
 )

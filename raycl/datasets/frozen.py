@@ -1,0 +1,114 @@
+"""Images with what a method computes from each of them once and for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from raycl.datasets.examples import Augment, Batch, Examples, in_batches
+
+BATCH = 256
+"""Images at a time while the values are computed."""
+
+
+class Budget:
+    """Bytes that the values of all sets of a run may take together.
+
+    Args:
+        megabytes: In units of 10^6 bytes.
+    """
+
+    def __init__(self, megabytes: float) -> None:
+        self.left = int(1_000_000 * megabytes)
+
+    def take(self, size: int) -> bool:
+        """Whether ``size`` bytes were left; they are not any more."""
+        fits = size <= self.left
+        self.left -= size if fits else 0
+        return fits
+
+
+class FrozenSet(Examples):
+    """Another set, whose batches bring ``Batch.frozen`` along.
+
+    The values are computed for the whole set when the first batch is asked for, if the budget
+    allows; else, and for augmented images, batch by batch. They are no state.
+
+    Args:
+        examples: The images.
+        function: Normalised images (B, C, H, W) to values (B, ...); in eval mode, no gradients.
+        budget: Shared by the sets of a run.
+        alone: Whether the values are all that the method looks at: where they are kept no image is
+            read any more, and ``Batch.images`` is empty, (B, 0).
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        function: Callable[[Tensor], Tensor],
+        budget: Budget,
+        alone: bool = False,
+    ) -> None:
+        self.examples, self.function, self.budget = examples, function, budget
+        self.alone, self.labels = alone, examples.labels
+        self._values: Tensor | None = None
+        self._refused = False
+
+    def raw(self, index: Tensor) -> Tensor:
+        """See ``Examples.raw``."""
+        return self.examples.raw(index)
+
+    def subset(self, index: Tensor) -> Examples:
+        """See ``Examples.subset``; the images alone."""
+        return self.examples.subset(index)
+
+    def prepare(self, raw: Tensor) -> Tensor:
+        """See ``Examples.prepare``."""
+        return self.examples.prepare(raw)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        augment: Augment | None = None,
+        drop_last: bool = False,
+    ) -> Iterator[Batch]:
+        """See ``Examples.batches``; the same batches in the same order."""
+        values = self._all() if augment is None else None
+        if values is not None and self.alone:
+            order = self.order(batch_size, generator, drop_last).to(self.labels.device)
+            for index in in_batches(order, batch_size):
+                empty = values.new_empty(len(index), 0)
+                labels = self.labels.index_select(0, index)
+                yield Batch(empty, labels, index, values.index_select(0, index))
+            return
+        found = self.examples.batches(
+            batch_size, generator=generator, augment=augment, drop_last=drop_last
+        )
+        for batch in found:
+            known = None if values is None else values.index_select(0, batch.index)
+            batch.frozen = self._of(batch.images) if known is None else known
+            yield batch
+
+    def _all(self) -> Tensor | None:
+        """The values of all images, if there is room for them."""
+        if self._values is None and not self._refused:
+            for batch in self.examples.batches(BATCH):
+                part = self._of(batch.images)
+                if self._values is None:
+                    size = part[0].numel() * part.element_size() * len(self)
+                    if not self.budget.take(size):
+                        self._refused = True
+                        break
+                    with torch.inference_mode(False):
+                        self._values = part.new_empty(len(self), *part.shape[1:])
+                with torch.inference_mode(False), torch.no_grad():
+                    self._values[batch.index.clone()] = part
+        return self._values
+
+    def _of(self, images: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():  # training reads what evaluation kept
+            return self.function(images)

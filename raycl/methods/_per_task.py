@@ -1,0 +1,113 @@
+"""What methods share that keep a frozen backbone and give every task weights of its own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raycl.benchmarks.base import Task, TaskInfo
+from raycl.datasets.examples import Batch
+from raycl.methods.base import (
+    Classifier,
+    Context,
+    Losses,
+    Method,
+    MethodConfig,
+    masked_cross_entropy,
+)
+from raycl.nn.norms import sum_of_norms
+
+
+class PerTask(Classifier):
+    """One backbone that nothing changes, and for each task a head and whatever else is its own.
+
+    No task touches what another one has, so nothing is forgotten; the task must be known.
+
+    Attributes:
+        heads: One linear layer for each task seen, over its own classes.
+        index: The task that was added last.
+    """
+
+    class Config(MethodConfig):
+        """Options of every such method."""
+
+        penalty: float = Field(
+            0.0, ge=0, description="weight of the sum of Euclidean norms of all trained tensors"
+        )
+
+    settings = frozenset({"task"})
+    zero_shot = False
+    uses_task_id = True
+    isolated = True
+    fixed = ("backbone.",)
+    heads: nn.ModuleList
+
+    def __init__(self, config: Any, context: Context) -> None:
+        Method.__init__(self, config, context)
+        self.backbone = context.build_network()
+        self.heads = nn.ModuleList()
+        self.index = 0
+
+    def add_task(self, task: TaskInfo) -> None:
+        """Add the task's head, with random weights."""
+        head = nn.Linear(self.backbone.num_features, len(task.classes))
+        self.backbone.init_head(head)
+        self.heads.append(head)
+        self.index = task.index
+
+    @abstractmethod
+    def embed(self, images: Tensor, task_id: int) -> Tensor:
+        """The features that a task's head reads: float (B, num_features)."""
+
+    def logits(self, images: Tensor, task_id: int | None) -> Tensor:
+        """See ``Method.logits``; minus infinity for the classes of other tasks."""
+        if task_id is None:
+            raise ValueError("the task must be known")
+        return self.spread(self.heads[task_id](self.embed(images, task_id)), task_id)
+
+    def features(self, images: Tensor, task_id: int | None) -> Tensor:
+        """See ``Method.features``."""
+        if task_id is None:
+            raise ValueError("the task must be known")
+        return self.embed(images, task_id).float()
+
+    def spread(self, own: Tensor, task_id: int) -> Tensor:
+        """Scores of a task's classes (B, K) among all outputs: float32 (B, num_outputs)."""
+        stream = self.context.stream
+        found = own.new_full((len(own), stream.num_outputs), -torch.inf, dtype=torch.float32)
+        outputs = torch.tensor(stream.tasks[task_id].classes, device=own.device)
+        return found.index_copy(1, outputs, own.float())
+
+    def active(self, task: TaskInfo) -> Tensor:
+        """See ``Classifier.active``: the outputs of the task itself."""
+        return torch.tensor(sorted(task.classes), device=self.context.device)
+
+    def objective(self, task: Task) -> Callable[[Batch], Losses]:
+        """Cross-entropy over the task's classes, and the penalty."""
+        active, trained, index = self.active(task.info), self.penalised(), task.info.index
+
+        def loss(batch: Batch) -> Losses:
+            z = self.logits(batch.images, index)
+            terms = {"cross_entropy": masked_cross_entropy(z, batch.labels, active)}
+            if self.config.penalty:
+                terms["penalty"] = self.config.penalty * sum_of_norms(trained)
+            return terms
+
+        return loss
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The head of the current task and what else is its own."""
+        return [*self.own_parameters(self.index), *self.heads[self.index].parameters()]
+
+    def penalised(self) -> list[nn.Parameter]:
+        """The tensors whose norms the penalty sums; all that are trained, unless overridden."""
+        return self.trainable()
+
+    def own_parameters(self, task: int) -> list[nn.Parameter]:
+        """What a task trains beside its head; nothing, unless overridden."""
+        return []
