@@ -20,6 +20,7 @@ from raycl.methods.base import (
     MethodConfig,
     masked_cross_entropy,
 )
+from raycl.networks.base import Backbone
 from raycl.nn.norms import sum_of_norms
 
 
@@ -44,7 +45,7 @@ class PerTask(Classifier):
     zero_shot = False
     uses_task_id = True
     isolated = True
-    fixed = ("backbone.",)
+    fixed: tuple[str, ...] = ("backbone.",)
     heads: nn.ModuleList
 
     def __init__(self, config: Any, context: Context) -> None:
@@ -54,9 +55,13 @@ class PerTask(Classifier):
         self.index = 0
 
     def add_task(self, task: TaskInfo) -> None:
-        """Add the task's head, with random weights."""
-        head = nn.Linear(self.backbone.num_features, len(task.classes))
-        self.backbone.init_head(head)
+        """Add the task's head."""
+        self.add_head(self.backbone, task)
+
+    def add_head(self, backbone: Backbone, task: TaskInfo) -> None:
+        """Add a linear layer with random weights for the features of ``backbone``."""
+        head = nn.Linear(backbone.num_features, len(task.classes))
+        backbone.init_head(head)
         self.heads.append(head)
         self.index = task.index
 
@@ -64,11 +69,15 @@ class PerTask(Classifier):
     def embed(self, images: Tensor, task_id: int) -> Tensor:
         """The features that a task's head reads: float (B, num_features)."""
 
-    def logits(self, images: Tensor, task_id: int | None) -> Tensor:
-        """See ``Method.logits``; minus infinity for the classes of other tasks."""
+    def logits(self, images: Tensor, task_id: int | None, frozen: Tensor | None = None) -> Tensor:
+        """See ``Method.logits``; minus infinity for the classes of other tasks.
+
+        ``frozen``, if given, is taken for the features.
+        """
         if task_id is None:
             raise ValueError("the task must be known")
-        return self.spread(self.heads[task_id](self.embed(images, task_id)), task_id)
+        features = self.embed(images, task_id) if frozen is None else frozen
+        return self.spread(self.heads[task_id](features), task_id)
 
     def features(self, images: Tensor, task_id: int | None) -> Tensor:
         """See ``Method.features``."""
@@ -92,7 +101,7 @@ class PerTask(Classifier):
         active, trained, index = self.active(task.info), self.penalised(), task.info.index
 
         def loss(batch: Batch) -> Losses:
-            z = self.logits(batch.images, index)
+            z = self.logits(batch.images, index, batch.frozen)
             terms = {"cross_entropy": masked_cross_entropy(z, batch.labels, active)}
             if self.config.penalty:
                 terms["penalty"] = self.config.penalty * sum_of_norms(trained)

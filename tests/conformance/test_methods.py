@@ -28,6 +28,10 @@ TRAIN: dict[str, dict[str, object]] = {
     "dgr": {"epochs": 6, "lr": 0.2},  # images in [0, 1] make small gradients
 }
 
+CNN = {"name": "cnn", "channels": [8, 8], "features": 24, "batch_norm": True}
+NETWORK: dict[str, dict[str, object]] = {"clr": CNN}
+"""Networks other than the suite's, for methods that need convolutions."""
+
 for _name in registry.names("raycl.methods"):
     _class = f"Test_{_name}"
     globals()[_class] = type(
@@ -35,6 +39,7 @@ for _name in registry.names("raycl.methods"):
         (MethodConformance,),
         {
             "method": _name,
+            "network": NETWORK.get(_name, MethodConformance.network),
             "options": OPTIONS.get(_name, {}),
             "train": {**MethodConformance.train, **TRAIN.get(_name, {})},
         },

@@ -1,0 +1,156 @@
+"""Channel-wise lightweight reprogramming: a frozen network, and small kernels for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raycl.benchmarks.base import Task, TaskInfo
+from raycl.errors import UserError
+from raycl.methods._per_task import PerTask
+from raycl.methods.base import Context, Phase
+from raycl.nn.optim import make_optimizer
+from raycl.nn.reprogramming import TaskTensors, Variant, add_kernels
+
+
+class CLR(PerTask):
+    """Behind the convolutions of a frozen network each task has depth-wise 3 x 3 kernels.
+
+    Paper:
+        Ge, Li, Ni, Zhao, Yang & Itti, "CLR: Channel-wise Lightweight Reprogramming for Continual
+        Learning", ICCV 2023, arXiv 2307.11386, and its code.
+
+    A convolution's maps h become K_c * h_c, map by map, K = identity at first, before the
+    normalisation that follows. A task owns its kernels, its normalisations (affine parameters and
+    running statistics) and its head; each starts from the network's, and nothing else is trained.
+    Its loss, over its own classes, is
+        L = cross-entropy + lambda sum_w || w ||,  over all tensors w that are trained
+
+    Symbols:
+        lambda: ``penalty``; norms are not squared, and a tensor of zeros has no gradient.
+
+    Variants, by their names in that code:
+        * ``reduced_v1`` (Ghost_reduced_v1, "CLR"): kernels behind all convolutions but 1 x 1 ones.
+        * ``full`` (Ghost, "CLR-Full"): behind all.
+        * ``reduced_v2`` (Ghost_reduced_v2): behind all, of 1 x 1 behind 1 x 1 ones.
+        * ``scaled`` (Ghost_a): behind all, h_c + A_c (K_c * h_c); K random, A = 0 at first and
+          outside the penalty.
+
+    Its recipe is that of ``sweeps/clr/skill53.yaml``: Adam at 0.001, a tenth from epochs 21 and 41
+    on, batches of 32, at most 60 epochs and no more than 22 after the best, which is kept by the
+    accuracy on validation images.
+
+    Departures from that code:
+        * Its penalty also sums the norms of frozen convolutions, a constant.
+        * It has a ResNet-18 with supervised weights here and a ResNet-50 (SwAV) for the methods it
+          compares with; here the network is that of the sweep.
+        * It reports the best accuracy on the images that chose the epoch; here that is
+          ``selection_accuracy``, beside the accuracy on test images.
+        * A normalisation that would see one value per channel (a last batch of one image, maps of
+          1 x 1) uses its running statistics and keeps them; there, training stops with an error.
+        * ``anchor: first_task`` is not in it: see below.
+
+    ``anchor: first_task``, for machines without pre-trained weights, is after the code of HALRP
+    (lijiaqi/HALRP): the whole network is trained on the first task, then frozen; all tasks have
+    kernels, also the first. There, tasks share their normalisations, so that old ones change; here
+    each has its own. The phase ``anchor`` has the same options and loss, with the penalty on head
+    and normalisations; the first task goes on from that head.
+
+    Raises:
+        UserError: No convolution of the network is to have kernels.
+    """
+
+    class Config(PerTask.Config):
+        """Options of reprogramming."""
+
+        variant: Variant = Field("reduced_v1", description="which convolutions have kernels")
+        anchor: Literal["weights", "first_task"] = Field(
+            "weights", description="the frozen network: as it starts, or trained on the first task"
+        )
+        penalty: float = Field(
+            1e-5, ge=0, description="lambda, weight of the sum of norms of all trained tensors"
+        )
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        try:
+            add_kernels(self.backbone, config.variant)
+        except ValueError as error:
+            raise UserError(
+                "method.variant",
+                f"{config.variant}: {error}",
+                "take a network with convolutions larger than 1 x 1",
+            ) from error
+        self.tasks = nn.ModuleList()
+        if config.anchor == "first_task":
+            self.fixed = ()
+
+    def add_task(self, task: TaskInfo) -> None:
+        """Add the task's head, kernels and normalisations."""
+        super().add_task(task)
+        self.tasks.append(TaskTensors(self.backbone))
+
+    def embed(self, images: Tensor, task_id: int) -> Tensor:
+        """See ``PerTask.embed``."""
+        return self.tasks[task_id](self.backbone, images)  # type: ignore[no-any-return]
+
+    def phases(self, task: Task) -> list[Phase]:
+        """``train``; before it ``anchor`` in the first task, if the network is trained on that."""
+        (train,) = super().phases(task)
+        if self.config.anchor == "weights":
+            return [train]
+        if task.info.index == 0:
+            return [self.anchoring(train), train]
+        return [replace(train, before=self.start)]
+
+    def start(self) -> None:
+        """Let the current task start from the network as it was left by the first one."""
+        self.own(self.index).start(self.backbone)
+
+    def anchoring(self, train: Phase) -> Phase:
+        """The phase in which the whole network learns the first task, kernels left as they are."""
+        own = self.own(0)
+        kernels = {id(kernel) for kernel in own.part("weights")}
+        replaced = own.named().keys()
+        frozen = [p for name, p in self.backbone.named_parameters() if name not in replaced]
+        trained = [p for p in self.trainable() if id(p) not in kernels] + frozen
+        return replace(
+            train,
+            name="anchor",
+            optimizer=lambda: make_optimizer(trained, self.context.train),
+            after=lambda: own.hand_over(self.backbone),
+        )
+
+    def own(self, task: int) -> TaskTensors:
+        """Kernels and normalisations of a task."""
+        found = self.tasks[task]
+        assert isinstance(found, TaskTensors)
+        return found
+
+    def own_parameters(self, task: int) -> list[nn.Parameter]:
+        """See ``PerTask.own_parameters``."""
+        return list(self.own(task).parameters())
+
+    def penalised(self) -> list[nn.Parameter]:
+        """See ``PerTask.penalised``; without the factors A of ``scaled``."""
+        scales = {id(p) for n, p in self.own(self.index).named_parameters() if n.endswith("scale")}
+        return [p for p in self.trainable() if id(p) not in scales]
+
+    def task_parts(self, task: int) -> Mapping[str, Sequence[Tensor]]:
+        """See ``Method.task_parts``."""
+        own = self.own(task)
+        return {name: own.part(name) for name in own.parts}
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, float]:
+        """How far the kernels of the last task are from where they started: root mean square."""
+        own, state = self.own(self.index), self.backbone.state_dict()
+        starts = [state[name] for name in own.parts["weights"]]
+        pairs = zip(own.part("weights"), starts, strict=True)
+        moved = torch.cat([(now - start).flatten() for now, start in pairs])
+        return {"kernel_change": float(moved.square().mean().sqrt())}
