@@ -28,7 +28,8 @@ class Source:
         self.data, self.device = data, torch.device(device)
         self._stores = {
             id(part): on_device(part.images, self.device) if isinstance(part, Arrays) else part
-            for part in (data.train, data.test)
+            for part in (data.train, data.test, data.validation)
+            if part is not None
         }
         size = data.train.size if isinstance(data.train, Arrays) else None
         self._resize = partial(resize_batch, size=size) if size else None
@@ -36,7 +37,7 @@ class Source:
     def examples(
         self, part: Arrays | Files, rows: NDArray[np.int64], labels: NDArray[np.int64], piece: Piece
     ) -> Examples:
-        """A set of the images ``rows`` of ``data.train`` or ``data.test``."""
+        """The images ``rows`` of ``data.train``, ``data.test`` or ``data.validation``."""
         store, picked = self._stores[id(part)], torch.from_numpy(rows)
         outputs = torch.from_numpy(labels).to(self.device)
         mean, std = piece.statistics
@@ -97,11 +98,11 @@ def assemble(
 
     The validation set of a task are the first ``int(validation * n)`` entries of
     ``RandomState(seed).permutation(n)`` over its own n training images in the data set's order;
-    with ``train`` it is the training set.
+    with ``train`` it is the training set, and with ``folder`` the data set's own.
 
     Raises:
         UserError: Images of different shapes; too few images for a validation set; a task without
-            test images.
+            test images, or without validation images of its own where they are asked for.
     """
     shapes = {piece.shape or piece.source.data.shape for piece in pieces}
     if len(shapes) > 1:
@@ -133,7 +134,7 @@ def _cut(piece: Piece, validation: Validation, seed: int) -> TaskData:
     held: Examples | None = None
     outputs = output_of[data.train.labels]
     rows = np.flatnonzero(outputs >= 0)
-    if validation and validation != "train":
+    if isinstance(validation, float) and validation:
         count = int(validation * len(rows))
         if count == 0:
             raise UserError(
@@ -147,11 +148,22 @@ def _cut(piece: Piece, validation: Validation, seed: int) -> TaskData:
     train = piece.source.examples(data.train, rows, outputs[rows], piece)
     if validation == "train":
         held = train
-    outputs = output_of[data.test.labels]
-    rows = np.flatnonzero(outputs >= 0)
-    if not len(rows):
-        raise UserError("benchmark.dataset", f"{data.name} has no test images of {piece.about}")
-    return TaskData(train, held, piece.source.examples(data.test, rows, outputs[rows], piece))
+    elif validation == "folder":
+        held = _all(piece, data.validation, output_of, "validation")
+    return TaskData(train, held, _all(piece, data.test, output_of, "test"))
+
+
+def _all(
+    piece: Piece, part: Arrays | Files | None, output_of: NDArray[np.int64], which: str
+) -> Examples:
+    """All images of the piece's classes in one part of its data set."""
+    name = piece.source.data.name
+    if part is not None:
+        outputs = output_of[part.labels]
+        rows = np.flatnonzero(outputs >= 0)
+        if len(rows):
+            return piece.source.examples(part, rows, outputs[rows], piece)
+    raise UserError("benchmark.dataset", f"{name} has no {which} images of {piece.about}")
 
 
 def groups(classes: Sequence[int], tasks: int, where: str, name: str) -> list[tuple[int, ...]]:

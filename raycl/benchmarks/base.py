@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -14,8 +14,9 @@ from raycl.datasets.base import Dataset
 from raycl.datasets.base import DatasetConfig as DatasetConfig
 from raycl.datasets.examples import Examples
 
-Validation = Annotated[float, Field(ge=0, lt=1)] | Literal["train"]
-"""Share of a task's training data, or ``train``: all of it, and nothing is held out."""
+Validation = Annotated[float, Field(ge=0, lt=1)] | Literal["train", "folder"]
+"""Share of a task's training data; or ``train``: all of it, and nothing is held out; or ``folder``:
+the validation images that the files have, and nothing is held out."""
 ClassOutputs = Literal["seen", "all"]
 """Outputs that compete where the task is unknown."""
 
@@ -150,7 +151,15 @@ class BenchmarkConfig(BaseModel):
     ``validation: train`` makes the training set of a task its validation set too, which is what
     BLIP, arXiv 2105.04444, does on MNIST. Then whatever is chosen on validation data (an epoch, a
     learning rate, an option) is chosen on data that was trained on.
+
+    ``validation: folder`` takes the folder ``val`` of an image-folder tree that has ``train``,
+    ``val`` and ``test``; for ``folder_sequence``, and for ``split`` of the data set ``folder``.
+
+    Attributes:
+        from_folder: Whether ``validation: folder`` can be asked for.
     """
+
+    from_folder: ClassVar[bool] = False
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -158,7 +167,8 @@ class BenchmarkConfig(BaseModel):
     label: str | None = Field(None, description="name in tables; default: made from the options")
     validation: Validation = Field(
         0.1,
-        description="share of each task's training data held out; train: the training data itself",
+        description="share of each task's training data held out; train: the training data "
+        "itself; folder: the images in the folder val",
     )
     top_k: int = Field(
         1, ge=1, description="an image is right if its class is among so many highest outputs"
@@ -172,9 +182,15 @@ class BenchmarkConfig(BaseModel):
     @field_validator("validation", mode="before")
     @classmethod
     def _word(cls, value: Any) -> Any:
+        if value == "folder":
+            if not cls.from_folder:
+                raise ValueError("folder is for folder_sequence, and for split of an image folder")
+            return value
         if value == "train" or (isinstance(value, int | float) and not isinstance(value, bool)):
             return value
-        raise ValueError(f"must be a share below 1 or the word train, not {value!r}")
+        raise ValueError(
+            f"must be a share below 1, or one of the words train and folder, not {value!r}"
+        )
 
 
 class Benchmark(ABC):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raycl.benchmarks._pieces import (
     Piece,
@@ -48,6 +48,17 @@ class Split(Benchmark):
             "numpy: numpy.random.RandomState(seed).permutation; none: the data set's; or a list",
         )
 
+        from_folder = True
+
+        @model_validator(mode="after")
+        def _val(self) -> Self:
+            if self.validation == "folder" and self.dataset.name != "folder":
+                raise ValueError(
+                    "validation: folder takes the images in the folder val of an image folder, and "
+                    f"dataset is {self.dataset.name}"
+                )
+            return self
+
     config: Config
 
     def default_label(self) -> str:
@@ -57,14 +68,17 @@ class Split(Benchmark):
 
     def datasets(self) -> list[DatasetConfig]:
         """See ``Benchmark.datasets``."""
-        return [self.config.dataset]
+        return [self.config.dataset.model_copy(update=self._update())]
+
+    def _update(self) -> dict[str, bool]:
+        return {"validation": True} if self.config.validation == "folder" else {}
 
     def stream(
         self, data: Mapping[str, Dataset], seed: int, device: torch.device | str = "cpu"
     ) -> Stream:
         """See ``Benchmark.stream``. Domain readout only if all tasks have equally many classes."""
         config = self.config
-        source = Source(data[key(config.dataset)], device)
+        source = Source(data[key(self.datasets()[0])], device)
         names = source.data.classes
         order = class_order(config.class_order, len(names), seed)
         if config.classes is not None:

@@ -4,12 +4,53 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from fractions import Fraction
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+
+class Budget(BaseModel):
+    """Images of a task, a number for the whole task that its classes share evenly.
+
+    The sampling rule of CLR, arXiv 2307.11386, whose numbers are the defaults. Of each class
+    ``round(budget / classes)`` images are taken, half rounded to even, or all if there are fewer;
+    validation and test images get a tenth of the budget each. For each of the three sets
+    ``random.Random(seed)`` starts anew and shuffles the images of one class after the other, and
+    the first ones are taken. CLR's order of classes and images is that of the rows of its data
+    base, ours that of their names, so the images are not the same.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    small: int = Field(2560, ge=1, description="training images of a task with few classes")
+    large: int = Field(5120, ge=1, description="training images of a task with many classes")
+    classes: int = Field(60, ge=1, description="so many classes are many")
+    max_classes: int = Field(
+        300, ge=2, description="at most so many classes, the first in the order of their names"
+    )
+    seed: int = Field(27, ge=0, lt=2**32, description="seed of the choice")
+
+    def per_class(self, classes: int, *, held: bool = False) -> int:
+        """Images of one class.
+
+        Args:
+            classes: Classes of the task, after ``max_classes``.
+            held: For validation or test images, which get a tenth.
+        """
+        budget = self.large if classes >= self.classes else self.small
+        return round(Fraction(budget, (10 if held else 1) * classes))
 
 
 class DatasetConfig(BaseModel):
@@ -32,13 +73,34 @@ class DatasetConfig(BaseModel):
         description="folder without a test folder: images per class kept for testing, drawn by "
         "numpy's RandomState(1234); default: every fifth",
     )
-    mean: tuple[float, ...] | None = Field(None, description="per channel, in units of 0..1")
+    mean: tuple[float, ...] | None = Field(
+        None,
+        description="per channel, in units of 0..1; with three values a folder's grey images get "
+        "three equal channels",
+    )
     std: tuple[float, ...] | None = Field(None, description="per channel, in units of 0..1")
+    budget: Budget | None = Field(
+        None, description="folder: images of the whole data set, shared evenly by its classes"
+    )
+    validation: bool = Field(
+        False,
+        description="folder with train, val and test: read val, too; a benchmark's "
+        "`validation: folder` sets it",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _bare_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        check_budget(self.budget, self.limit)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, handler(self), ("budget", "validation"))
 
     @property
     def label(self) -> str:
@@ -47,6 +109,25 @@ class DatasetConfig(BaseModel):
             return self.name
         last = re.split(r"[/!]", self.path.rstrip("/"))[-1].removesuffix(".zip")
         return re.sub(r"[^A-Za-z0-9._]+", "-", last).strip("-") or self.name
+
+
+def check_budget(budget: Budget | None, limit: int | None) -> None:
+    """Raise ``ValueError`` where two options say how many images are taken."""
+    if budget is not None and limit is not None:
+        raise ValueError("budget and limit both say how many images are taken: leave one out")
+
+
+def without_defaults(
+    model: BaseModel, dumped: dict[str, Any], names: Iterable[str]
+) -> dict[str, Any]:
+    """What was dumped of a model, less those of the options named that have their default.
+
+    Keys of data sets and trials are hashes of what is dumped. An option that came later is left
+    out where nobody uses it, so that the keys of earlier sweeps stay as they are.
+    """
+    fields = type(model).model_fields
+    unused = {name for name in names if getattr(model, name) == fields[name].default}
+    return {name: value for name, value in dumped.items() if name not in unused}
 
 
 def key(config: DatasetConfig) -> str:
@@ -102,6 +183,7 @@ class Dataset:
         classes: Class names; the position is the class id.
         mean: Per channel, in units of 0..1.
         std: Per channel, in units of 0..1.
+        validation: Validation images, where the files have a set of them and it was asked for.
     """
 
     name: str
@@ -110,6 +192,7 @@ class Dataset:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    validation: Arrays | Files | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -95,37 +95,43 @@ def load(config: DatasetConfig, root: Path) -> Dataset:
         UserError: Unknown name, missing or damaged files, options that do not fit.
     """
     _check_name(config)
-    train, test, classes = _read(config, root)
+    train, test, classes, validation = _read(config, root)
     if len(classes) < 2:
         raise UserError(WHERE, f"{config.label} has one class only")
     if config.limit:
         train = _take(train, transform.first_per_class(train.labels, config.limit))
     if config.size:
         train, test = _sized(train, config.size), _sized(test, config.size)
+        validation = None if validation is None else _sized(validation, config.size)
     known = STANDARD.get(config.name)
     mean = config.mean or (known and known.mean)
     std = config.std or (known and known.std)
     if not (mean and std):
         computed = transform.statistics(folder.sample(train))
         mean, std = mean or computed[0], std or computed[1]
-    for part in (train, test):
+    for part in (train, test) if validation is None else (train, test, validation):
         part.labels.setflags(write=False)
         if isinstance(part, Arrays):
             part.images.setflags(write=False)
-    data = Dataset(config.label, train, test, classes, mean, std)
+    data = Dataset(config.label, train, test, classes, mean, std, validation)
     _check(data)
     return data
 
 
-def _read(
-    config: DatasetConfig, root: Path
-) -> tuple[Arrays | Files, Arrays | Files, tuple[str, ...]]:
+def _read(config: DatasetConfig, root: Path) -> folder.Parts:
     if config.name in STANDARD:
-        return named.load(config.name, root)
+        return folder.Parts(*named.load(config.name, root))
     path = resolve(config.path or "", root)
     if config.name == "folder":
-        return folder.load(path, config.size, config.hold_out)
-    return idx.load(path)
+        return folder.load(
+            path,
+            config.size,
+            config.hold_out,
+            budget=config.budget,
+            validation=config.validation,
+            colour=len(config.mean or config.std or ()) == 3,
+        )
+    return folder.Parts(*idx.load(path))
 
 
 def _check(data: Dataset) -> None:
@@ -152,6 +158,11 @@ def _check_name(config: DatasetConfig) -> None:
         raise UserError(f"{WHERE}.path", f"{config.name} takes no path; it lies in the data root")
     if config.hold_out is not None and config.name != "folder":
         raise UserError(f"{WHERE}.hold_out", f"is for folder; {config.name} has test images")
+    if config.validation and config.name != "folder":
+        what = f"is for folder; {config.name} has no validation images of its own"
+        raise UserError(f"{WHERE}.validation", what)
+    if config.budget and config.name != "folder":
+        raise UserError(f"{WHERE}.budget", f"is for folder, not {config.name}", "see limit")
 
 
 def resolve(path: str, root: Path) -> Path:

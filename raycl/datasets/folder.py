@@ -1,22 +1,24 @@
 """Image folders: ``root/class/*.png`` or ``root/train|test/class/*.png``, loose or inside a zip.
 
-``val`` is taken as the test split where there is no ``test``. Without either, of each class every
-fifth image in the order of the file names is a test image, or as many as ``hold_out`` says are
-drawn. Classes are numbered in the order of their names. A lone folder around the tree (usual in
-zips) is skipped.
+``val`` is taken as the test split where there is no ``test``. Where there are ``train``, ``val``
+and ``test``, ``val`` is read as the validation set if that is asked for, else not at all. Without
+any of them, of each class every fifth image in the order of the file names is a test image, or as
+many as ``hold_out`` says are drawn. Classes are numbered in the order of their names. A lone folder
+around the tree (usual in zips) is skipped.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raycl.datasets import transform
-from raycl.datasets.base import Arrays, Files
+from raycl.datasets.base import Arrays, Budget, Files
 from raycl.datasets.files import WHERE, decode_all, open_image, open_zip, split_archive
 from raycl.errors import UserError
 
@@ -27,56 +29,80 @@ SAMPLE = 1000
 """Images of a set of files that its statistics are computed from."""
 DRAW = 1234
 """Seed of ``hold_out``."""
+SPLITS = ("train", "val", "test")
 
 Tree = dict[str, list[str]]
-"""Class name to file names, both sorted; after ``hold_out`` the names are in the order drawn."""
+"""Class name to file names, both sorted; after a draw the file names are in the order drawn."""
+
+
+class Parts(NamedTuple):
+    """What a tree holds: either all three sets are ``Arrays``, or all are ``Files``."""
+
+    train: Arrays | Files
+    test: Arrays | Files
+    classes: tuple[str, ...]
+    validation: Arrays | Files | None = None
 
 
 def load(
-    path: Path, size: int | None, hold_out: int | None = None
-) -> tuple[Arrays, Arrays, tuple[str, ...]] | tuple[Files, Files, tuple[str, ...]]:
-    """Training images, test images and class names.
+    path: Path,
+    size: int | None,
+    hold_out: int | None = None,
+    *,
+    budget: Budget | None = None,
+    validation: bool = False,
+    colour: bool = False,
+) -> Parts:
+    """Training images, test images, class names, and validation images if they are asked for.
 
     Args:
         path: A folder, a zip, or a folder inside a zip: ``archive.zip!inner/dir``.
         size: Side to resize to; may be left out where all images have one size.
         hold_out: Test images drawn from each class, where there is no test folder.
+        budget: Fewer images and classes; applied after training and test images were told apart.
+        validation: The tree has ``train``, ``val`` and ``test``; a class with training images may
+            lack images of the other two.
+        colour: Grey images get three equal channels.
 
     Returns:
         ``Arrays`` for images of at most 64 x 64 pixels (after resizing), else ``Files``.
 
     Raises:
         UserError: No such path, not a zip, not such a tree, a damaged image, mixed sizes, nothing
-            to draw test images from.
+            to draw test images from, a budget of less than an image per class.
     """
-    train, test = _splits(path)
+    train, val, test = _splits(path, validation)
     if hold_out is not None:
         if test is not None:
             what = f"'{path}' has test images of its own"
             raise UserError("benchmark.dataset.hold_out", what, "leave out hold_out")
         train, test = _drawn(train, hold_out, path)
-    classes = tuple(train)
-    names, labels = _flat(train, classes)
-    if test is None:
-        held = transform.hold_out(labels)
-        rare = [c for i, c in enumerate(classes) if not held[labels == i].any()]
-        if rare:
-            raise UserError(
-                WHERE,
-                f"class '{rare[0]}' of '{path}' has {len(train[rare[0]])} image(s)",
-                "without a test folder each class needs at least 5",
-            )
-        chosen = np.argsort(held, kind="stable")
-        names, labels, count = [names[i] for i in chosen], labels[chosen], int((~held).sum())
-    else:
-        more, more_labels = _flat(test, classes)
-        names, labels, count = names + more, np.append(labels, more_labels), len(names)
+    elif test is None:
+        train, test = _fifths(train, path)
+    if budget is not None:
+        classes = list(train)[: budget.max_classes]
+        train = _within(budget, train, classes, False, path)
+        test = _within(budget, test, classes, True, path)
+        val = None if val is None else _within(budget, val, classes, True, path)
+    found = _parts([train, test] if val is None else [train, test, val], tuple(train), size, colour)
+    return Parts(found[0], found[1], tuple(train), found[2] if val is not None else None)
+
+
+def _parts(
+    trees: Sequence[Tree], classes: Sequence[str], size: int | None, colour: bool
+) -> list[Arrays] | list[Files]:
+    """One set of images for each tree, all of one kind and size."""
+    flat = [_flat(tree, classes) for tree in trees]
+    names = [name for some, _ in flat for name in some]
     side = size or _common_side(names)
     if side > SMALL:
-        train_files = Files(tuple(names[:count]), labels[:count], side)
-        return train_files, Files(tuple(names[count:]), labels[count:], side), classes
-    images = _stack(decode_all(names, size), names)
-    return Arrays(images[:count], labels[:count]), Arrays(images[count:], labels[count:]), classes
+        return [Files(tuple(some), labels, side) for some, labels in flat]
+    images = _stack(decode_all(names, size, colour=colour), names)
+    ends = np.cumsum([len(labels) for _, labels in flat]).tolist()
+    return [
+        Arrays(images[end - len(labels) : end], labels)
+        for end, (_, labels) in zip(ends, flat, strict=True)
+    ]
 
 
 def sample(part: Arrays | Files) -> NDArray[np.uint8]:
@@ -88,9 +114,35 @@ def sample(part: Arrays | Files) -> NDArray[np.uint8]:
 
 
 def subfolders(path: Path) -> list[str]:
-    """Names of the folders below ``path`` that hold images, sorted."""
-    tree, _ = _listing(path)
-    return sorted({name.parts[0] for name in tree if len(name.parts) > 1})
+    """Names of the folders below ``path`` that hold images, sorted.
+
+    A lone folder around image-folder trees is skipped: its name stands before theirs,
+    ``outer/scenes``.
+    """
+    names, _ = _listing(path)
+    parts = [name.parts for name in names if len(name.parts) > 1]
+    around = ""
+    while _is_around(parts):
+        around, parts = f"{around}{parts[0][0]}/", [p[1:] for p in parts]
+    return [around + name for name in sorted({p[0] for p in parts})]
+
+
+def _is_around(parts: Sequence[tuple[str, ...]]) -> bool:
+    """Whether all images are in one folder that is no image-folder tree itself."""
+    if len({p[0] for p in parts}) != 1:
+        return False
+    return min(map(len, parts)) > 3 and "train" not in {p[1] for p in parts}
+
+
+def has_folder(path: Path, name: str) -> bool:
+    """Whether there is a folder ``name`` below ``path``, which may be a zip."""
+    archive, inner = split_archive(path)
+    if archive.is_dir():
+        return (archive / name).is_dir()
+    if not archive.is_file():
+        return False
+    start = f"{inner}/{name}/".lstrip("/")
+    return any(member.startswith(start) for member in open_zip(archive.resolve()).namelist())
 
 
 def _listing(path: Path) -> tuple[list[PurePosixPath], str]:
@@ -117,23 +169,77 @@ def _listing(path: Path) -> tuple[list[PurePosixPath], str]:
     return sorted(names), start
 
 
-def _splits(path: Path) -> tuple[Tree, Tree | None]:
+def _splits(path: Path, validation: bool) -> tuple[Tree, Tree | None, Tree | None]:
+    """Training, validation and test images; ``None`` for what the tree has no folder of."""
     names, start = _listing(path)
     parts = [name.parts for name in names]
-    while len({p[0] for p in parts}) == 1 and min(map(len, parts)) > 2:
+    while _is_lone(parts, validation):
         start, parts = f"{start}{parts[0][0]}/", [p[1:] for p in parts]
     top = {p[0] for p in parts}
     split = "test" if "test" in top else "val"
-    if not {"train", split} <= top:
-        return _tree(parts, start, path), None
-    train, test = (
-        _tree([p[1:] for p in parts if p[0] == s], f"{start}{s}/", path) for s in ("train", split)
-    )
+    if not (validation or {"train", split} <= top):
+        return _tree(parts, start, path), None, None
+    trees = {
+        s: _tree([p[1:] for p in parts if p[0] == s], f"{start}{s}/", path)
+        for s in (SPLITS if validation else ("train", split))
+    }
+    train, test = trees["train"], trees[split]
+    if validation:
+        _check_splits(trees, path)
+        return train, trees["val"], test
     if set(train) != set(test):
         odd = sorted(set(train) ^ set(test))[0]
         there, missing = ("train", split) if odd in train else (split, "train")
         raise UserError(WHERE, f"class '{odd}' of '{path}' is in {there} but not in {missing}")
-    return train, test
+    return train, None, test
+
+
+def _is_lone(parts: Sequence[tuple[str, ...]], validation: bool) -> bool:
+    """Whether all images are in one folder that is neither a class nor a split."""
+    if len({p[0] for p in parts}) != 1 or min(map(len, parts)) <= 2:
+        return False
+    return not (validation and parts[0][0] in SPLITS)
+
+
+def _check_splits(trees: Mapping[str, Tree], path: Path) -> None:
+    """All three splits have images, and of no class that has no training images."""
+    for split in SPLITS:
+        if not trees[split]:
+            what = f"'{path}' has no images in a folder '{split}'"
+            hint = "validation: folder takes train, val and test as they are"
+            raise UserError("benchmark.validation", what, hint)
+        if odd := sorted(set(trees[split]) - set(trees["train"])):
+            what = f"class '{odd[0]}' of '{path}' is in {split} but not in train"
+            raise UserError(WHERE, what)
+
+
+def _fifths(tree: Tree, path: Path) -> tuple[Tree, Tree]:
+    """Of each class every fifth image is for testing."""
+    for name, images in tree.items():
+        if len(images) < 5:
+            raise UserError(
+                WHERE,
+                f"class '{name}' of '{path}' has {len(images)} image(s)",
+                "without a test folder each class needs at least 5",
+            )
+    train = {c: [n for i, n in enumerate(names) if i % 5 != 4] for c, names in tree.items()}
+    return train, {c: names[4::5] for c, names in tree.items()}
+
+
+def _within(budget: Budget, tree: Tree, classes: Sequence[str], held: bool, path: Path) -> Tree:
+    """The images of these classes that a budget leaves, in the order drawn."""
+    count = budget.per_class(len(classes), held=held)
+    if not count:
+        part = "a tenth of the budget" if held else "the budget"
+        what = f"{part}, shared by the {len(classes)} classes of '{path}', is no image for each"
+        raise UserError("benchmark.budget", what, "set a larger one")
+    rng = random.Random(budget.seed)
+    found: Tree = {}
+    for name in classes:
+        drawn = list(tree.get(name, ()))
+        rng.shuffle(drawn)
+        found[name] = drawn[:count]
+    return found
 
 
 def _drawn(tree: Tree, count: int, path: Path) -> tuple[Tree, Tree]:
@@ -172,8 +278,9 @@ def _tree(parts: Sequence[tuple[str, ...]], start: str, path: Path) -> Tree:
 
 
 def _flat(tree: Tree, classes: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    names = [name for c in classes for name in tree[c]]
-    counts = [len(tree[c]) for c in classes]
+    """File names and labels, class after class; a class may be missing from the tree."""
+    names = [name for c in classes for name in tree.get(c, ())]
+    counts = [len(tree.get(c, ())) for c in classes]
     return names, np.repeat(np.arange(len(classes), dtype=np.int64), counts)
 
 

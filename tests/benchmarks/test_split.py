@@ -133,9 +133,9 @@ def test_validation_may_be_the_training_set_itself() -> None:
 @pytest.mark.parametrize(
     "given, text",
     [
-        ("trian", "a share below 1 or the word train, not 'trian'"),
+        ("trian", "a share below 1, or one of the words train and folder, not 'trian'"),
         ("0.1", "not '0.1'"),
-        (None, "a share below 1 or the word train"),
+        (None, "a share below 1, or one of the words train and folder"),
         (1, "less than 1"),
         (-0.1, "greater than or equal to 0"),
     ],
