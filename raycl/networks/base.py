@@ -6,23 +6,62 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+from pydantic_core import CoreSchema
 from torch import Tensor, nn
 
 from raycl import registry
 from raycl.errors import UserError
+from raycl.networks._weights import Normalisation as Normalisation
+from raycl.networks._weights import Tensors as Tensors
+from raycl.networks._weights import Weights as Weights
+from raycl.networks._weights import load, match
 
 
 class NetworkConfig(BaseModel):
-    """Options every network has."""
+    """Options every network has.
+
+    Attributes:
+        unless_given: Options that came later and are left out of what is dumped where nobody uses
+            them: keys of trials are hashes of what is dumped, and must stay as they are.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    unless_given: ClassVar[tuple[str, ...]] = ("weights",)
 
     name: str
+    weights: Weights | None = Field(
+        None, description="start from a file, a package's or a trial's weights; default: random"
+    )
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped: dict[str, Any] = handler(self)
+        if "weights" in dumped:  # behind the network's own options
+            dumped["weights"] = dumped.pop("weights")
+        return {k: v for k, v in dumped.items() if v or k not in self.unless_given}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """The options of ``weights``, which are many, come after the network's own."""
+        found = handler.resolve_ref_schema(handler(schema))
+        properties = found.get("properties", {})
+        if "weights" in properties:
+            properties["weights"] = properties.pop("weights")
+        return found
 
     def untrained(self) -> Self:
         """The same network with random weights, which can be built anywhere."""
-        return self
+        return self if self.weights is None else self.model_copy(update={"weights": None})
 
 
 class Backbone(nn.Module, ABC):
@@ -35,11 +74,23 @@ class Backbone(nn.Module, ABC):
     Attributes:
         num_features: Width of the feature vector.
         games: Whether it can be the network of a sequence of games.
+        removed: Beginnings of names of the classifier that it was built without, and that a file
+            of weights may have.
     """
 
     Config: type[NetworkConfig] = NetworkConfig
     num_features: int
     games: ClassVar[bool] = True
+    removed: tuple[str, ...] = ()
+
+    @classmethod
+    def normalisation(cls, config: Any) -> Normalisation | None:
+        """Statistics that images need for the weights it starts from.
+
+        ``None``: the benchmark's, or it starts from random weights.
+        """
+        weights = config.weights
+        return weights.normalisation if isinstance(weights, Weights) else None
 
     @classmethod
     def per_task(cls, config: Any) -> tuple[Mapping[str, Any], ...] | None:
@@ -62,6 +113,45 @@ def find_network(block: Mapping[str, Any]) -> tuple[type[Backbone], Any]:
     """
     cls = registry.find("raycl.networks", Backbone, block["name"], where="network")  # type: ignore[type-abstract]
     return cls, cls.Config.model_validate(block)
+
+
+def weights_of(block: Mapping[str, Any]) -> Weights | None:
+    """The weights that a network's block names, if any; those of a hub are not meant."""
+    given = find_network(block)[1].weights
+    return given if isinstance(given, Weights) else None
+
+
+def build_network(
+    block: Mapping[str, Any], input_shape: tuple[int, int, int], tensors: Tensors | None = None
+) -> Backbone:
+    """Build the network of a block, with the weights it starts from.
+
+    Args:
+        block: ``name`` and options.
+        input_shape: Channels, height, width.
+        tensors: All that the file of ``weights_of(block)`` holds, if it names one.
+
+    Raises:
+        UserError: An unknown name, images the network does not take, weights that do not fit.
+    """
+    cls, config = find_network(block)
+    network = cls(config, input_shape)
+    if isinstance(config.weights, Weights):
+        if tensors is None:
+            raise ValueError(f"the tensors of {config.weights.label} are missing")
+        about = {"removed": network.removed, "features": network.num_features}
+        load(network, config.weights, tensors, **about)
+    return network
+
+
+def check_tensors(network: Backbone, weights: Weights, tensors: Tensors) -> None:
+    """Refuse weights that do not fit a network; it may be one without memory.
+
+    Raises:
+        UserError: The first name or shape that differs.
+    """
+    about: dict[str, Any] = {"removed": network.removed, "features": network.num_features}
+    match(network.state_dict(), weights, tensors, **about)
 
 
 def networks_of(block: Mapping[str, Any], tasks: int) -> tuple[Mapping[str, Any], ...]:

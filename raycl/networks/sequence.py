@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Never
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
 from torch import Tensor
 
 from raycl.errors import UserError, nearest
-from raycl.networks.base import Backbone, NetworkConfig, find_network
+from raycl.networks.base import Backbone, NetworkConfig, Weights, find_network
 
 REPEAT = "repeat"
 """The key of a member that says how many tasks in a row it is for."""
@@ -47,11 +47,14 @@ def _member(value: dict[str, Any]) -> dict[str, Any]:
 def _line(name: str, error: ValidationError) -> str:
     """The first error of a member's options."""
     first = error.errors(include_url=False)[0]
-    option = ".".join(str(part) for part in first["loc"])
+    option = ".".join(str(part) for part in first["loc"] if part != Weights.__name__)
     if first["type"] == "extra_forbidden":
-        options = find_network({"name": name})[0].Config.model_fields
-        return f"network {name} has no option '{option}'; {nearest(option, options)}"
-    return f"option {option} of network {name}: {first['msg']}"
+        own = find_network({"name": name})[0].Config.model_fields
+        options = Weights.model_fields if option.startswith("weights.") else own
+        hint = nearest(str(first["loc"][-1]), options)
+        return f"network {name} has no option '{option}'; {hint}"
+    what = first["msg"].removeprefix("Value error, ")
+    return f"option {option} of network {name}: {what}"
 
 
 Member = Annotated[dict[str, Any], AfterValidator(_member), BeforeValidator(_named)]
@@ -77,6 +80,12 @@ class NetworkSequence(Backbone):
         of: tuple[Member, ...] = Field(
             min_length=1, description="networks in the order of tasks; repeat: N for N tasks"
         )
+
+        @field_validator("weights")
+        @classmethod
+        def _of_members(cls, value: Weights | None) -> None:
+            if value is not None:
+                raise ValueError("belongs to one network: give it to members of the sequence")
 
     games: ClassVar[bool] = False
 

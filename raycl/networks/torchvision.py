@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torchvision
 from pydantic import Field
@@ -10,21 +10,30 @@ from torch import Tensor, nn
 
 from raycl.errors import UserError, nearest
 from raycl.networks._probe import num_features
-from raycl.networks.base import Backbone, NetworkConfig
+from raycl.networks._weights import ELSEWHERE, IMAGENET, WHERE
+from raycl.networks.base import Backbone, NetworkConfig, Normalisation, Weights
 
 
 class TorchvisionNetwork(Backbone):
     """``torchvision.models``: any classification model, its last linear layer removed.
 
     Grey images are repeated to three channels. Auxiliary heads (GoogLeNet, Inception) are removed.
+
+    A network that starts from weights decides how images are normalised, whatever the data set's
+    statistics are: as torchvision's weights say, by ImageNet's statistics if it starts from a file
+    or a package that says no ``mean`` and ``std``, as the benchmark says if from a trial.
     """
 
     class Config(NetworkConfig):
         """Options of torchvision's networks."""
 
+        unless_given: ClassVar[tuple[str, ...]] = ()
+
         model: str = Field("resnet18", description="e.g. resnet18, mobilenet_v3_small, vit_b_16")
-        weights: str | None = Field(
-            None, description="e.g. DEFAULT, IMAGENET1K_V1; null: random. May need a download"
+        weights: str | Weights | None = Field(  # type: ignore[assignment]
+            None,
+            description="e.g. DEFAULT, IMAGENET1K_V1, which may need a download; a file, a "
+            "package's or a trial's weights; null: random",
         )
 
         def untrained(self) -> Self:
@@ -37,9 +46,20 @@ class TorchvisionNetwork(Backbone):
             raise UserError(
                 "network", f"torchvision's models take 1 or 3 channels, not {input_shape[0]}"
             )
-        self.model = _create(config.model, config.weights)
-        _remove_heads(self.model, config.model)
+        hub = config.weights if isinstance(config.weights, str) else None
+        self.model = _create(config.model, hub)
+        self.removed = (_remove_heads(self.model, config.model), "aux", "AuxLogits.")
         self.num_features = num_features(self, config.model, input_shape)
+
+    @classmethod
+    def normalisation(cls, config: Config) -> Normalisation | None:
+        """See ``Backbone.normalisation``."""
+        if isinstance(config.weights, str):
+            preset = _named(config.model, config.weights).transforms()
+            return tuple(preset.mean), tuple(preset.std)
+        given = super().normalisation(config)
+        block = config.weights
+        return given or (IMAGENET if block is not None and block.trial is None else None)
 
     def forward(self, images: Tensor) -> Tensor:
         """See ``Backbone.forward``."""
@@ -47,22 +67,33 @@ class TorchvisionNetwork(Backbone):
 
 
 def _create(name: str, weights: str | None) -> nn.Module:
-    models = torchvision.models
-    valid = models.list_models(module=models)
+    found = None if weights is None else _named(name, weights)
+    _check_model(name)
+    try:
+        return torchvision.models.get_model(name, weights=found)  # type: ignore[no-any-return]
+    except OSError as error:
+        what = f"cannot load {weights} of {name}: {error}"
+        raise UserError(WHERE, what, ELSEWHERE) from error
+
+
+def _check_model(name: str) -> None:
+    valid = torchvision.models.list_models(module=torchvision.models)
     if name not in valid:
         raise UserError("network.model", f"torchvision has no '{name}'", nearest(name, valid))
-    if weights is not None:
-        known = models.get_model_weights(name).__members__
-        if weights not in known:
-            what = f"torchvision has no '{weights}' for {name}"
-            raise UserError("network.weights", what, nearest(weights, known))
-    try:
-        return models.get_model(name, weights=weights)  # type: ignore[no-any-return]
-    except OSError as error:
-        raise UserError("network.weights", f"cannot load {weights} of {name}: {error}") from error
 
 
-def _remove_heads(model: Any, name: str) -> None:
+def _named(name: str, weights: str) -> Any:
+    """Weights that torchvision has for a model."""
+    _check_model(name)
+    known = torchvision.models.get_model_weights(name).__members__
+    if weights not in known:
+        what = f"torchvision has no '{weights}' for {name}"
+        raise UserError(WHERE, what, nearest(weights, known))
+    return known[weights]
+
+
+def _remove_heads(model: Any, name: str) -> str:
+    """Take the classifiers out; what the names of the last one's tensors begin with."""
     if hasattr(model, "aux_logits"):
         model.aux_logits = False
         for child in [n for n, _ in model.named_children() if n.lower().startswith("aux")]:
@@ -72,3 +103,4 @@ def _remove_heads(model: Any, name: str) -> None:
         raise UserError("network.model", f"the last layer of {name} is not linear; take another")
     parent, _, attribute = path.rpartition(".")
     setattr(model.get_submodule(parent), attribute, nn.Identity())
+    return f"{path}."
