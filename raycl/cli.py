@@ -335,6 +335,25 @@ def data_fetch(
     print(f"{name} is in {root}")
 
 
+@data_app.command("convert")
+def data_convert(
+    database: Annotated[Path, typer.Argument(help="SQLite file of the DCT / SKILL collection.")],
+    images: Annotated[Path, typer.Argument(help="Folder with a folder for each data set.")],
+    out: Annotated[Path, typer.Argument(help="Where to make TASK/train|val|test/CLASS/FILE.")],
+    tasks: Annotated[
+        Path | None,
+        typer.Option(help="A CSV file with a column name or id: only these [default: all]."),
+    ] = None,
+) -> None:
+    """Make image folders of a collection that a data base lists: the 53 tasks of CLR.
+
+    Files are hard links where that can be, else copies. Nothing that is in OUT is changed.
+    """
+    from raycl.datasets.convert import convert
+
+    print(convert(database, images, out, tasks, print))
+
+
 @bench_app.callback()
 def _bench() -> None:
     """So that ``pack`` keeps its name while it is alone."""

@@ -103,7 +103,7 @@ def match(tasks: Sequence[Listed], folders: Mapping[str, str], path: Path, where
     for task in tasks:
         folder = folders.get(task.name) or folders.get(task.id)
         if folder is None:
-            what = f"line {task.line} of '{path}': there is no folder of the task '{task.shown}'"
+            what = f"line {task.line} of '{path}': unknown task '{task.shown}'"
             raise UserError(where, what, nearest(task.shown, folders))
         found.append(folder)
     return found

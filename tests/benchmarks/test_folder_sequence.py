@@ -211,7 +211,7 @@ def test_a_task_with_one_class(data: Path, capsys: pytest.CaptureFixture[str]) -
     [
         (
             "name\na\nbrids\n",
-            "line 3 of '{}': there is no folder of the task 'brids'; did you mean 'birds'?",
+            "line 3 of '{}': unknown task 'brids'; did you mean 'birds'?",
         ),
         ("id,name\n", "'{}' lists no tasks"),
         ("", "'{}' lists no tasks"),

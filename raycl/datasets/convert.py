@@ -1,0 +1,311 @@
+"""From the data base of the DCT / SKILL collection, whose 53 tasks CLR learns, to image folders.
+
+There are two layouts. In that of CLR, ``database_2.sqlite``, the table ``datasets`` has
+``dataset_id`` and ``dataset_name``, and ``files`` has ``path``, ``filename``, ``class_id``,
+``dataset_id``, ``problem`` and ``set``; an image is ``dataset_name + path + filename`` below
+``original_images``. In the later one, ``all_images.sqlite``, a table ``images`` has
+``relative_path``, ``class_id``, ``set_id``, ``problem`` and ``dataset``; an image is
+``dataset/relative_path`` below ``name-pending_collection``. Sets are 0 train, 1 validation, 2 test.
+
+What comes out is ``TASK/train|val|test/CLASS/FILE``, which ``folder_sequence`` reads. Files are
+hard links where the file system allows it, else copies.
+"""
+
+from __future__ import annotations
+
+import errno
+import filecmp
+import hashlib
+import os
+import shutil
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
+
+from raycl.datasets import task_list
+from raycl.datasets.folder import SUFFIXES
+from raycl.errors import UserError
+
+WHERE = "raycl data convert"
+SETS = ("train", "val", "test")
+"""Folder of each number of a set."""
+INVALID = frozenset({47, 56, 84, 93, 103})
+LAST = 109
+"""Data sets 0 to ``LAST`` count, but for ``INVALID``; in the layout of CLR, which has numbers."""
+COLLECTIONS = ("original_images", "name-pending_collection")
+"""Folders that hold a folder for each data set."""
+RawRow = tuple[str, object, object, object]
+"""Path, class, number of the set, and 0 where there is no problem."""
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of a data base that can be used.
+
+    Attributes:
+        path: Relative to the collection of all data sets.
+        split: ``train``, ``val`` or ``test``.
+        label: Name of the class folder.
+    """
+
+    path: PurePosixPath
+    split: str
+    label: str
+
+
+@dataclass
+class Converted:
+    """What a conversion did.
+
+    Attributes:
+        tasks: Classes and images of each task, by name.
+        linked: Files that are hard links now.
+        copied: Files that were copied.
+        present: Files that had been there already.
+        left_out: Images that were left out, by the reason.
+        missing: Data sets whose images are not there.
+    """
+
+    tasks: dict[str, tuple[int, int]] = field(default_factory=dict)
+    linked: int = 0
+    copied: int = 0
+    present: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    missing: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        classes, images = (sum(task[i] for task in self.tasks.values()) for i in (0, 1))
+        text = f"{len(self.tasks):,} tasks, {classes:,} classes, {images:,} images: "
+        text += f"{self.linked:,} linked, {self.copied:,} copied, {self.present:,} there already"
+        for reason, count in sorted(self.left_out.items()):
+            text += f"\nleft out: {count:,} {reason}"
+        if self.missing:
+            text += f"\nleft out: data sets whose images are not there: {', '.join(self.missing)}"
+        return text
+
+
+def convert(
+    database: Path,
+    images: Path,
+    out: Path,
+    tasks: Path | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Converted:
+    """Make an image-folder tree of the images that a data base lists.
+
+    Nothing that is in ``out`` is changed, and a second run changes nothing. A class without
+    training images is left out, and so are rows that are marked as problems, files that raycl
+    cannot read or that are not there, and data sets whose folder is not there.
+
+    Args:
+        database: The SQLite file.
+        images: The folder that holds a folder for each data set, or the one around it.
+        out: Where the tree is made.
+        tasks: A CSV file: only the tasks it lists, see ``raycl.datasets.task_list``.
+        tell: Called with a line after each task.
+
+    Raises:
+        UserError: Not such a data base, no images, a name that cannot be a folder's, a task that
+            is not in the data base, a file with other content in ``out``, no space.
+    """
+    if not database.is_file():
+        raise UserError(WHERE, f"there is no file '{database}'")
+    images = next((images / name for name in COLLECTIONS if (images / name).is_dir()), images)
+    if not images.is_dir():
+        raise UserError(WHERE, f"there is no folder '{images}'")
+    if out.resolve().is_relative_to(images.resolve()):
+        raise UserError(
+            WHERE, f"'{out}' is inside '{images}', which has the images", "take another"
+        )
+    done = Converted()
+    try:
+        uri = f"file:{quote(str(database.resolve()))}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            connection.text_factory = os.fsdecode
+            wanted = _layout(connection, database)
+            for name in _chosen(wanted, tasks):
+                if not (images / name).is_dir():
+                    done.missing.append(name)
+                    continue
+                _task(_usable(wanted[name].rows(), images, done), name, images, out, done)
+                if name in done.tasks:
+                    tell("{}: {:,} classes, {:,} images".format(name, *done.tasks[name]))
+    except sqlite3.Error as error:
+        raise UserError(
+            WHERE, f"'{database}' cannot be read as such a data base: {error}"
+        ) from error
+    except OSError as error:
+        raise UserError(WHERE, f"cannot go on: {error}") from error
+    if not done.tasks:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in done.left_out.items())
+        hint = (
+            f"it should have a folder for each data set, such as '{next(iter(wanted), 'scenes')}'"
+        )
+        what = f"'{images}' has no images of '{database}'"
+        raise UserError(WHERE, what, f"left out: {reasons}" if reasons else hint)
+    return done
+
+
+# ---------------------------------------------------------------------- the two layouts
+
+
+@dataclass(frozen=True)
+class _DataSet:
+    """One data set of a data base.
+
+    Attributes:
+        id: Its number, or an empty text in the layout that has none.
+        rows: Reads them.
+    """
+
+    id: str
+    rows: Callable[[], Iterator[RawRow]]
+
+
+def _layout(connection: sqlite3.Connection, database: Path) -> dict[str, _DataSet]:
+    """The data sets by name."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if {"datasets", "files"} <= tables:
+        return _with_ids(connection)
+    if "images" in tables:
+        return _by_name(connection)
+    what = f"'{database}' has neither the tables 'datasets' and 'files' nor 'images'"
+    raise UserError(WHERE, what)
+
+
+def _with_ids(connection: sqlite3.Connection) -> dict[str, _DataSet]:
+    """The layout of CLR."""
+    query = (
+        'SELECT path || filename, class_id, CAST("set" AS INTEGER), CAST(problem AS INTEGER) '
+        'FROM files WHERE dataset_id = ? ORDER BY "set", class_id, path, filename'
+    )
+    listed = list(
+        connection.execute(
+            "SELECT CAST(dataset_id AS INTEGER), dataset_name FROM datasets ORDER BY 1"
+        )
+    )
+    return {
+        _folder(name): _DataSet(str(number), partial(_rows, connection, query, number, name))
+        for number, name in listed
+        if number is not None and 0 <= number <= LAST and number not in INVALID
+    }
+
+
+def _by_name(connection: sqlite3.Connection) -> dict[str, _DataSet]:
+    """The later layout."""
+    query = (
+        "SELECT relative_path, class_id, CAST(set_id AS INTEGER), CAST(problem AS INTEGER) "
+        "FROM images WHERE dataset = ? ORDER BY set_id, class_id, relative_path"
+    )
+    listed = [str(name) for (name,) in connection.execute("SELECT DISTINCT dataset FROM images")]
+    return {
+        _folder(name): _DataSet("", partial(_rows, connection, query, name, name))
+        for name in sorted(listed)
+    }
+
+
+def _rows(
+    connection: sqlite3.Connection, query: str, key: int | str, name: str
+) -> Iterator[RawRow]:
+    """What the query finds, paths relative to the collection."""
+    for path, *rest in connection.execute(query, (key,)):
+        yield (f"{name}/{str(path).lstrip('/')}", *rest)
+
+
+def _chosen(wanted: dict[str, _DataSet], tasks: Path | None) -> list[str]:
+    if tasks is None:
+        return list(wanted)
+    folders = {data.id: name for name, data in wanted.items() if data.id}
+    folders |= {name: name for name in wanted}
+    return task_list.match(task_list.read(tasks, "--tasks"), folders, tasks, "--tasks")
+
+
+# ---------------------------------------------------------------------- one task
+
+
+def _usable(rows: Iterable[RawRow], images: Path, done: Converted) -> list[Row]:
+    """The rows that make an image of the tree; the others are counted."""
+    found = []
+    for text, label, number, problem in rows:
+        path = PurePosixPath(text)
+        if ".." in path.parts:
+            raise UserError(WHERE, f"the path '{text}' leads outside the data set")
+        if problem != 0:
+            done.left_out["rows that are marked as problems"] += 1
+        elif not isinstance(number, int) or not 0 <= number < len(SETS):
+            done.left_out["rows of no set"] += 1
+        elif path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+            done.left_out["files that raycl cannot read"] += 1
+        elif not (images / path).is_file():
+            done.left_out["images that are not there"] += 1
+        else:
+            found.append(Row(path, SETS[number], _class_folder(label)))
+    trained = {row.label for row in found if row.split == "train"}
+    usable = [row for row in found if row.label in trained]
+    if len(usable) < len(found):
+        done.left_out["images of classes without training images"] += len(found) - len(usable)
+    return usable
+
+
+def _task(rows: list[Row], name: str, images: Path, out: Path, done: Converted) -> None:
+    """The folder of one task."""
+    if not rows:
+        return
+    places: dict[Path, list[Row]] = defaultdict(list)
+    for row in rows:
+        places[out / name / row.split / row.label].append(row)
+    count = 0
+    for folder, some in places.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, row in _file_names(some):
+            count += 1
+            _place(images / row.path, folder / file, done)
+    done.tasks[name] = (len({row.label for row in rows}), count)
+
+
+def _file_names(rows: list[Row]) -> Iterator[tuple[str, Row]]:
+    """Each image with its own name, or with a hash in it where several have that name."""
+    named = {row.path: row for row in rows}
+    times = Counter(path.name for path in named)
+    for path, row in named.items():
+        mark = f"-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+        yield (path.name if times[path.name] == 1 else f"{path.stem}{mark}{path.suffix}"), row
+
+
+def _place(source: Path, target: Path, done: Converted) -> None:
+    """A hard link to ``source``, or a copy of it; nothing where it is there already."""
+    source = source.resolve()
+    if target.exists():
+        if not (target.samefile(source) or filecmp.cmp(source, target, shallow=False)):
+            what = f"'{target}' is there with other content than '{source}'"
+            raise UserError(WHERE, what, "take an empty folder")
+        done.present += 1
+        return
+    try:
+        os.link(source, target)
+        done.linked += 1
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        begun = target.with_name(f".{target.name}.part")
+        shutil.copyfile(source, begun)
+        begun.rename(target)
+        done.copied += 1
+
+
+def _class_folder(label: object) -> str:
+    """A class's folder: numbers get five digits, so that their order is that of the names."""
+    return f"{label:05d}" if isinstance(label, int) and label >= 0 else _folder(str(label))
+
+
+def _folder(name: str) -> str:
+    """The name itself, if a folder can have it."""
+    if not name or name.startswith(".") or name != PurePosixPath(name).name or "\0" in name:
+        raise UserError(WHERE, f"'{name}' cannot be the name of a folder")
+    return name
