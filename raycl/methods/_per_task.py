@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -120,3 +120,7 @@ class PerTask(Classifier):
     def own_parameters(self, task: int) -> list[nn.Parameter]:
         """What a task trains beside its head; nothing, unless overridden."""
         return []
+
+    def task_parts(self, task: int) -> Mapping[str, Sequence[Tensor]]:
+        """See ``Method.task_parts``."""
+        return {"weights": self.own_parameters(task)}
