@@ -480,7 +480,8 @@ class Classifier(Method):
         outputs = self.active(task)
         right = torch.zeros((), dtype=torch.int64, device=self.context.device)
         for batch in examples.batches(1024):
-            z = self.logits(batch.images, task.index).index_select(1, outputs)
+            kept = {} if batch.frozen is None else {"frozen": batch.frozen}
+            z = self.logits(batch.images, task.index, **kept).index_select(1, outputs)
             right += (outputs[z.argmax(1)] == batch.labels).sum()
         return 100 * int(right) / len(examples)
 
