@@ -95,7 +95,7 @@ def run(
         return
     from raycl.sweep import runner
 
-    root = _data(data)
+    root, runs = _data(data), _runs(runs)
     raise typer.Exit(runner.run(sweep, overrides or [], smoke, address, runs, root, tracking_uri))
 
 
@@ -110,7 +110,7 @@ def resume(
     """Continue a sweep by its name, and run its failed trials again."""
     from raycl.sweep import runner
 
-    root = _data(data)
+    root, runs = _data(data), _runs(runs)
     raise typer.Exit(runner.resume(name, runs, address, root, tracking_uri))
 
 
@@ -394,6 +394,15 @@ def _data(given: Path | None) -> Path | None:
         return None
     root = given.expanduser().resolve()
     os.environ["RAYCL_DATA"] = str(root)
+    return root
+
+
+def _runs(given: Path | None) -> Path | None:
+    """``--runs``, made known also to networks that start from a trial's weights."""
+    if given is None:
+        return None
+    root = given.expanduser().resolve()
+    os.environ["RAYCL_RUNS"] = str(root)
     return root
 
 

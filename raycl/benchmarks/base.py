@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from raycl.datasets.base import Dataset
 from raycl.datasets.base import DatasetConfig as DatasetConfig
 from raycl.datasets.examples import Examples
+from raycl.errors import UserError
 
 Validation = Annotated[float, Field(ge=0, lt=1)] | Literal["train", "folder"]
 """Share of a task's training data; or ``train``: all of it, and nothing is held out; or ``folder``:
@@ -68,6 +69,20 @@ class StreamInfo:
         """Output ids of tasks 0..index, in order of first appearance."""
         return tuple(dict.fromkeys(c for task in self.tasks[: index + 1] for c in task.classes))
 
+    def renormalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> StreamInfo:
+        """The same stream with other statistics; grey images get as many channels as those have.
+
+        Raises:
+            UserError: Colour images, and statistics of another number of channels.
+        """
+        channels, height, width = self.input_shape
+        if channels not in (1, len(mean)):
+            what = f"images have {channels} channels, and the weights are for {len(mean)}"
+            raise UserError("network.weights", what)
+        tasks = len(self.tasks)
+        shape = (len(mean), height, width)
+        return replace(self, input_shape=shape, mean=(mean,) * tasks, std=(std,) * tasks)
+
 
 @dataclass(frozen=True)
 class TaskData:
@@ -76,6 +91,13 @@ class TaskData:
     train: Examples
     validation: Examples | None
     test: Examples
+
+    def renormalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> TaskData:
+        """The same images, normalised with other statistics; see ``StreamInfo.renormalised``."""
+        train, test = (one.renormalised(mean, std) for one in (self.train, self.test))
+        if self.validation is None or self.validation is self.train:
+            return TaskData(train, None if self.validation is None else train, test)
+        return TaskData(train, self.validation.renormalised(mean, std), test)
 
 
 @dataclass
@@ -89,6 +111,11 @@ class Stream:
 
     info: StreamInfo
     data: tuple[TaskData, ...]
+
+    def renormalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Stream:
+        """The same stream with other statistics; see ``StreamInfo.renormalised``."""
+        info = self.info.renormalised(mean, std)
+        return Stream(info, tuple(data.renormalised(mean, std) for data in self.data))
 
     def open(self, index: int, memory: str | None) -> Task:
         """The task as a method sees it.

@@ -37,6 +37,24 @@ class Batch:
         return self.labels.shape[0]
 
 
+@dataclass(frozen=True)
+class Repeated:
+    """A transform that gives grey images more channels, all equal.
+
+    Attributes:
+        channels: How many.
+        first: What is done before, if anything.
+    """
+
+    channels: int
+    first: Transform | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """See ``Transform``."""
+        images = images if self.first is None else self.first(images)
+        return images.expand(-1, self.channels, -1, -1)
+
+
 class Examples(ABC):
     """A set of labelled images that yields batches.
 
@@ -64,6 +82,15 @@ class Examples(ABC):
     @abstractmethod
     def prepare(self, raw: Tensor) -> Tensor:
         """Normalise uint8 (B, C, H, W) to float32 of the same shape."""
+
+    def renormalised(self, mean: Sequence[float], std: Sequence[float]) -> Examples:
+        """The same images, normalised with other statistics.
+
+        Args:
+            mean: Per channel, in units of 0..1; a grey image gets so many equal channels.
+            std: Likewise.
+        """
+        raise TypeError(f"a {type(self).__name__} cannot be normalised otherwise")
 
     def batches(
         self,
@@ -126,12 +153,15 @@ class Normalised(Examples):
         transform: Transform | None = None,
     ) -> None:
         self.store, self.rows, self.labels, self.transform = store, rows, labels, transform
+        self._normalise(mean, std)
+
+    def _normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean, self.std = tuple(mean), tuple(std)
         # (x / 255 - mean) / std as one multiplication and one addition
         scale = 1 / (255 * torch.tensor(self.std, dtype=torch.float32))
         shift = -torch.tensor(self.mean, dtype=torch.float32) * 255 * scale
-        self.scale = scale.view(-1, 1, 1).to(labels.device)
-        self.shift = shift.view(-1, 1, 1).to(labels.device)
+        self.scale = scale.view(-1, 1, 1).to(self.labels.device)
+        self.shift = shift.view(-1, 1, 1).to(self.labels.device)
 
     def subset(self, index: Tensor) -> Normalised:
         """See ``Examples.subset``; points into the same store."""
@@ -139,6 +169,14 @@ class Normalised(Examples):
         chosen.rows = self.rows.index_select(0, index.to(self.rows.device))
         chosen.labels = self.labels.index_select(0, index)
         return chosen
+
+    def renormalised(self, mean: Sequence[float], std: Sequence[float]) -> Normalised:
+        """See ``Examples.renormalised``; points into the same store."""
+        changed = copy(self)
+        changed._normalise(mean, std)
+        if len(mean) != len(self.mean):
+            changed.transform = Repeated(len(mean), self.transform)
+        return changed
 
     def stream(self, index: Tensor, sizes: Sequence[int], share: int = 1) -> Iterator[Tensor]:
         """``raw`` of one batch after another.
@@ -207,6 +245,10 @@ class UnionSet(Examples):
             for p, (one, start) in enumerate(zip(self.parts, starts, strict=True))
         ]
         return UnionSet(chosen)
+
+    def renormalised(self, mean: Sequence[float], std: Sequence[float]) -> UnionSet:
+        """See ``Examples.renormalised``."""
+        return UnionSet([part.renormalised(mean, std) for part in self.parts])
 
     def raw(self, index: Tensor) -> Tensor:
         """See ``Examples.raw``."""
@@ -295,5 +337,5 @@ def concat(sets: Sequence[Examples]) -> Examples:
 
 
 def _alike(a: Normalised, b: Normalised) -> bool:
-    same = a.store is b.store and a.transform is b.transform
+    same = a.store is b.store and a.transform == b.transform
     return same and (a.mean, a.std) == (b.mean, b.std)

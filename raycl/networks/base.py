@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from raycl import registry
 from raycl.errors import UserError
+from raycl.networks._weights import SOURCES as SOURCES
 from raycl.networks._weights import Normalisation as Normalisation
 from raycl.networks._weights import Tensors as Tensors
 from raycl.networks._weights import Weights as Weights
@@ -121,27 +122,13 @@ def weights_of(block: Mapping[str, Any]) -> Weights | None:
     return given if isinstance(given, Weights) else None
 
 
-def build_network(
-    block: Mapping[str, Any], input_shape: tuple[int, int, int], tensors: Tensors | None = None
-) -> Backbone:
-    """Build the network of a block, with the weights it starts from.
-
-    Args:
-        block: ``name`` and options.
-        input_shape: Channels, height, width.
-        tensors: All that the file of ``weights_of(block)`` holds, if it names one.
+def load_tensors(network: Backbone, weights: Weights, tensors: Tensors) -> None:
+    """Copy all that a weights file holds into a network.
 
     Raises:
-        UserError: An unknown name, images the network does not take, weights that do not fit.
+        UserError: The first name or shape that differs.
     """
-    cls, config = find_network(block)
-    network = cls(config, input_shape)
-    if isinstance(config.weights, Weights):
-        if tensors is None:
-            raise ValueError(f"the tensors of {config.weights.label} are missing")
-        about = {"removed": network.removed, "features": network.num_features}
-        load(network, config.weights, tensors, **about)
-    return network
+    load(network, weights, tensors, removed=network.removed, features=network.num_features)
 
 
 def check_tensors(network: Backbone, weights: Weights, tensors: Tensors) -> None:

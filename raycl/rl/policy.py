@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from raycl import registry
 from raycl.networks.atari_cnn import orthogonal
 from raycl.networks.base import Backbone
 from raycl.rl.benchmarks.base import build_games
 from raycl.rl.config import SequenceConfig
+from raycl.training.weights import build_network
 
 ACTOR_GAIN = 0.01
 CRITIC_GAIN = 1.0
@@ -132,11 +132,11 @@ def build_policy(config: SequenceConfig) -> Policy:
         config: ``benchmark``, ``network`` and ``tasks`` are used; one pair of heads for each game.
 
     Raises:
-        UserError: An unknown name, or a network that does not take the images.
+        UserError: An unknown name, a network that does not take the images, or weights that do not
+            fit.
     """
     games = build_games(config.benchmark)
-    cls = registry.find("raycl.networks", Backbone, config.network["name"], where="network")  # type: ignore[type-abstract]
-    trunk = cls(cls.Config.model_validate(config.network), games.input_shape)
+    trunk = build_network(config.network, games.input_shape)
     return Policy(trunk, games.num_actions[: config.tasks])
 
 

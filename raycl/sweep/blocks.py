@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raycl.networks.base import SOURCES
 from raycl.sweep.explain import Problem, validate
 from raycl.sweep.kinds import Kind
 from raycl.sweep.model import MethodEntry, Sweep
@@ -28,11 +29,16 @@ def blocks_of(sweep: Sweep, entry: MethodEntry) -> Blocks:
 
 
 def _merge(base: Any, over: Any) -> Any:
-    """``over`` on top of ``base``; a mapping with another ``name`` replaces the whole mapping."""
+    """``over`` on top of ``base``.
+
+    A mapping with another ``name``, or weights from another source, replace the whole mapping.
+    """
     both = isinstance(base, Mapping) and isinstance(over, Mapping)
     if not both or any(kind in tree for tree in (base, over) for kind in KINDS):
         return over
     if "name" in over and over["name"] != base.get("name", over["name"]):
+        return over
+    if any(source in over for source in SOURCES):
         return over
     return {**base, **{key: _merge(base[key], v) if key in base else v for key, v in over.items()}}
 

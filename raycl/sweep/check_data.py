@@ -10,14 +10,17 @@ from raycl import datasets
 from raycl.benchmarks.base import StreamInfo
 from raycl.datasets.base import Dataset
 from raycl.errors import UserError
+from raycl.networks.base import Tensors, weights_of
+from raycl.rl.benchmarks.base import build_games
 from raycl.sweep.blocks import place
 from raycl.sweep.expand import benchmark_configs, canonical, fill, first_values, groups
 from raycl.sweep.model import Sweep
 from raycl.sweep.source import undotted
 from raycl.sweep.spaces import Space
-from raycl.training.check import try_out
+from raycl.training.check import load_from_hub, try_out
 from raycl.training.randomness import Seeds
 from raycl.training.run import build_benchmark
+from raycl.training.weights import build_network, named_in, read, sha256
 
 
 def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
@@ -36,6 +39,7 @@ def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
     """
     data: dict[str, Dataset] = {}
     if not sweep.kind.needs_data:
+        _check_games(sweep)
         return data
     for index, config in enumerate(benchmark_configs(sweep)):
         benchmark = build_benchmark(config)
@@ -54,6 +58,41 @@ def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
     return data
 
 
+def read_weights(sweep: Sweep) -> dict[str, Tensors]:
+    """The tensors of every weights file that trials on images start from, by hash.
+
+    To be called after ``check_data``, which has read them already.
+    """
+    if not sweep.kind.needs_data:
+        return {}
+    found = [w for group in groups(sweep) for w in named_in(group.base.config["network"])]
+    return {weights.sha256 or sha256(weights): read(weights) for weights in found}
+
+
+def _check_games(sweep: Sweep) -> None:
+    """Weights that networks for games start from."""
+    for index, config in enumerate(benchmark_configs(sweep)):
+        shape = build_games(config).input_shape
+        for group in groups(sweep):
+            if group.benchmark != config["label"]:
+                continue
+            for values in _each_value(group.spaces):
+                trial = fill(group.base, values, 0, "").config
+                try:
+                    if weights_of(trial["network"]) is not None:
+                        build_network(trial["network"], shape)
+                        _check_hashed(trial["network"])
+                except UserError as error:
+                    raise _in_trial(sweep, index, group.index, trial, error) from error
+
+
+def _check_hashed(network: Mapping[str, Any]) -> None:
+    """A file that a search space names has no hash before it is drawn."""
+    if any(weights.sha256 is None for weights in named_in(network)):
+        what = "a search space cannot stand inside weights, whose hash is part of a trial's key"
+        raise UserError("network.weights", what, "let it choose whole blocks: {choice: [{...}]}")
+
+
 def _check_trials(sweep: Sweep, index: int, label: str, info: StreamInfo) -> None:
     """What the networks and the methods on benchmark ``label`` say when they are built."""
     tried = set()
@@ -68,6 +107,8 @@ def _check_trials(sweep: Sweep, index: int, label: str, info: StreamInfo) -> Non
             tried.add(built)
             try:
                 try_out(config, info)
+                load_from_hub(config, info)
+                _check_hashed(config["network"])
             except UserError as error:
                 raise _in_trial(sweep, index, group.index, config, error) from error
 
@@ -86,14 +127,17 @@ def _in_trial(
 ) -> UserError:
     """An error about a block of a trial with its place in the file.
 
-    Of a sequence the whole is meant: the error's path is from the root of one of its networks.
+    Of a sequence the whole is meant, where the error's path is from the root of one of its
+    networks and not from ``network.of``.
     """
     block, *rest = undotted(error.where) if error.where else ("method",)
     if block == "benchmark":
         return _placed(sweep, benchmark, error)
     if block not in ("method", "network", "train"):
         return error
-    several = block == "network" and "of" in config["network"]
+    several = (
+        block == "network" and "of" in config["network"] and not (rest[:1] == ["of"] and rest[1:])
+    )
     path = place(sweep, method, (block,) if several else (block, *rest))
     return sweep.source.error(path, error.what, error.hint)
 

@@ -16,6 +16,8 @@ import yaml
 import raycl
 from raycl.errors import UserError, nearest
 from raycl.sweep.outcomes import Outcomes, write_atomically
+from raycl.training.checkpoint import TRIALS as TRIALS
+from raycl.training.checkpoint import runs_root as runs_root
 
 NOT_RESULTS = (
     "description",
@@ -29,14 +31,6 @@ NOT_RESULTS = (
     "smoke",
 )
 """Keys of a sweep file that may change without making it another sweep."""
-
-TRIALS = "trials"
-"""Where checkpoints are in a sweep's folder, unless its file says ``storage``."""
-
-
-def runs_root(given: Path | None) -> Path:
-    """Where sweeps live: ``--runs``, else ``RAYCL_RUNS``, else ``./runs``; absolute."""
-    return Path(given or os.environ.get("RAYCL_RUNS") or "runs").expanduser().resolve()
 
 
 class SweepFolder:

@@ -69,9 +69,13 @@ def published(benchmarks: Iterable[Mapping[str, Any]]) -> Mapping[str, Iterable[
 
 
 def build(
-    config: Mapping[str, Any], data: Mapping[str, Any], device: str, resources: Mapping[str, Any]
+    config: Mapping[str, Any],
+    data: Mapping[str, Any],
+    device: str,
+    resources: Mapping[str, Any],
+    weights: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The run of a finished configuration."""
+    """The run of a finished configuration; each of its processes reads weights files itself."""
     from raycl.rl.sequence import SequenceRun  # RLlib: seconds
 
     return SequenceRun(config, device, int(resources["env_runners"]))

@@ -49,12 +49,16 @@ def probes(method: Any) -> bool:
 
 
 def build(
-    config: Mapping[str, Any], data: Mapping[str, Any], device: str, resources: Mapping[str, Any]
+    config: Mapping[str, Any],
+    data: Mapping[str, Any],
+    device: str,
+    resources: Mapping[str, Any],
+    weights: Mapping[str, Any] | None = None,
 ) -> Any:
     """The run of a finished configuration."""
     from raycl.training.run import Run
 
-    return Run(config, data, device)
+    return Run(config, data, device, weights)
 
 
 def pictures(run: Any) -> dict[str, bytes]:

@@ -73,7 +73,8 @@ class Kind:
             not go together; with a path from the root of a trial's configuration.
         smoke: Of the file's data and the benchmark blocks: dotted path to value, for ``--smoke``.
         published: Of the benchmark blocks: further readouts, and the names they have numbers of.
-        build: Of a finished configuration, data, device and resources: the run.
+        build: Of a finished configuration, data, device, resources and the tensors of weights files
+            by hash: the run.
         keepsake: Of a run at a task's end: what is kept for good, besides checkpoints.
         pictures: Of a run at a task's end: files by path; a row's ``pictures`` are their stems.
         close: Of a run: lets go what it holds (processes).
@@ -98,7 +99,7 @@ class Kind:
     fits: Callable[[Config, Config, Config], None]
     smoke: Callable[[Config, Sequence[Config]], dict[str, Any]]
     published: Callable[[Iterable[Config]], Mapping[str, Iterable[str]]]
-    build: Callable[[Config, Mapping[str, Any], str, Config], Any]
+    build: Callable[[Config, Mapping[str, Any], str, Config, Mapping[str, Any] | None], Any]
     keepsake: Callable[[Any], dict[str, Any]] | None
     pictures: Callable[[Any], dict[str, bytes]] | None
     close: Callable[[Any], None] | None

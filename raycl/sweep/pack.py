@@ -16,6 +16,7 @@ from rich.console import Console
 from raycl import datasets
 from raycl.datasets.base import Dataset
 from raycl.errors import UserError, nearest
+from raycl.networks.base import Tensors
 from raycl.sweep import cluster, expand, kinds, spec
 from raycl.sweep.expand import TrialPlan
 
@@ -122,8 +123,13 @@ class Result:
 class Copy:
     """One trial that trains for a while; an actor of Ray."""
 
-    def __init__(self, plan: dict[str, Any], data: Mapping[str, Dataset]) -> None:
-        self.plan, self.data = TrialPlan(**plan), data
+    def __init__(
+        self,
+        plan: dict[str, Any],
+        data: Mapping[str, Dataset],
+        weights: Mapping[str, Tensors] | None = None,
+    ) -> None:
+        self.plan, self.data, self.weights = TrialPlan(**plan), data, weights
         self.kind = kinds.of(self.plan.config["benchmark"])
         self.device = "cuda" if self.plan.resources["gpu"] else "cpu"
         self.limit = 0.0 if self.device == "cuda" else self.plan.resources["memory"]
@@ -169,7 +175,9 @@ class Copy:
         if self.run is None or self.run.done:
             self.close()
             plan = self.plan
-            self.run = self.kind.build(plan.config, self.data, self.device, plan.resources)
+            self.run = self.kind.build(
+                plan.config, self.data, self.device, plan.resources, self.weights
+            )
         before = self.run.costs.examples
         self.run.advance()
         self.examples += self.run.costs.examples - before
@@ -222,7 +230,7 @@ def pack(
         now = device.holds(plan.resources)
         import ray
 
-        shared = ray.put(data)
+        shared = (ray.put(data), ray.put(spec.read_weights(sweep)))
         for count, asked in _requests(plan, device, trials or _counts(device), now):
             found.append(_measure(plan, device, count, asked, seconds, shared))
             done = found[-1]
@@ -317,7 +325,7 @@ def _measure(
     trials: int,
     asked: dict[str, float],
     seconds: float,
-    data: Any,
+    shared: tuple[Any, Any],
 ) -> Packed:
     import ray
 
@@ -326,7 +334,7 @@ def _measure(
     if device.holds(resources) < trials:
         what = f"{trials} times {resources['memory']:g} GB of memory"
         return replace(row, problem=f"{what} do not fit into {device.memory:.4g}")
-    copies = _start(plan, device, row, resources, data)
+    copies = _start(plan, device, row, resources, shared)
     try:
         try:
             ray.get([copy.ready.remote() for copy in copies], timeout=START_S)
@@ -346,7 +354,11 @@ def _measure(
 
 
 def _start(
-    plan: TrialPlan, device: Device, row: Packed, resources: dict[str, float], data: Any
+    plan: TrialPlan,
+    device: Device,
+    row: Packed,
+    resources: dict[str, float],
+    shared: tuple[Any, Any],
 ) -> list[Any]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -366,7 +378,7 @@ def _start(
         )
         for i in range(row.trials)
     ]
-    return [actor.remote(asdict(one), data) for one in plans]
+    return [actor.remote(asdict(one), *shared) for one in plans]
 
 
 def _told(error: Exception) -> str:

@@ -204,7 +204,8 @@ class Execution:
             execution=uuid.uuid4().hex,
         )
         retries, grace_s = sweep.failures.max_retries, sweep.checkpoint.grace_s
-        stage = Stage(data, settings, retries, grace_s, folder / "tune" / "last", hub)
+        scratch, weights = folder / "tune" / "last", spec.read_weights(sweep)
+        stage = Stage(data, settings, retries, grace_s, scratch, hub, weights)
         tasks = self._tasks(data)
         try:
             if self._missing_search():

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from raycl.sweep.check import check
-from raycl.sweep.check_data import check_data
+from raycl.sweep.check_data import check_data, read_weights
 from raycl.sweep.expand import benchmark_configs
 from raycl.sweep.explain import Problem, validate
 from raycl.sweep.model import Sweep
 from raycl.sweep.source import KeyPath, Source, dotted, get, read
+from raycl.training.weights import with_hashes
 
-__all__ = ["Sweep", "check_data", "load", "parse"]
+__all__ = ["Sweep", "check_data", "load", "parse", "read_weights"]
 
 
 def load(path: Path, overrides: Sequence[str] = (), smoke: bool = False) -> Sweep:
@@ -49,13 +50,28 @@ def _override(source: Source, overrides: Sequence[str]) -> None:
 def parse(source: Source) -> Sweep:
     """Check what was read; see ``load``."""
     try:
-        sweep = validate(Sweep, source.data)
+        sweep = validate(Sweep, _with_hashes(source.data))
     except Problem as p:
         raise source.error(p.path, p.what, p.hint) from p
     assert isinstance(sweep, Sweep)
     sweep._source = source
     check(sweep)
     return sweep
+
+
+def _with_hashes(data: dict[str, Any]) -> dict[str, Any]:
+    """The same, with the hash of every weights file that is there, as far as it is a sweep's."""
+    done = dict(data)
+    if "network" in done:
+        done["network"] = with_hashes(done["network"])
+    if isinstance(done.get("methods"), list):
+        done["methods"] = [
+            entry | {"network": with_hashes(entry["network"])}
+            if isinstance(entry, dict) and "network" in entry
+            else entry
+            for entry in done["methods"]
+        ]
+    return done
 
 
 def apply_smoke(source: Source, sweep: Sweep) -> None:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +17,7 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from raycl.datasets.base import Dataset
+from raycl.networks.base import Tensors
 from raycl.sweep.cluster import Broken, Interrupted, bundles
 from raycl.sweep.events import Events, Hub
 from raycl.sweep.expand import TrialPlan, packed, plan_of
@@ -38,6 +39,7 @@ class Stage:
         grace_s: How long running trials have to save when the driver is told to stop.
         scratch: Folder for Tune's own files, which nothing reads again.
         hub: Who follows the trials.
+        weights: Tensors of weights files by hash; shared like the data sets.
     """
 
     data: Mapping[str, Dataset]
@@ -46,6 +48,7 @@ class Stage:
     grace_s: float
     scratch: Path
     hub: Hub
+    weights: Mapping[str, Tensors] = field(default_factory=dict)
 
     def fit(
         self,
@@ -124,7 +127,9 @@ class Stage:
         config.trial_name_creator = lambda t: f"{plan_of(t.config).name}-{plan_of(t.config).key}"
         config.trial_dirname_creator = lambda t: plan_of(t.config).key
         trainable = tune.with_resources(
-            tune.with_parameters(trial, data=dict(self.data), settings=self.settings),
+            tune.with_parameters(
+                trial, data=dict(self.data), settings=self.settings, weights=dict(self.weights)
+            ),
             _request,
         )
         tuner = tune.Tuner(

@@ -23,6 +23,7 @@ from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
 from raycl.datasets.base import Dataset
+from raycl.networks.base import Tensors
 from raycl.sweep import kinds
 from raycl.sweep.cluster import GB
 from raycl.sweep.expand import TrialPlan, plan_of
@@ -57,13 +58,18 @@ class Settings:
     execution: str = ""
 
 
-def trial(config: dict[str, Any], data: Mapping[str, Dataset], settings: Settings) -> None:
+def trial(
+    config: dict[str, Any],
+    data: Mapping[str, Dataset],
+    settings: Settings,
+    weights: Mapping[str, Tensors] | None = None,
+) -> None:
     """One trial from where it stands to its end."""
     plan = plan_of(config)
     memory = 0.0 if plan.resources.get("gpu") else plan.resources.get("memory", 0.0)
     try:
         with at_most(memory):
-            _train(plan, data, settings)
+            _train(plan, data, settings, weights)
     except torch.AcceleratorError:
         raise  # the process's CUDA context is gone: Tune retries in a new one
     except Unkept as error:
@@ -108,7 +114,12 @@ def lost(error: Exception) -> bool:
     return isinstance(error, RayError)
 
 
-def _train(plan: TrialPlan, data: Mapping[str, Dataset], settings: Settings) -> None:
+def _train(
+    plan: TrialPlan,
+    data: Mapping[str, Dataset],
+    settings: Settings,
+    weights: Mapping[str, Tensors] | None,
+) -> None:
     kind = kinds.of(plan.config["benchmark"])
     device = "cuda" if plan.resources.get("gpu") else "cpu"
     store = CheckpointStore(f"{settings.storage}/{plan.key}", settings.keep)
@@ -116,7 +127,7 @@ def _train(plan: TrialPlan, data: Mapping[str, Dataset], settings: Settings) -> 
     with kept():
         if settings.execution and not store.fs.exists(lease):
             raise Unkept(f"{settings.storage} is not one folder for all nodes")
-    run = kind.build(plan.config, data, device, plan.resources)
+    run = kind.build(plan.config, data, device, plan.resources, weights)
     try:
         _advance(run, kind, store, settings)
     finally:

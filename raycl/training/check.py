@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,8 +13,17 @@ from raycl import registry
 from raycl.benchmarks.base import StreamInfo
 from raycl.errors import UserError
 from raycl.methods.base import Context, Method
-from raycl.networks.base import Backbone, find_network, networks_of
+from raycl.networks.base import (
+    Backbone,
+    Weights,
+    check_tensors,
+    find_network,
+    networks_of,
+    weights_of,
+)
+from raycl.networks.sequence import REPEAT
 from raycl.training.config import TrialConfig
+from raycl.training.weights import normalised, read
 
 
 def check_networks(method: type[Method], name: str, networks: Sequence[Mapping[str, Any]]) -> None:
@@ -39,27 +50,58 @@ def try_out(config: Mapping[str, Any], info: StreamInfo) -> None:
     """Build a trial's networks and its method, to find out before any work what does not fit.
 
     First without memory (PyTorch's device ``meta``); what cannot be built so is built on the CPU,
-    and an error counts only if it comes there, too.
+    and an error counts only if it comes there, too. Weights that networks start from are read, but
+    for those of a hub.
 
     Args:
         config: A finished configuration.
         info: What the benchmark's stream is.
 
     Raises:
-        UserError: A network does not take the images, there are fewer networks than tasks, or the
-            method refuses its options, the network or the stream.
+        UserError: A network does not take the images, there are fewer networks than tasks, weights
+            are missing or do not fit, or the method refuses its options, the network or the stream.
     """
     trial = TrialConfig.model_validate(config)
+    tasks = min(len(info.tasks), trial.tasks or len(info.tasks))
+    networks = networks_of(trial.network, tasks)
+    for task, block in enumerate(networks):
+        with _member(trial.network, task):
+            if weights := weights_of(block):
+                read(weights)
+    info = normalised(info, networks)
     try:
         _build_parts(trial, info, torch.device("meta"))
     except (UserError, NotImplementedError, RuntimeError, TypeError, ValueError):
         _build_parts(trial, info, torch.device("cpu"))
 
 
+def load_from_hub(config: Mapping[str, Any], info: StreamInfo) -> None:
+    """Load weights of a hub once, so that a machine without network fails before any work.
+
+    Args:
+        config: A finished configuration that ``try_out`` found nothing wrong with.
+        info: What the benchmark's stream is.
+
+    Raises:
+        UserError: The hub cannot be reached, and its local cache has no such weights.
+    """
+    trial = TrialConfig.model_validate(config)
+    networks = networks_of(trial.network, min(len(info.tasks), trial.tasks or len(info.tasks)))
+    for task, block in enumerate(networks):
+        cls, options = find_network(block)
+        if options.untrained() != options and not isinstance(options.weights, Weights):
+            shape = normalised(info, networks).input_shape
+            with _member(trial.network, task):
+                _load_from_hub(cls, options.model_dump_json(), shape)
+
+
 def _build_parts(trial: TrialConfig, info: StreamInfo, device: torch.device) -> None:
     def build(block: Mapping[str, Any] | None = None, *, task: int = 0) -> Backbone:
         cls, config = find_network(block or networks[task])
-        return cls(config.untrained(), info.input_shape)
+        network = cls(config.untrained(), info.input_shape)
+        if isinstance(config.weights, Weights):
+            check_tensors(network, config.weights, read(config.weights))
+        return network
 
     tasks = min(len(info.tasks), trial.tasks or len(info.tasks))
     networks = networks_of(trial.network, tasks)
@@ -78,5 +120,30 @@ def _build_parts(trial: TrialConfig, info: StreamInfo, device: torch.device) -> 
     with torch.random.fork_rng(devices=[]), device:
         for task in range(tasks):
             if not task or context.network_changes(task):
-                build(task=task)
+                with _member(trial.network, task):
+                    build(task=task)
         method(method.Config.model_validate(trial.method), context)
+
+
+@lru_cache(64)
+def _load_from_hub(cls: type[Backbone], config: str, input_shape: tuple[int, int, int]) -> None:
+    with torch.random.fork_rng(devices=[]):
+        cls(cls.Config.model_validate_json(config), input_shape)
+
+
+@contextmanager
+def _member(network: Mapping[str, Any], task: int) -> Iterator[None]:
+    """An error about weights names the member of a sequence that they belong to."""
+    try:
+        yield
+    except UserError as error:
+        members = network.get("of")
+        block, _, rest = error.where.partition(".")
+        if members is None or (block, rest.partition(".")[0]) not in _ABOUT_WEIGHTS:
+            raise
+        counts = [member.get(REPEAT, 1) for member in members]
+        index = next(i for i in range(len(counts)) if task < sum(counts[: i + 1]))
+        raise UserError(f"network.of[{index}].{rest}", error.what, error.hint) from error
+
+
+_ABOUT_WEIGHTS = (("network", "weights"), ("network", "pretrained"))

@@ -10,17 +10,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import torch
 
 MAGIC = b"raycl-1\n"
-
+TRIALS = "trials"
+"""Where checkpoints are in a sweep's folder, unless its file says ``storage``."""
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
+
+
+def runs_root(given: Path | None = None) -> Path:
+    """Where sweeps live: ``--runs``, else ``RAYCL_RUNS``, else ``./runs``; absolute."""
+    return Path(given or os.environ.get("RAYCL_RUNS") or "runs").expanduser().resolve()
 
 
 def make_folder(fs: Any, path: str) -> None:
@@ -141,22 +149,52 @@ class CheckpointStore:
         Raises:
             ValueError: There are checkpoints, and every one is damaged.
         """
+        found = self._intact()
+        return found and Loaded(_state(found[1]), found[0], found[2])
+
+    def newest(self) -> str | None:
+        """The path of the newest intact checkpoint, or ``None`` if there is none at all.
+
+        Raises:
+            ValueError: There are checkpoints, and every one is damaged.
+        """
+        found = self._intact()
+        return found and found[0]
+
+    @staticmethod
+    def parse(content: bytes) -> dict[str, Any]:
+        """The state in the content of a checkpoint's file.
+
+        Raises:
+            ValueError: It is damaged, or no checkpoint.
+        """
+        payload = _payload(content)
+        if payload is None:
+            raise ValueError("it is damaged, or no checkpoint")
+        return _state(payload)
+
+    def _intact(self) -> tuple[str, bytes, tuple[str, ...]] | None:
+        """Path and payload of the newest intact checkpoint, and the damaged ones after it."""
         damaged: list[str] = []
         for path in reversed(self.paths()):
             payload = self._read(path)
             if payload is not None:
-                return Loaded(_state(payload), path, tuple(damaged))
+                return path, payload, tuple(damaged)
             damaged.append(path)
         if damaged:
             raise ValueError(f"every checkpoint is damaged: {', '.join(damaged)}; remove them")
         return None
 
     def _read(self, path: str) -> bytes | None:
-        content = self.fs.cat_file(path)
-        head = len(MAGIC) + 32
-        payload = content[head:]
-        good = content[:head] == MAGIC + hashlib.sha256(payload).digest()
-        return payload if good else None
+        return _payload(self.fs.cat_file(path))
+
+
+def _payload(content: bytes) -> bytes | None:
+    """What follows the digest in a checkpoint's file; ``None`` if the two do not fit."""
+    head = len(MAGIC) + 32
+    payload = content[head:]
+    good = content[:head] == MAGIC + hashlib.sha256(payload).digest()
+    return payload if good else None
 
 
 def _state(payload: bytes) -> dict[str, Any]:

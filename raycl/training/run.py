@@ -22,7 +22,7 @@ from raycl.datasets.examples import Examples
 from raycl.datasets.frozen import Budget, FrozenSet
 from raycl.errors import UserError
 from raycl.methods.base import Context, Method, Phase
-from raycl.networks.base import Backbone, find_network, networks_of
+from raycl.networks.base import Backbone, Tensors, networks_of
 from raycl.training import pictures, probe
 from raycl.training.check import check_networks
 from raycl.training.config import TrialConfig
@@ -32,6 +32,7 @@ from raycl.training.matrices import Matrices
 from raycl.training.phase import PhaseState, TrainingError, train_one_epoch
 from raycl.training.precision import to_channels_last, with_precision
 from raycl.training.randomness import Randomness, Seeds
+from raycl.training.weights import build_network, normalisation, with_hashes
 
 Row = dict[str, Any]
 Module = TypeVar("Module", bound=nn.Module)
@@ -47,6 +48,8 @@ class Run:
         config: The finished trial configuration.
         data: Loaded data sets by ``raycl.datasets.key``.
         device: ``"cpu"`` or ``"cuda"``.
+        weights: Tensors of weights files that networks start from, by the hash of the file; what
+            is not there is read.
 
     Attributes:
         pictures: The method's pictures of the task that ended in the last step, by the names of
@@ -58,16 +61,22 @@ class Run:
         config: TrialConfig | Mapping[str, Any],
         data: Mapping[str, Dataset],
         device: str | torch.device = "cpu",
+        weights: Mapping[str, Tensors] | None = None,
     ) -> None:
-        self.config = TrialConfig.model_validate(config)
+        config = TrialConfig.model_validate(config)
+        self.weights = weights
+        self.config = config.model_copy(update={"network": with_hashes(config.network)})
         self.device = torch.device(device)
         self.seeds = Seeds.derive(self.config.seed, **self.config.fixed_seeds.model_dump())
         self.random = Randomness(self.seeds, self.device, self.config.threads)
         benchmark = build_benchmark(self.config.benchmark)
-        self.stream = benchmark.stream(data, self.seeds.class_order, self.device)
-        info = self.stream.info
-        self.num_tasks = min(len(info.tasks), self.config.tasks or len(info.tasks))
+        stream = benchmark.stream(data, self.seeds.class_order, self.device)
+        tasks = len(stream.info.tasks)
+        self.num_tasks = min(tasks, self.config.tasks or tasks)
         self.networks = networks_of(self.config.network, self.num_tasks)
+        statistics = normalisation(self.networks)
+        self.stream = stream if statistics is None else stream.renormalised(*statistics)
+        info = self.stream.info
         self.method = self._placed(self._build_method())
         self.readouts = choose_readouts(info.readouts, type(self.method), self.config.readouts)
         rule = benchmark.config.top_k, benchmark.config.class_outputs
@@ -76,7 +85,8 @@ class Run:
         self.costs = Costs(self.device)
         self.sets = self._with_frozen(self.stream)
         self.probe = probe.Probe(self.config, self.stream, self.method, self.evaluator)
-        self.matrices = Matrices(self.readouts, self.num_tasks, self.probe.rows)
+        selects = self.config.train.select == "validation_accuracy"
+        self.matrices = Matrices(self.readouts, self.num_tasks, self.probe.rows, selects)
         self._plain_sizes: list[tuple[Mapping[str, Any], tuple[int, int]]] = []
         self.histograms: dict[str, list[list[int]]] = {}
         self.pictures: dict[str, Tensor] = {}
@@ -221,8 +231,8 @@ class Run:
         return cls(cls.Config.model_validate(self.config.method), context)
 
     def _build_network(self, block: Mapping[str, Any] | None = None, *, task: int = 0) -> Backbone:
-        cls, config = find_network(block or self.networks[task])
-        return self._placed(cls(config, self.stream.info.input_shape))
+        shape = self.stream.info.input_shape
+        return self._placed(build_network(block or self.networks[task], shape, self.weights))
 
     def _with_frozen(self, stream: Stream) -> Stream:
         """The stream with what the method computes from each image once, if it does."""
