@@ -98,13 +98,13 @@ class PerTask(Classifier):
 
     def objective(self, task: Task) -> Callable[[Batch], Losses]:
         """Cross-entropy over the task's classes, and the penalty."""
-        active, trained, index = self.active(task.info), self.penalised(), task.info.index
+        active, index = self.active(task.info), task.info.index
 
         def loss(batch: Batch) -> Losses:
             z = self.logits(batch.images, index, batch.frozen)
             terms = {"cross_entropy": masked_cross_entropy(z, batch.labels, active)}
             if self.config.penalty:
-                terms["penalty"] = self.config.penalty * sum_of_norms(trained)
+                terms["penalty"] = self.config.penalty * sum_of_norms(self.penalised())
             return terms
 
         return loss
@@ -113,9 +113,9 @@ class PerTask(Classifier):
         """The head of the current task and what else is its own."""
         return [*self.own_parameters(self.index), *self.heads[self.index].parameters()]
 
-    def penalised(self) -> list[nn.Parameter]:
+    def penalised(self) -> list[Tensor]:
         """The tensors whose norms the penalty sums; all that are trained, unless overridden."""
-        return self.trainable()
+        return list(self.trainable())
 
     def own_parameters(self, task: int) -> list[nn.Parameter]:
         """What a task trains beside its head; nothing, unless overridden."""

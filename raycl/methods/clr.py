@@ -115,10 +115,9 @@ class CLR(PerTask):
     def anchoring(self, train: Phase) -> Phase:
         """The phase in which the whole network learns the first task, kernels left as they are."""
         own = self.own(0)
-        kernels = {id(kernel) for kernel in own.part("weights")}
         replaced = own.named().keys()
-        frozen = [p for name, p in self.backbone.named_parameters() if name not in replaced]
-        trained = [p for p in self.trainable() if id(p) not in kernels] + frozen
+        convolutions = [p for name, p in self.backbone.named_parameters() if name not in replaced]
+        trained = [*convolutions, own.affine, *self.heads[0].parameters()]
         return replace(
             train,
             name="anchor",
@@ -136,21 +135,25 @@ class CLR(PerTask):
         """See ``PerTask.own_parameters``."""
         return list(self.own(task).parameters())
 
-    def penalised(self) -> list[nn.Parameter]:
-        """See ``PerTask.penalised``; without the factors A of ``scaled``."""
-        scales = {id(p) for n, p in self.own(self.index).named_parameters() if n.endswith("scale")}
-        return [p for p in self.trainable() if id(p) not in scales]
+    def penalised(self) -> list[Tensor]:
+        """See ``PerTask.penalised``; each kernel tensor on its own, without the A of ``scaled``."""
+        own = self.own(self.index)
+        named = own.part("weights") | own.part("affine")
+        kept = [value for name, value in named.items() if not name.endswith(".scale")]
+        return [*kept, *self.heads[self.index].parameters()]
 
     def task_parts(self, task: int) -> Mapping[str, Sequence[Tensor]]:
         """See ``Method.task_parts``."""
         own = self.own(task)
-        return {name: own.part(name) for name in own.parts}
+        return {
+            "weights": [own.weights],
+            "affine": [own.affine],
+            "statistics": list(own.statistics().values()),
+        }
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
         """How far the kernels of the last task are from where they started: root mean square."""
-        own, state = self.own(self.index), self.backbone.state_dict()
-        starts = [state[name] for name in own.parts["weights"]]
-        pairs = zip(own.part("weights"), starts, strict=True)
-        moved = torch.cat([(now - start).flatten() for now, start in pairs])
+        kernels, state = self.own(self.index).part("weights"), self.backbone.state_dict()
+        moved = torch.cat([(now - state[name]).flatten() for name, now in kernels.items()])
         return {"kernel_change": float(moved.square().mean().sqrt())}

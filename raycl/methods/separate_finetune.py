@@ -59,5 +59,5 @@ class SeparateFinetune(PerTask):
         return {
             "weights": [p for p in network.parameters() if id(p) not in known],
             "affine": affine,
-            "statistics": [b for norm in norms for b in norm.buffers()],
+            "statistics": [b for norm in norms for b in norm.buffers() if b.is_floating_point()],
         }

@@ -6,7 +6,7 @@ nothing of a task is left in it between calls.
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -118,47 +118,76 @@ class TaskTensors(nn.Module):
         network: A network with kernels; its tensors are copied.
 
     Attributes:
-        parts: Names in the network of what ``weights`` (kernels), ``affine`` (of normalisations)
-            and ``statistics`` (with the counts of batches) are.
+        weights: float32 (P,), all kernels one after another: one tensor for optimiser and disk.
+        affine: float32 (Q,), weights and biases of normalisations.
+        counts: int64 (L,), batches that each normalisation has seen.
+        shapes: For each of these the shapes of its parts, by their names in the network.
     """
+
+    weights: nn.Parameter
+    affine: nn.Parameter
+    counts: Tensor
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.parts: dict[str, list[str]] = {"weights": [], "affine": [], "statistics": []}
+        found: dict[str, dict[str, Tensor]] = {"weights": {}, "affine": {}, "counts": {}}
+        # apart from one another: autograd refuses a pass in which views of one tensor change
+        self._statistics: list[str] = []
         for prefix, layer in network.named_modules():
             if isinstance(layer, Kernels | ScaledKernels):
-                self._copy(prefix, layer, "weights", "weights")
+                found["weights"] |= _below(prefix, layer.named_parameters(recurse=False))
             elif isinstance(layer, _BatchNorm):
-                self._copy(prefix, layer, "affine", "statistics")
-
-    def _copy(self, prefix: str, layer: nn.Module, parameters: str, buffers: str) -> None:
-        for name, parameter in layer.named_parameters(recurse=False):
-            self.parts[parameters].append(f"{prefix}.{name}")
-            self.register_parameter(_key(f"{prefix}.{name}"), copy.deepcopy(parameter))
-        for name, buffer in layer.named_buffers(recurse=False):
-            self.parts[buffers].append(f"{prefix}.{name}")
-            self.register_buffer(_key(f"{prefix}.{name}"), buffer.clone())
+                found["affine"] |= _below(prefix, layer.named_parameters(recurse=False))
+                for name, buffer in _below(prefix, layer.named_buffers(recurse=False)).items():
+                    if buffer.is_floating_point():
+                        self._statistics.append(name)
+                        self.register_buffer(_key(name), buffer.clone())
+                    else:
+                        found["counts"][name] = buffer
+        self.shapes = {p: {n: v.shape for n, v in named.items()} for p, named in found.items()}
+        flat = {p: [v.detach().flatten() for v in named.values()] for p, named in found.items()}
+        none = next(network.parameters()).new_empty(0)
+        self.weights = nn.Parameter(torch.cat(flat["weights"] or [none]))
+        self.affine = nn.Parameter(torch.cat(flat["affine"] or [none]))
+        self.register_buffer("counts", torch.cat(flat["counts"] or [none.long()]))
 
     def forward(self, network: nn.Module, images: Tensor) -> Tensor:
         """See the class."""
         return functional_call(network, self.named(), (images,), tie_weights=False)  # type: ignore[no-any-return]
 
+    def part(self, name: str) -> dict[str, Tensor]:
+        """Views of ``weights``, ``affine`` or ``counts``, by their names in the network."""
+        shapes = self.shapes[name]
+        views = getattr(self, name).split([shape.numel() for shape in shapes.values()])
+        return {n: v.view(shapes[n]) for n, v in zip(shapes, views, strict=True)}
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Running means and variances of normalisations, by their names in the network."""
+        return {name: getattr(self, _key(name)) for name in self._statistics}
+
     def named(self) -> dict[str, Tensor]:
-        """The tensors by their names in the network."""
-        return {name: getattr(self, _key(name)) for part in self.parts.values() for name in part}
+        """All tensors by their names in the network."""
+        parts = [self.part(name) for name in self.shapes]
+        return {name: value for part in (*parts, self.statistics()) for name, value in part.items()}
 
-    def part(self, name: str) -> list[Tensor]:
-        """The tensors of one of ``parts``."""
-        return [getattr(self, _key(one)) for one in self.parts[name]]
-
+    @torch.no_grad()
     def start(self, network: nn.Module) -> None:
         """Take over what the network has now."""
         state = network.state_dict()
-        self.load_state_dict({_key(name): state[name] for name in self.named()})
+        for name, value in self.named().items():
+            value.copy_(state[name])
 
+    @torch.no_grad()
     def hand_over(self, network: nn.Module) -> None:
         """Give the network what the task has now."""
-        network.load_state_dict(self.named(), strict=False)
+        state = network.state_dict()
+        for name, value in self.named().items():
+            state[name].copy_(value)
+
+
+def _below(prefix: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of a layer by their names in the network."""
+    return {f"{prefix}.{name}": value for name, value in tensors}
 
 
 def _key(name: str) -> str:

@@ -24,8 +24,8 @@ def backbone(name: str) -> nn.Module:
 
 def sizes(own: TaskTensors) -> list[int]:
     """Scalars of kernels, affine parameters and statistics; counts of batches are left out."""
-    parts = (own.part(name) for name in ("weights", "affine", "statistics"))
-    return [sum(t.numel() for t in part if t.is_floating_point()) for part in parts]
+    statistics = sum(t.numel() for t in own.statistics().values())
+    return [own.weights.numel(), own.affine.numel(), statistics]
 
 
 COUNTS = [
@@ -95,7 +95,8 @@ def test_norms_at_the_start(variant, expected):
     with torch.device("meta"):
         network = backbone("resnet18")
         add_kernels(network, variant)
-    kernels = [Kernels(len(k)).kernel for k in TaskTensors(network).part("weights")]
+        shapes = TaskTensors(network).shapes["weights"].values()
+    kernels = [Kernels(shape[0]).kernel for shape in shapes]
     assert sum_of_norms(kernels).item() == pytest.approx(expected, abs=1e-4)
     assert sum_of_norms([Kernels(49).kernel]).item() == pytest.approx(math.sqrt(49))
 
@@ -105,7 +106,7 @@ def test_terms_of_the_penalty():
         network = backbone("resnet18")
         add_kernels(network, "reduced_v1")
         own = TaskTensors(network)
-    assert len(list(own.parameters())) + 2 == 59  # with the head's weight and bias
+    assert len(own.part("weights") | own.part("affine")) + 2 == 59  # with the head's two
 
 
 def test_gradient_of_the_penalty():
@@ -145,10 +146,8 @@ def test_a_call_leaves_nothing_of_a_task_behind():
         assert torch.equal(first(network.eval(), images), seen)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
-    tracked = [t for t in first.part("statistics") if not t.is_floating_point()]
-    assert [int(t) for t in tracked] == [1, 1]
-    moved = [t for t in first.part("statistics") if t.is_floating_point()]
-    assert not torch.equal(moved[0], before["1.running_mean"])
+    assert first.counts.tolist() == [1, 1]
+    assert not torch.equal(first.statistics()["1.running_mean"], before["1.running_mean"])
 
 
 def test_gradients_reach_the_task_and_nothing_else():
@@ -157,7 +156,8 @@ def test_gradients_reach_the_task_and_nothing_else():
     network.requires_grad_(False)
     own = TaskTensors(network).requires_grad_(True)
     own(network, torch.randn(4, 3, 9, 9)).square().mean().backward()
-    assert all(p.grad is not None and p.grad.any() for p in own.part("weights"))
+    assert own.weights.grad.any()
+    assert own.affine.grad.any()
     assert all(p.grad is None for p in network.parameters())
 
 
@@ -169,7 +169,7 @@ def test_a_batch_of_one_with_maps_of_one_pixel():
     network.train()
     found = own(network, image)
     assert network[1].training
-    assert [int(t) for t in own.part("statistics") if not t.is_floating_point()] == [0]
+    assert own.counts.tolist() == [0]
     assert torch.equal(found, own(network.eval(), image))
 
 
