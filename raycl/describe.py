@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raycl.datasets import Entry
+from raycl.datasets.packages import Package
 from raycl.errors import UserError, nearest
 from raycl.sweep import expand, spec
 from raycl.sweep.explain import Problem
@@ -299,3 +300,17 @@ def print_data(entries: Iterable[Entry]) -> None:
         for entry in entries
     ]
     print_table(["data set", "classes", "shape", "there", "where"], rows)
+
+
+def print_packages(packages: Mapping[str, Package]) -> None:
+    """Weights that have a package, the networks they are for, and whether they are installed."""
+    rows = [
+        [
+            name,
+            f"timm {package.model} ({package.about})",
+            "yes" if package.installed() else "no",
+            f"{{package: {package.distribution}, resource: {package.resource}, rename: order}}",
+        ]
+        for name, package in packages.items()
+    ]
+    print_table(["weights", "of", "there", "in a sweep: network.weights"], rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from raycl.datasets import folder, idx, transform
+from raycl.datasets import folder, idx, packages, transform
 from raycl.datasets import standard as named
 from raycl.datasets.base import Arrays, Dataset, DatasetConfig, Files
 from raycl.datasets.files import split_archive
@@ -71,13 +71,16 @@ def present(config: DatasetConfig, root: Path) -> str | None:
 
 
 def fetch(name: str, root: Path) -> None:
-    """Download a data set into ``root``; nothing to do if it is there.
+    """Download a data set into ``root``, or install weights; nothing to do for what is there.
 
     Raises:
         UserError: Unknown, bundled, given by path, no network, or ``root`` cannot be written.
     """
+    if name in packages.PACKAGES:
+        packages.install(name)
+        return
     if name not in names():
-        hint = nearest(name, names())
+        hint = nearest(name, [*names(), *packages.PACKAGES])
         raise UserError("raycl data fetch", f"unknown data set '{name}'", hint)
     if name in BY_PATH:
         raise UserError("raycl data fetch", f"{name} reads your own files; nothing to fetch")

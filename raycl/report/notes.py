@@ -8,6 +8,7 @@ from typing import Any
 
 from raycl.report.load import MATRIX, RESOLVED, TrackedRun, TrackedSweep
 from raycl.report.statistics import LEVEL, RESAMPLES
+from raycl.training.weights import named_in
 
 _ENDS = {"error": "failed", "stopped-early": "stopped early", "running": "still running"}
 _FEW_SEEDS = 5
@@ -27,6 +28,7 @@ def notes(
         *([] if sweep.spec else [f"{RESOLVED} cannot be read: no published numbers, no search"]),
         *_search(sweep),
         *_selection(sweep.spec),
+        *_weights(sweep.spec),
         *_published(rows, sweep.spec.get("published") or {}),
         *_baseline(rows, baseline),
         *_intervals(rows),
@@ -97,6 +99,15 @@ def _selection(spec: Mapping[str, Any]) -> Iterable[str]:
     if chosen:
         which = "" if len(chosen) == len(methods) else f": {', '.join(chosen)}"
         yield f"epochs were chosen on validation data of all tasks seen{which}"
+
+
+def _weights(spec: Mapping[str, Any]) -> Iterable[str]:
+    """Files that networks start from."""
+    methods = [entry for entry in spec.get("methods") or [] if isinstance(entry, Mapping)]
+    found = named_in([spec.get("network"), [entry.get("network") for entry in methods]])
+    if found:
+        files = (f"{one.label}, sha256 {(one.sha256 or 'unknown')[:12]}" for one in found)
+        yield f"networks start from {'; '.join(dict.fromkeys(files))}"
 
 
 def duration(seconds: float) -> str:

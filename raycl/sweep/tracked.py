@@ -9,6 +9,7 @@ from raycl.sweep.model import Sweep
 from raycl.sweep.outcomes import Status
 from raycl.tracking.records import SweepRecord, TrialRecord
 from raycl.tracking.tracker import Tracker
+from raycl.training.weights import told
 
 
 class Tracked:
@@ -24,6 +25,7 @@ class Tracked:
 
     def started(self, plan: TrialPlan) -> None:
         """A trial starts, or starts again after its worker was lost."""
+        weights = told(plan.config["network"])
         self.tracker.trial_started(
             TrialRecord(
                 key=plan.key,
@@ -34,7 +36,8 @@ class Tracked:
                     "benchmark": plan.benchmark,
                     "seed": str(plan.seed),
                     "config_key": plan.config_key,
-                },
+                }
+                | ({"weights": weights} if weights else {}),
                 params={"label": plan.method, **plan.config},  # two rows may share a method's name
                 storage=f"{self.storage}/{plan.key}",
             )

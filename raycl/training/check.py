@@ -23,7 +23,7 @@ from raycl.networks.base import (
 )
 from raycl.networks.sequence import REPEAT
 from raycl.training.config import TrialConfig
-from raycl.training.weights import normalised, read
+from raycl.training.weights import check_model, normalised, read
 
 
 def check_networks(method: type[Method], name: str, networks: Sequence[Mapping[str, Any]]) -> None:
@@ -68,6 +68,7 @@ def try_out(config: Mapping[str, Any], info: StreamInfo) -> None:
         with _member(trial.network, task):
             if weights := weights_of(block):
                 read(weights)
+                check_model(block)
     info = normalised(info, networks)
     try:
         _build_parts(trial, info, torch.device("meta"))

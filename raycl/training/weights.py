@@ -78,9 +78,23 @@ def build_network(
     cls, config = find_network(block)
     network = cls(config, input_shape)
     if isinstance(config.weights, Weights):
+        check_model(block)
         tensors = (given or {}).get(config.weights.sha256 or "") or read(config.weights)
         load_tensors(network, config.weights, tensors)
     return network
+
+
+def check_model(block: Mapping[str, Any]) -> None:
+    """Refuse a known file for a model that takes its tensors and computes something else.
+
+    Raises:
+        UserError: It is of another model.
+    """
+    digest, model = block["weights"].get("sha256"), str(block.get("model", ""))
+    for package in packages.PACKAGES.values():
+        if package.sha256 == digest and model.partition(".")[0] != package.model:
+            what = f"the weights of {package.distribution} are for {package.model}"
+            raise UserError("network.model", f"{what}, not {model or block['name']}")
 
 
 def read(weights: Weights) -> Tensors:
