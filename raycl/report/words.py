@@ -114,11 +114,13 @@ IMAGES = Words(
         "backward_transfer_all": "backward transfer, all T ↑",
         "forward_transfer": "forward transfer ↑",
         "learning_accuracy": "learning accuracy ↑",
+        "selection_accuracy": "accuracy on the selection split (optimistic) ↑",
         "one_step_forgetting": "one-step forgetting ↓",
         "omega": "omega (% of upper bound) ↑",
     },
     headlines=(
         "average_accuracy",
+        "selection_accuracy",
         "average_incremental_accuracy",
         "forgetting",
         "backward_transfer",

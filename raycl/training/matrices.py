@@ -23,14 +23,20 @@ class Matrices:
         tasks: T, the number of tasks of the run.
         diagnostics: Further readouts, such as ``probe/class``, to which of their rows are measured;
             on test data only, so that nothing can be selected by them.
+        selects: Whether a task's epoch is the one with the best accuracy on validation data.
 
     Attributes:
         tested: All readouts on test data, diagnostics last.
     """
 
     def __init__(
-        self, readouts: Sequence[str], tasks: int, diagnostics: Mapping[str, metrics.Rows] = {}
+        self,
+        readouts: Sequence[str],
+        tasks: int,
+        diagnostics: Mapping[str, metrics.Rows] = {},
+        selects: bool = False,
     ) -> None:
+        self.selects = selects
         self.readouts, self.tasks = tuple(readouts), tasks
         self.diagnostics = dict(diagnostics)
         self.tested = (*self.readouts, *self.diagnostics)
@@ -113,7 +119,10 @@ class Matrices:
             return {}  # no validation set, or a row that a diagnostic leaves out
         baseline = self.baseline[readout][:rows]
         ahead = name == "test" and not (np.isnan(baseline).any() or np.isnan(np.diag(r, 1)).any())
-        return metrics.compute(r, sizes, baseline if ahead else None, measured)
+        chose = self.sets["validation"][readout][:rows, :rows] if self.selects else None
+        if name != "test" or chose is None or np.isnan(np.diag(chose)).any():
+            chose = None
+        return metrics.compute(r, sizes, baseline if ahead else None, measured, chose)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -30,7 +30,8 @@ class Metric:
         formula: For people.
         higher_is_better: The direction.
         function: Of R, and of what ``also`` names.
-        also: What it needs beside R; the last two are curves of games, see ``raycl.rl.metrics``.
+        also: What it needs beside R; ``evaluation`` and ``training`` are curves of games, see
+            ``raycl.rl.metrics``.
         min_tasks: Smallest T it is defined for.
         rows: Rows of R it reads: the last one only, or all of them.
     """
@@ -38,7 +39,7 @@ class Metric:
     formula: str
     higher_is_better: bool
     function: Callable[..., float]
-    also: Literal["", "sizes", "baseline", "evaluation", "training"] = ""
+    also: Literal["", "sizes", "baseline", "selection", "evaluation", "training"] = ""
     min_tasks: int = 1
     rows: Rows = "all"
 
@@ -122,6 +123,18 @@ def learning_accuracy(R: ArrayLike) -> float:
     return float(_known(np.diag(_matrix(R))).mean())
 
 
+def selection_accuracy(R: ArrayLike, selection: ArrayLike) -> float:
+    """mean_i V[i, i], an optimistic number: V is measured on the data that chose each task's epoch.
+
+    The code of Ge et al., "CLR", ICCV 2023, arXiv 2307.11386, reports it.
+
+    Args:
+        R: The matrix on test data; not looked at.
+        selection: V, the matrix on validation data.
+    """
+    return learning_accuracy(selection)
+
+
 def one_step_forgetting(R: ArrayLike) -> float:
     """mean_{t>=2} mean_{i<t} (R[t-1, i] - R[t, i]); may be negative."""
     r = _lower(R, tasks=2)
@@ -155,6 +168,12 @@ METRICS: dict[str, Metric] = {
         average_accuracy_by_item,
         also="sizes",
         rows="last",
+    ),
+    "selection_accuracy": Metric(
+        "mean_i V[i,i], V on the data that chose the epoch",
+        True,
+        selection_accuracy,
+        also="selection",
     ),
     "average_incremental_accuracy": Metric(
         "mean_t mean_{i<=t} R[t,i]", True, average_incremental_accuracy
@@ -192,6 +211,7 @@ def compute(
     sizes: Sequence[int] | None = None,
     baseline: ArrayLike | None = None,
     rows: Rows = "all",
+    selection: ArrayLike | None = None,
 ) -> dict[str, float]:
     """Every metric that is defined for this many tasks and for what is given beside R.
 
@@ -200,12 +220,13 @@ def compute(
         sizes: Test items of each task; without it nothing is weighted by item.
         baseline: Performance before any training; without it there is no forward transfer.
         rows: Rows of R that were measured; with ``last`` only the metrics that need no other.
+        selection: The matrix on validation data, where accuracy on it chose the epochs.
 
     Raises:
         ValueError: R is not square, or an entry that one of these metrics needs is NaN.
     """
     tasks = len(_matrix(R))
-    given = {"": (), "sizes": sizes, "baseline": baseline}
+    given = {"": (), "sizes": sizes, "baseline": baseline, "selection": selection}
     return {
         name: metric.function(R, *([given[metric.also]] if metric.also else []))
         for name, metric in METRICS.items()

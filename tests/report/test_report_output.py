@@ -94,6 +94,7 @@ def test_markdown_parses_back(table: Table) -> None:
 HEADLINES = {
     "average_accuracy",
     "average_incremental_accuracy",
+    "selection_accuracy",
     "forgetting",
     "backward_transfer",
 }

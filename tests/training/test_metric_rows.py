@@ -17,7 +17,12 @@ def test_metrics_say_which_rows_they_read() -> None:
     last = {name for name, metric in METRICS.items() if metric.rows == "last"}
     assert last == {"average_accuracy", "average_accuracy_by_item"}
     for metric in METRICS.values():
-        also = {"sizes": [1, 2], "baseline": [0.0, 0.0], "": None}[metric.also]
+        also = {
+            "sizes": [1, 2],
+            "baseline": [0.0, 0.0],
+            "selection": LAST_ONLY,
+            "": None,
+        }[metric.also]
         given = () if also is None else (also,)
         if metric.rows == "last":
             assert metric.function(LAST_ONLY, *given) > 0

@@ -15,6 +15,7 @@ from raycl.training.metrics import (
     learning_accuracy,
     omega,
     one_step_forgetting,
+    selection_accuracy,
 )
 
 NAN = float("nan")
@@ -112,10 +113,27 @@ def test_one_task_has_no_forgetting():
         forgetting([[42.0]])
 
 
+def test_selection_accuracy_is_that_of_the_other_matrix_right_after_each_task():
+    chosen = np.array([[60.0, NAN], [10.0, 80.0]])
+    r = np.array([[50.0, NAN], [20.0, 30.0]])
+    assert selection_accuracy(r, chosen) == 70.0
+    found = compute(r, selection=chosen)
+    assert found.pop("selection_accuracy") == 70.0
+    assert found == compute(r)
+    with pytest.raises(ValueError, match="NaN"):
+        selection_accuracy(r, np.full((2, 2), NAN))
+
+
 def test_compute_gives_everything_that_is_defined():
-    assert set(compute(random_matrices()[1], sizes=[1, 2, 3], baseline=[0, 0, 0])) == set(METRICS)
+    r = random_matrices()[1]
+    found = compute(r, sizes=[1, 2, 3], baseline=[0, 0, 0], selection=r)
+    assert set(found) == set(METRICS)
     names = set(compute(GOLDEN))
-    assert set(METRICS) - names == {"average_accuracy_by_item", "forward_transfer"}
+    assert set(METRICS) - names == {
+        "average_accuracy_by_item",
+        "forward_transfer",
+        "selection_accuracy",
+    }
 
 
 @pytest.mark.parametrize(

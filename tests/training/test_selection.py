@@ -267,3 +267,25 @@ def test_seen_accuracy_resumes_bitwise() -> None:
         run.advance()
     run.advance()
     assert finish(reload(run, **options))["matrices"] == whole["matrices"]
+
+
+def test_the_optimistic_number_is_the_accuracy_of_the_kept_epoch_where_it_was_chosen() -> None:
+    run = build(select="validation_accuracy", readouts=["task"], lr=0.01)
+    run.method.active = lambda task: torch.tensor(task.classes)  # as the readout asks
+    best: dict[int, float] = {}
+    while not run.done:
+        row = run.advance()
+        task, current = int(row["task"]), row["validation/accuracy_current"]
+        best[task] = max(best.get(task, 0.0), current)
+    metrics = run.result()["metrics"]["task"]
+    assert metrics["selection_accuracy"] == pytest.approx(sum(best.values()) / 2)
+    assert metrics["selection_accuracy"] != metrics["learning_accuracy"]
+    assert row["eval/task/selection_accuracy"] == metrics["selection_accuracy"]
+    assert "selection_accuracy" not in run.result()["validation_metrics"]["task"]
+
+
+@pytest.mark.parametrize("select", ["last", "validation_loss", "seen_accuracy"])
+def test_other_ways_to_select_have_no_such_number(select: str) -> None:
+    run = build(select=select)
+    finish(run)
+    assert "selection_accuracy" not in run.result()["metrics"]["class"]
