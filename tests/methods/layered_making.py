@@ -13,7 +13,12 @@ import torch.nn.functional as F
 from reservoir_making import twin
 from torch import Tensor, nn
 
+from raycl import registry
+from raycl.benchmarks.base import StreamInfo, TaskInfo
 from raycl.methods._per_task import PerTask
+from raycl.methods.base import Context, Method
+from raycl.networks.base import find_network
+from raycl.nn.optim import TrainConfig
 from raycl.testing import toy_data
 from raycl.training.run import Run
 
@@ -47,6 +52,30 @@ def run_of(method: str, network: Any = None, *, tasks: int = 2, **options: Any) 
         },
         toy_data(),
     )
+
+
+def method_on(method: str, network: dict[str, Any], shape: tuple[int, int, int]) -> Any:
+    """A method on a network, for two tasks of two classes; none was added yet."""
+    info = StreamInfo(
+        tasks=(TaskInfo(0, "0", (0, 1)), TaskInfo(1, "1", (2, 3))),
+        input_shape=shape,
+        num_outputs=4,
+        class_names=tuple("abcd"),
+        mean=((0.0,) * shape[0],) * 2,
+        std=((1.0,) * shape[0],) * 2,
+        readouts=("task",),
+    )
+    cls, config = find_network(network)
+    context = Context(
+        stream=info,
+        train=TrainConfig(),
+        build_network=lambda block=None: cls(config, shape),
+        device=torch.device("cpu"),
+        data_generator=torch.Generator(),
+        method_generator=torch.Generator(),
+    )
+    found = registry.find("raycl.methods", Method, method)
+    return found(found.Config(name=method), context)
 
 
 class Reference:
