@@ -29,7 +29,7 @@ TRAIN: dict[str, dict[str, object]] = {
 }
 
 CNN = {"name": "cnn", "channels": [8, 8], "features": 24, "batch_norm": True}
-NETWORK: dict[str, dict[str, object]] = {"clr": CNN}
+NETWORK: dict[str, dict[str, object]] = {"clr": CNN, "li_adapter": CNN}
 """Networks other than the suite's, for methods that need convolutions."""
 
 for _name in registry.names("raycl.methods"):

@@ -1,0 +1,102 @@
+"""1 x 1 adapters: the sum by hand, maps that do not fit, and a network that nothing changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from layered_making import CNN
+from timm.layers import Conv2dSame
+from torch import nn
+
+from raycl.errors import UserError
+from raycl.methods.li_adapter import fitted
+from raycl.testing import finish
+
+
+def test_the_sum_by_hand(build):
+    run = build("li_adapter", network=CNN)
+    run._enter_task()
+    method, images = run.method.eval(), torch.randn(3, 1, 8, 8)
+    plain = method.backbone(images)
+    layers, (first, second) = method.backbone.layers, method.adapters[0]
+    assert (first.kernel_size, first.weight.shape, first.bias.shape) == ((1, 1), (4, 1, 1, 1), (4,))
+    x = F.conv2d(images, layers[0].weight, padding=1) + first(images)
+    x = layers[3](layers[2](layers[1](x)))
+    x = layers[4](x) + second(x)
+    for layer in layers[5:]:
+        x = layer(x)
+    torch.testing.assert_close(method.embed(images, 0), x)
+    assert not torch.equal(plain, x)
+    assert torch.equal(method.backbone(images), plain)  # no hook is left
+
+
+def test_hooks_go_when_a_pass_fails(build):
+    run = build("li_adapter", network=CNN)
+    run._enter_task()
+    with pytest.raises(RuntimeError):
+        run.method.embed(torch.randn(3, 2, 8, 8), 0)
+    assert not any(module._forward_hooks for module in run.method.backbone.modules())
+
+
+@pytest.mark.parametrize(
+    "layer, side, reads",
+    [
+        (nn.Conv2d(1, 1, 3, padding=1), 6, range(6)),
+        (nn.Conv2d(1, 1, 3, 2, padding=1), 6, range(0, 6, 2)),
+        (nn.Conv2d(1, 1, 7, 2, padding=3), 7, range(0, 7, 2)),
+        (nn.Conv2d(1, 1, 1, 2), 6, range(0, 6, 2)),
+        (nn.Conv2d(1, 1, 5), 8, range(2, 6)),  # LeNet: the middle of the window
+        (nn.Conv2d(1, 1, 2), 6, range(5)),
+        (nn.Conv2d(1, 1, 11, 4, padding=2), 35, range(3, 35, 4)),
+        (nn.Conv2d(1, 1, 3, padding=2), 4, [None, 0, 1, 2, 3, None]),
+        (Conv2dSame(1, 1, 3, 2), 6, range(0, 6, 2)),  # which pads by itself
+        (Conv2dSame(1, 1, 3), 6, range(6)),
+    ],
+)
+def test_maps_are_made_to_fit(layer, side, reads):
+    maps = torch.arange(1.0, side + 1)[None, None, None].expand(1, 1, side, side)
+    size = layer(maps).shape[2:]
+    found = fitted(maps, size, layer.stride)[:, :, :: layer.stride[0], :: layer.stride[1]]
+    assert found.shape[2:] == size
+    rows = [0 if i is None else i + 1 for i in reads]
+    middle = found.shape[2] // 2
+    assert found[0, 0, middle].tolist() == rows
+
+
+def test_the_network_stays_in_eval_mode(build):
+    network = {**CNN, "channels": [4]}
+    run = build("li_adapter", network=network, train={"epochs": 2})
+    run.method.backbone.layers.append(nn.Dropout(0.5))
+    before = {k: v.clone() for k, v in run.method.backbone.state_dict().items()}
+    finish(run)
+    run.method.train()
+    assert run.method.heads.training
+    assert not any(module.training for module in run.method.backbone.modules())
+    after = run.method.backbone.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_penalty_sums_adapters_and_head(build):
+    run = build("li_adapter", network=CNN, penalty=0.5)
+    task = run._enter_task()
+    (phase,) = run.method.phases(task)
+    batch = next(iter(phase.batches()))
+    trained = run.method.trainable()
+    assert len(trained) == 2 * 2 + 2
+    expected = 0.5 * sum(p.norm() for p in trained)
+    torch.testing.assert_close(phase.loss(batch)["penalty"], expected)
+
+
+def test_what_a_task_costs(build):
+    run = build("li_adapter", network=CNN)
+    total = sum(p.numel() for p in run.method.backbone.parameters())
+    row = run.advance()
+    adapters = (4 + 4) + (20 + 5)
+    for part in ("", "_affine", "_statistics"):
+        assert row[f"cost/task_percent{part}"] == pytest.approx(100 * adapters / total)
+
+
+def test_a_network_without_convolutions_is_refused(build):
+    with pytest.raises(UserError, match=r"^network: li_adapter adds to convolutions, and .* none"):
+        build("li_adapter")
