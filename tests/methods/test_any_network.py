@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from layered_making import method_on
 
-METHODS = ["batch_ensemble", "li_adapter", "piggyback", "psp", "supsup"]
+METHODS = ["batch_ensemble", "li_adapter", "packnet", "piggyback", "psp", "supsup"]
 NETWORKS = {
     "alexnet": ({"name": "alexnet", "width": 0.1, "hidden": [20, 20]}, 32),
     "lenet": ({"name": "cifar", "model": "lenet"}, 32),
@@ -26,6 +28,7 @@ def test_a_step_of_each_task(method, network):
     found = []
     for info in made.context.stream.tasks:
         made.add_task(info)
+        made.eval().begin_task(SimpleNamespace(info=info))
         made.zero_grad()
         made.train()
         out = made.logits(images, info.index)[:, list(info.classes)]
@@ -37,6 +40,8 @@ def test_a_step_of_each_task(method, network):
         with torch.no_grad():
             for p in trained:
                 p -= 0.01 * p.grad.sign()
+            if method == "packnet":
+                made.prune(info.index)
             found.append(made.eval().logits(images, 0)[:, :2])
     if made.isolated:
         assert torch.equal(*found)
