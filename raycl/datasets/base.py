@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -88,6 +89,19 @@ class DatasetConfig(BaseModel):
         "`validation: folder` sets it",
     )
 
+    classes: tuple[str, ...] | None = Field(
+        None, min_length=2, description="names of the classes to take, in this order; default: all"
+    )
+    test_limit: int | None = Field(
+        None, ge=1, description="at most this many test images per class (the first ones)"
+    )
+    invert: bool = Field(False, description="black becomes white; images in memory only")
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return [str(one) for one in value] if isinstance(value, list | tuple) else value
+
     @model_validator(mode="before")
     @classmethod
     def _bare_name(cls, value: Any) -> Any:
@@ -100,7 +114,7 @@ class DatasetConfig(BaseModel):
 
     @model_serializer(mode="wrap")
     def _dumped(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_defaults(self, handler(self), ("budget", "validation"))
+        return without_defaults(self, handler(self), LATER)
 
     @property
     def label(self) -> str:
@@ -109,6 +123,10 @@ class DatasetConfig(BaseModel):
             return self.name
         last = re.split(r"[/!]", self.path.rstrip("/"))[-1].removesuffix(".zip")
         return re.sub(r"[^A-Za-z0-9._]+", "-", last).strip("-") or self.name
+
+
+LATER = ("budget", "validation", "classes", "test_limit", "invert")
+"""Options that came after data sets had keys; see ``without_defaults``."""
 
 
 def check_budget(budget: Budget | None, limit: int | None) -> None:

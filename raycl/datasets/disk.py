@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -99,14 +100,24 @@ def load(config: DatasetConfig, root: Path) -> Dataset:
     """
     _check_name(config)
     train, test, classes, validation = _read(config, root)
+    if config.classes is not None:
+        wanted = _positions(config.classes, classes, config.label)
+        train, test = _only(train, wanted), _only(test, wanted)
+        validation = None if validation is None else _only(validation, wanted)
+        classes = config.classes
     if len(classes) < 2:
         raise UserError(WHERE, f"{config.label} has one class only")
     if config.limit:
         train = _take(train, transform.first_per_class(train.labels, config.limit))
+    if config.test_limit:
+        test = _take(test, transform.first_per_class(test.labels, config.test_limit))
+    if config.invert:
+        train, test = _inverted(train), _inverted(test)
+        validation = None if validation is None else _inverted(validation)
     if config.size:
         train, test = _sized(train, config.size), _sized(test, config.size)
         validation = None if validation is None else _sized(validation, config.size)
-    known = STANDARD.get(config.name)
+    known = None if config.classes or config.invert else STANDARD.get(config.name)
     mean = config.mean or (known and known.mean)
     std = config.std or (known and known.std)
     if not (mean and std):
@@ -171,6 +182,32 @@ def _check_name(config: DatasetConfig) -> None:
 def resolve(path: str, root: Path) -> Path:
     """A path of a sweep file: relative ones start at the data root."""
     return root / Path(path).expanduser()
+
+
+def _positions(wanted: Sequence[str], classes: Sequence[str], label: str) -> list[int]:
+    """Ids of the classes named."""
+    for name in wanted:
+        if name not in classes:
+            what = f"{label} has no class '{name}'"
+            raise UserError(f"{WHERE}.classes", what, nearest(name, classes))
+    if len(set(wanted)) < len(wanted):
+        raise UserError(f"{WHERE}.classes", "names a class twice")
+    return [classes.index(name) for name in wanted]
+
+
+def _only(part: Arrays | Files, wanted: Sequence[int]) -> Arrays | Files:
+    """The images of some classes, numbered in that order."""
+    number = np.full(max(int(part.labels.max()), *wanted) + 1, -1, np.int64)
+    number[list(wanted)] = np.arange(len(wanted))
+    part = _take(part, number[part.labels] >= 0)
+    return replace(part, labels=number[part.labels])
+
+
+def _inverted(part: Arrays | Files) -> Arrays | Files:
+    if isinstance(part, Files):
+        what = "images of more than 64 pixels are not held in memory"
+        raise UserError(f"{WHERE}.invert", what, "leave out invert, or set a size of at most 64")
+    return replace(part, images=255 - part.images)
 
 
 def _take(part: Arrays | Files, chosen: NDArray[np.bool_]) -> Arrays | Files:
