@@ -235,7 +235,7 @@ def _by_order(
     features: int,
 ) -> dict[str, str]:
     """The n-th goes to the n-th; behind the last may be the classifier of so many features."""
-    counted = any(name.endswith(COUNTER) for name in names)
+    counted = any(tensors[name].ndim == 0 for name in names)
     wanted = [name for name in state if counted or not name.endswith(COUNTER)]
     for name, source in zip(wanted, names, strict=False):
         _check_shape(weights, source, tensors[source], name, state[name])

@@ -12,7 +12,7 @@ import io
 import json
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -175,18 +175,27 @@ def _hashed(tree: Any) -> Any:
 
 
 def named_in(tree: Any) -> list[Weights]:
-    """Every complete ``weights`` block of a tree of networks' blocks, each once, in order."""
-    found: list[Weights] = []
+    """Every complete ``weights`` block of a tree of networks' blocks, each once, in order.
+
+    Args:
+        tree: Plain data; options may be search spaces.
+    """
+    return list(dict.fromkeys(_named_in(tree, inside=False)))
+
+
+def _named_in(tree: Any, inside: bool) -> Iterator[Weights]:
+    """``inside``: below a key ``weights``, where a mapping is a block or a search space of them."""
     if isinstance(tree, list | tuple):
-        found = [weights for value in tree for weights in named_in(value)]
+        for value in tree:
+            yield from _named_in(value, inside)
     elif isinstance(tree, Mapping):
-        for key, value in tree.items():
-            try:
-                own = [Weights.model_validate(value)] if key == "weights" else None
-            except ValidationError:
-                own = None
-            found += named_in(value) if own is None else own
-    return list(dict.fromkeys(found))
+        try:
+            whole = [Weights.model_validate(tree)] if inside else []
+        except ValidationError:
+            whole = []
+        yield from whole
+        for key, value in () if whole else tree.items():
+            yield from _named_in(value, inside or key == "weights")
 
 
 def normalisation(networks: Iterable[Mapping[str, Any]]) -> Normalisation | None:
@@ -262,7 +271,8 @@ def _in_runs(trial: str) -> Place:
     except ValueError as error:
         raise UserError(f"{WHERE}.trial", str(error)) from error
     if path is None:
-        known = [one.rpartition("/")[2] for one in store.fs.glob(f"{store.root}/../*")]
+        beside = store.fs.glob(f"{store.root.rpartition('/')[0]}/*")
+        known = [one.rpartition("/")[2] for one in beside]
         what = f"run '{run}' has no checkpoint of a trial '{key}'"
         raise UserError(f"{WHERE}.trial", what, nearest(key, known[:20]))
     about = store.fs.info(path)
