@@ -8,13 +8,13 @@ import pytest
 import torch
 from layered_making import method_on
 
-METHODS = ["batch_ensemble", "li_adapter", "packnet", "piggyback", "psp", "supsup"]
+METHODS = ["batch_ensemble", "li_adapter", "packnet", "piggyback", "pnn", "psp", "supsup"]
 NETWORKS = {
     "alexnet": ({"name": "alexnet", "width": 0.1, "hidden": [20, 20]}, 32),
     "lenet": ({"name": "cifar", "model": "lenet"}, 32),
-    "lite0": ({"name": "timm", "model": "tf_efficientnet_lite0"}, 64),
-    "resnet18": ({"name": "torchvision", "model": "resnet18"}, 64),
+    "lite0": ({"name": "timm", "model": "tf_efficientnet_lite0"}, 32),
     "resnet32": ({"name": "resnet32", "blocks": 1}, 16),
+    "shufflenet": ({"name": "torchvision", "model": "shufflenet_v2_x0_5"}, 64),
     "vit": ({"name": "timm", "model": "test_vit"}, 160),
 }
 
