@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -18,10 +19,12 @@ from raycl.methods.base import (
     Losses,
     Method,
     MethodConfig,
+    Phase,
     masked_cross_entropy,
 )
 from raycl.networks.base import Backbone
 from raycl.nn.norms import sum_of_norms
+from raycl.nn.optim import make_optimizer
 
 
 class PerTask(Classifier):
@@ -124,3 +127,50 @@ class PerTask(Classifier):
     def task_parts(self, task: int) -> Mapping[str, Sequence[Tensor]]:
         """See ``Method.task_parts``."""
         return {"weights": self.own_parameters(task)}
+
+
+class OnAnchor(PerTask):
+    """A frozen backbone that comes with its weights, or that the first task has trained.
+
+    With ``anchor: first_task`` the first task has a phase ``anchor`` before ``train``: the whole
+    backbone and the task's head learn it, with the same options. Then the backbone stays as it is,
+    and every task, the first one too, trains what is its own. The first task keeps its head.
+    """
+
+    class Config(PerTask.Config):
+        """Options of every such method."""
+
+        anchor: Literal["weights", "first_task"] = Field(
+            "weights", description="the frozen network: as it starts, or trained on the first task"
+        )
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__(config, context)
+        if config.anchor == "first_task":
+            self.fixed = ()
+
+    def phases(self, task: Task) -> list[Phase]:
+        """``train``; before it ``anchor`` in the first task, if the network is trained on that."""
+        (train,) = super().phases(task)
+        if self.config.anchor == "weights":
+            return [train]
+        if task.info.index:
+            return [replace(train, before=self.start)]
+        trained = [*self.anchor_parameters(), *self.heads[0].parameters()]
+        anchor = replace(
+            train,
+            name="anchor",
+            optimizer=lambda: make_optimizer(trained, self.context.train),
+            after=self.freeze,
+        )
+        return [anchor, train]
+
+    def anchor_parameters(self) -> list[nn.Parameter]:
+        """What the anchor phase trains beside the head."""
+        return list(self.backbone.parameters())
+
+    def freeze(self) -> None:
+        """Called when the backbone has learnt the first task; nothing, unless overridden."""
+
+    def start(self) -> None:
+        """Let the current task start from the frozen backbone; nothing, unless overridden."""

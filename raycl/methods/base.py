@@ -219,9 +219,10 @@ class Method(nn.Module, ABC):
     def frozen_values(self, images: Tensor) -> Tensor:
         """A function of the images and of ``fixed`` state only, which is computed once per image.
 
-        A method that overrides this finds the values of a batch in ``Batch.frozen``, and in
-        ``logits``; they are kept for each set of images as far as ``evaluate.cache_mb`` goes, for
-        training images only without augmentation. In eval mode, without gradients.
+        A method that overrides this, and of which something is fixed, finds the values of a batch
+        in ``Batch.frozen`` and in ``logits``. They are kept for each set of images as far as
+        ``evaluate.cache_mb`` goes, for training images only without augmentation. In eval mode,
+        without gradients.
 
         Args:
             images: float32 (B, C, H, W), normalised.

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raycl.benchmarks.base import Task, TaskInfo
+from raycl.benchmarks.base import TaskInfo
 from raycl.errors import UserError
-from raycl.methods._per_task import PerTask
-from raycl.methods.base import Context, Phase
-from raycl.nn.optim import make_optimizer
+from raycl.methods._per_task import OnAnchor
+from raycl.methods.base import Context
 from raycl.nn.reprogramming import TaskTensors, Variant, add_kernels
 
 
-class CLR(PerTask):
+class CLR(OnAnchor):
     """Behind the convolutions of a frozen network each task has depth-wise 3 x 3 kernels.
 
     Paper:
@@ -65,13 +62,10 @@ class CLR(PerTask):
         UserError: No convolution of the network is to have kernels.
     """
 
-    class Config(PerTask.Config):
+    class Config(OnAnchor.Config):
         """Options of reprogramming."""
 
         variant: Variant = Field("reduced_v1", description="which convolutions have kernels")
-        anchor: Literal["weights", "first_task"] = Field(
-            "weights", description="the frozen network: as it starts, or trained on the first task"
-        )
         penalty: float = Field(
             1e-5, ge=0, description="lambda, weight of the sum of norms of all trained tensors"
         )
@@ -87,8 +81,6 @@ class CLR(PerTask):
                 "take a network with convolutions larger than 1 x 1",
             ) from error
         self.tasks = nn.ModuleList()
-        if config.anchor == "first_task":
-            self.fixed = ()
 
     def add_task(self, task: TaskInfo) -> None:
         """Add the task's head, kernels and normalisations."""
@@ -99,31 +91,20 @@ class CLR(PerTask):
         """See ``PerTask.embed``."""
         return self.tasks[task_id](self.backbone, images)  # type: ignore[no-any-return]
 
-    def phases(self, task: Task) -> list[Phase]:
-        """``train``; before it ``anchor`` in the first task, if the network is trained on that."""
-        (train,) = super().phases(task)
-        if self.config.anchor == "weights":
-            return [train]
-        if task.info.index == 0:
-            return [self.anchoring(train), train]
-        return [replace(train, before=self.start)]
-
-    def start(self) -> None:
-        """Let the current task start from the network as it was left by the first one."""
-        self.own(self.index).start(self.backbone)
-
-    def anchoring(self, train: Phase) -> Phase:
-        """The phase in which the whole network learns the first task, kernels left as they are."""
+    def anchor_parameters(self) -> list[nn.Parameter]:
+        """See ``OnAnchor``; the task's own normalisations in place of the network's, no kernels."""
         own = self.own(0)
         replaced = own.named().keys()
-        convolutions = [p for name, p in self.backbone.named_parameters() if name not in replaced]
-        trained = [*convolutions, own.affine, *self.heads[0].parameters()]
-        return replace(
-            train,
-            name="anchor",
-            optimizer=lambda: make_optimizer(trained, self.context.train),
-            after=lambda: own.hand_over(self.backbone),
-        )
+        others = [p for name, p in self.backbone.named_parameters() if name not in replaced]
+        return [*others, own.affine]
+
+    def freeze(self) -> None:
+        """Give the network the normalisations that the first task has found for it."""
+        self.own(0).hand_over(self.backbone)
+
+    def start(self) -> None:
+        """Give the current task the network's normalisations."""
+        self.own(self.index).start(self.backbone)
 
     def own(self, task: int) -> TaskTensors:
         """Kernels and normalisations of a task."""

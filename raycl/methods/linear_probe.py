@@ -6,10 +6,10 @@ from typing import Self
 
 from torch import Tensor
 
-from raycl.methods._per_task import PerTask
+from raycl.methods._per_task import OnAnchor
 
 
-class LinearProbe(PerTask):
+class LinearProbe(OnAnchor):
     """Only heads are trained: a frozen network in eval mode, and a linear layer for each task.
 
     Paper:
@@ -19,17 +19,18 @@ class LinearProbe(PerTask):
     Loss: cross-entropy over the classes of the task; with ``penalty``, its weight times the sum of
     the Euclidean norms of the head's weight and bias (that code: 1e-5).
 
-    Without augmentation the features of each image are computed once per run.
+    Without augmentation the features of each image are computed once per run, if the network comes
+    with its weights.
 
-    Departures: none.
+    Departures: ``anchor: first_task`` is not in that code; see ``clr``.
     """
 
     frozen_alone = True
 
     def train(self, mode: bool = True) -> Self:
-        """See ``torch.nn.Module.train``; the network stays in eval mode."""
+        """See ``torch.nn.Module.train``; the network stays in eval mode, unless it is trained."""
         super().train(mode)
-        self.backbone.eval()
+        self.backbone.train(mode and all(p.requires_grad for p in self.backbone.parameters()))
         return self
 
     def frozen_values(self, images: Tensor) -> Tensor:

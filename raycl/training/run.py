@@ -237,7 +237,7 @@ class Run:
     def _with_frozen(self, stream: Stream) -> Stream:
         """The stream with what the method computes from each image once, if it does."""
         cls = type(self.method)
-        if cls.frozen_values is Method.frozen_values:
+        if cls.frozen_values is Method.frozen_values or not self.method.fixed:
             return stream
         budget = Budget(self.config.evaluate.cache_mb)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from raycl.testing import finish
+from raycl.testing import MethodConformance, finish
 
 CNN = {"name": "cnn", "channels": [8], "features": 16, "batch_norm": True}
 
@@ -21,6 +21,23 @@ def test_the_network_stays_and_each_image_passes_it_once(build):
     assert sum(passes) == sum(len(d.train) + len(d.validation) + len(d.test) for d in data)
     assert result["cost"]["task_percent"] == 0
     assert result["metrics"]["task"]["average_accuracy"] > 80
+
+
+class TestFirstTask(MethodConformance):
+    method = "linear_probe"
+    options = {"anchor": "first_task"}
+    network = CNN
+
+
+def test_the_first_task_may_train_the_network(build):
+    run = build("linear_probe", network=CNN, anchor="first_task", train={"epochs": 2})
+    seen = []
+    while not run.done:
+        before = [v.clone() for v in run.method.backbone.state_dict().values()]
+        phase = run.advance()["phase"]
+        after = run.method.backbone.state_dict().values()
+        seen.append((phase, any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))))
+    assert seen == [("anchor", True)] * 2 + [("train", False)] * 4
 
 
 def test_augmented_images_pass_it_in_eval_mode(build):
