@@ -37,7 +37,8 @@ def load(path: Path, overrides: Sequence[str] = (), smoke: bool = False) -> Swee
         return sweep
     small = deepcopy(source)
     apply_smoke(small, sweep)
-    _override(small, overrides)
+    if smoke:  # else they may be about what a smoke block replaces
+        _override(small, overrides)
     tiny = parse(small)  # also without --smoke, so that a wrong block is found early
     return tiny if smoke else sweep
 

@@ -537,3 +537,13 @@ def test_ray_is_not_needed(here):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_override_may_be_about_what_a_smoke_block_replaces(here: Path) -> None:
+    text = GOOD.replace("benchmark: {", "benchmark:\n  - {label: first, ")
+    text += "smoke: {benchmark: {name: split, dataset: digits, tasks: 2}}\n"
+    sweep = load(text, "benchmark[0].tasks=4")
+    assert sweep.benchmark[0]["tasks"] == 4
+    assert load(text, smoke=True).benchmark[0]["tasks"] == 2
+    with pytest.raises(UserError, match="benchmark is not a list"):
+        load(text, "benchmark[0].tasks=4", smoke=True)
