@@ -31,6 +31,7 @@ def notes(
         *_weights(sweep.spec),
         *_published(rows, sweep.spec.get("published") or {}),
         *_baseline(rows, baseline),
+        *_tasks(rows),
         *_intervals(rows),
     ]
 
@@ -129,9 +130,26 @@ def _baseline(rows: Sequence[Mapping[str, Any]], baseline: str | None) -> Iterab
     lacking = sorted({row["benchmark"] for row in rows} - have)
     if lacking:
         yield f"no differences on {', '.join(lacking)}: {baseline} has not finished there"
-    short = {row["method"] for row in rows if row["baseline"] and row["difference_n"] != row["n"]}
+    counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for row in rows:
+        if row["baseline"]:
+            counts[row["method"]].append((row["difference_n"] or 0, row["n"]))
+    # a metric that the baseline does not have (forward transfer) says nothing about its seeds
+    short = {
+        method
+        for method, pairs in counts.items()
+        if any(0 < shared < n for shared, n in pairs) or not any(shared for shared, _ in pairs)
+    }
     if short:
         yield f"differences use the seeds shared with {baseline} only: {', '.join(sorted(short))}"
+
+
+def _tasks(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    if any(row["task_percent"] is not None for row in rows):
+        yield (
+            "task (%): what one task adds beside its head, in percent of the backbone's parameters: "
+            "weights, with affine parameters, with statistics of its normalisations"
+        )
 
 
 def _intervals(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
