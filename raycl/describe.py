@@ -191,7 +191,7 @@ def options(schema: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
             continue
         default = "required" if name in required else _yaml(part.get("default"))
         inner = next((p for p in _branches(part) if "properties" in p), None)
-        kind = "mapping" if inner else _type(part)
+        kind = _type(part)
         about = part.get("description", "")
         rows.append([prefix + name, kind, default, _bounds(part), about])
         if inner is not None:
@@ -212,7 +212,7 @@ def _type(part: Mapping[str, Any]) -> str:
             kinds = dict.fromkeys(_type(item) for item in _items(branch))
             found.append(f"list of {' | '.join(kinds) or 'any'}")
         else:
-            found.append(str(branch.get("type", "any")))
+            found.append("mapping" if "properties" in branch else str(branch.get("type", "any")))
     return " | ".join(found)
 
 

@@ -104,7 +104,7 @@ def read(weights: Weights) -> Tensors:
         UserError: It is not there, cannot be read, or has another hash than the block says.
     """
     place = locate(weights)
-    found, tensors = _read(place, weights.trial is not None)
+    found, tensors = _read(place)
     if weights.sha256 not in (None, found):
         what = f"{place.path} has sha256 {found}, not {weights.sha256}"
         hint = "it is another file than the one meant, or it has changed"
@@ -118,7 +118,7 @@ def sha256(weights: Weights) -> str:
     Raises:
         UserError: It is not there.
     """
-    return _hash(locate(weights), weights.trial is not None)
+    return _hash(locate(weights))
 
 
 def locate(weights: Weights) -> Place:
@@ -144,7 +144,7 @@ def locate(weights: Weights) -> Place:
         if not path.is_file():
             raise UserError(f"{WHERE}.file", f"there is no file '{path}'")
     stat = path.stat()
-    return Place(str(path), option, (stat.st_mtime, stat.st_size))
+    return Place(str(path), option, (stat.st_mtime_ns, stat.st_size))
 
 
 def with_hashes(tree: Any) -> Any:
@@ -217,8 +217,10 @@ def normalisation(networks: Iterable[Mapping[str, Any]]) -> Normalisation | None
             needs.setdefault(cls.normalisation(config), _name(block))
     if len(needs) > 1:
         (first, one), (second, other), *_ = needs.items()
-        what = f"{one} and {other} of one stream need images normalised differently"
-        hint = f"set mean and std in their weights: {_text(first)}, and {_text(second)}"
+        what = f"{one} needs images normalised by {_text(first)}, {other} by {_text(second)}"
+        hint = (
+            "networks of one stream see the same images: give their weights the same mean and std"
+        )
         raise UserError("network", what, hint)
     return next(iter(needs), None)
 
@@ -246,7 +248,7 @@ def _name(block: Mapping[str, Any]) -> str:
 
 def _text(statistics: Normalisation | None) -> str:
     if statistics is None:
-        return "the benchmark's"
+        return "the benchmark's statistics"
     mean, std = (", ".join(f"{value:g}" for value in values) for values in statistics)
     return f"mean {mean} std {std}"
 
@@ -283,17 +285,17 @@ def _in_runs(trial: str) -> Place:
 
 
 @lru_cache(256)
-def _hash(place: Place, trial: bool) -> str:
+def _hash(place: Place) -> str:
     return hashlib.sha256(_content(place)).hexdigest()
 
 
 @lru_cache(KEPT)
-def _read(place: Place, trial: bool) -> tuple[str, dict[str, NDArray[Any]]]:
+def _read(place: Place) -> tuple[str, dict[str, NDArray[Any]]]:
     """Hash and tensors of a file."""
     content = _content(place)
     suffix = PurePosixPath(place.path).suffix
     try:
-        tensors = _of_trial(content) if trial else _PARSERS[suffix](content)
+        tensors = _of_trial(content) if place.option == "trial" else _PARSERS[suffix](content)
     except Exception as error:  # parsers raise whatever they like
         reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):
@@ -314,16 +316,19 @@ def _content(place: Place) -> bytes:
 
 
 def _of_trial(content: bytes) -> dict[str, NDArray[Any]]:
-    return _arrays(CheckpointStore.parse(content)["method"])
+    state = CheckpointStore.parse(content)
+    if "method" not in state:
+        raise ValueError("it is no checkpoint of a trial on images")
+    return _arrays(state["method"])
 
 
 def _of_torch(content: bytes) -> dict[str, NDArray[Any]]:
     found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    while isinstance(found, Mapping) and not any(isinstance(v, Tensor) for v in found.values()):
-        inner = next((found[key] for key in WRAPPERS if key in found), None)
-        if inner is None:
+    while isinstance(found, Mapping):
+        inner = (found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping))
+        if (unpacked := next(inner, None)) is None:
             break
-        found = inner
+        found = unpacked
     return _arrays(found)
 
 

@@ -592,7 +592,9 @@ def test_networks_of_one_stream_must_agree(root: Path, cli: Cli) -> None:
     code, said = cli({"name": "sequence", "of": [one, MLP, other]})
     assert code == 2
     assert said.count("\n") == 1
-    assert "network: mlp and mlp of one stream need images normalised differently" in said
+    assert (
+        "network: mlp needs images normalised by the benchmark's statistics, mlp by mean 0" in said
+    )
     agreed = normalisation([MLP, other, MLP])
     assert agreed == ((0.5,), (0.5,)), "a network with random weights takes any"
 
