@@ -80,16 +80,15 @@ class CLR(OnAnchor):
                 f"{config.variant}: {error}",
                 "take a network with convolutions larger than 1 x 1",
             ) from error
-        self.tasks = nn.ModuleList()
 
     def add_task(self, task: TaskInfo) -> None:
         """Add the task's head, kernels and normalisations."""
         super().add_task(task)
-        self.tasks.append(TaskTensors(self.backbone))
+        self.add_module(f"task_{task.index}", TaskTensors(self.backbone))
 
     def embed(self, images: Tensor, task_id: int) -> Tensor:
         """See ``PerTask.embed``."""
-        return self.tasks[task_id](self.backbone, images)  # type: ignore[no-any-return]
+        return self.own(task_id)(self.backbone, images)  # type: ignore[no-any-return]
 
     def anchor_parameters(self) -> list[nn.Parameter]:
         """See ``OnAnchor``; the task's own normalisations in place of the network's, no kernels."""
@@ -107,8 +106,11 @@ class CLR(OnAnchor):
         self.own(self.index).start(self.backbone)
 
     def own(self, task: int) -> TaskTensors:
-        """Kernels and normalisations of a task."""
-        found = self.tasks[task]
+        """Kernels and normalisations of a task.
+
+        Each is a child of the method, so that a kept epoch is a copy of the current one only.
+        """
+        found = self.get_submodule(f"task_{task}")
         assert isinstance(found, TaskTensors)
         return found
 

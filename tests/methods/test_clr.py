@@ -261,6 +261,16 @@ def test_the_backbone_is_in_no_checkpoint(clr):
     assert len(state["fixed"]) == 64
 
 
+def test_a_kept_epoch_is_that_of_the_current_task(clr):
+    run = clr(benchmark={"validation": 0.2}, train={"epochs": 2, "select": "validation_accuracy"})
+    while run.task_index < 1:
+        run.advance()
+    run.advance()
+    kept = run._phase.kept
+    assert any(name.startswith("task_1.") for name in kept)
+    assert not any(name.startswith(("task_0.", "backbone.")) for name in kept)
+
+
 def test_cost_of_a_task(clr):
     run = clr()
     cost = finish(run)["cost"]

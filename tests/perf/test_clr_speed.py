@@ -91,7 +91,7 @@ def test_a_checkpoint_holds_what_the_task_added(tmp_path: Path) -> None:
     run = started("clr")
     run.advance()
     state = run.state_dict()
-    added = [*run.method.tasks.state_dict().values(), *run.method.heads.state_dict().values()]
+    added = [*run.method.own(0).state_dict().values(), *run.method.heads.state_dict().values()]
     moments = [v for one in state["phase"]["optimizer"]["state"].values() for v in one.values()]
     size = sum(t.numel() * t.element_size() for t in (*added, *moments))
     written = Path(CheckpointStore(str(tmp_path)).save(state, 1)).stat().st_size
