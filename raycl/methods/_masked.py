@@ -43,7 +43,7 @@ class Masked(Layered):
         return found
 
     def end_task(self, task: Task) -> None:
-        """Keep the bits."""
+        """Keep the task's masks as bits."""
         self.masks(task.info.index).finish()
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -77,10 +77,6 @@ class LiAdapter(PerTask):
     def own_parameters(self, task: int) -> list[nn.Parameter]:
         """See ``PerTask.own_parameters``."""
         return list(self.adapters[task].parameters())
-
-    def task_parts(self, task: int) -> Mapping[str, Sequence[Tensor]]:
-        """See ``Method.task_parts``."""
-        return {"weights": self.own_parameters(task)}
 
 
 def _beside(adapter: nn.Module) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:

@@ -89,7 +89,7 @@ class PackNet(PerTask):
         return [(w, part.view(w.shape)) for w, part in zip(weights, parts, strict=True)]
 
     def begin_task(self, task: Task) -> None:
-        """All that is free is the task's, for now."""
+        """Let the task have all free weights, until it is pruned."""
         self.owner[self.owner == 0] = task.info.index + 1
 
     def embed(self, images: Tensor, task_id: int) -> Tensor:
@@ -130,7 +130,7 @@ class PackNet(PerTask):
         return [train, retrain]
 
     def keeper(self, index: int) -> Callable[[], None]:
-        """What puts weights of earlier tasks back after a step, as they are now.
+        """A function for the end of each step: weights of earlier tasks become what they are now.
 
         Their gradient is 0, but weight decay is not.
         """

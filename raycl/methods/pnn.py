@@ -211,7 +211,7 @@ class Adapter(nn.Module):
 
 
 def called_once(network: Backbone, names: Sequence[str], shape: tuple[int, int, int]) -> list[str]:
-    """Those layers that one forward pass calls exactly once, in the order of their calls.
+    """The layers that one forward pass calls exactly once, in the order of their calls.
 
     Args:
         network: In train mode afterwards.
