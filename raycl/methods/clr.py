@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, Self
 
 import torch
 from pydantic import Field
@@ -12,6 +13,7 @@ from raycl.benchmarks.base import TaskInfo
 from raycl.errors import UserError
 from raycl.methods._per_task import OnAnchor
 from raycl.methods.base import Context
+from raycl.nn.norms import freeze_batch_norm
 from raycl.nn.reprogramming import TaskTensors, Variant, add_kernels
 
 
@@ -50,7 +52,8 @@ class CLR(OnAnchor):
           ``selection_accuracy``, beside the accuracy on test images.
         * A normalisation that would see one value per channel (a last batch of one image, maps of
           1 x 1) uses its running statistics and keeps them; there, training stops with an error.
-        * ``anchor: first_task`` is not in it: see below.
+        * ``statistics: frozen`` and ``anchor: first_task`` are not in it. The first tells what the
+          statistics of small batches cost; the second: see below.
 
     ``anchor: first_task``, for machines without pre-trained weights, is after the code of HALRP
     (lijiaqi/HALRP): the whole network is trained on the first task, then frozen; all tasks have
@@ -66,6 +69,11 @@ class CLR(OnAnchor):
         """Options of reprogramming."""
 
         variant: Variant = Field("reduced_v1", description="which convolutions have kernels")
+        statistics: Literal["batch", "frozen"] = Field(
+            "batch",
+            description="of normalisations while a task is learnt: those of the batch, which its "
+            "running ones follow; or those that came with the network, which stay",
+        )
         penalty: float = Field(
             1e-5, ge=0, description="lambda, weight of the sum of norms of all trained tensors"
         )
@@ -85,6 +93,14 @@ class CLR(OnAnchor):
         """Add the task's head, kernels and normalisations."""
         super().add_task(task)
         self.add_module(f"task_{task.index}", TaskTensors(self.backbone))
+
+    def train(self, mode: bool = True) -> Self:
+        """See ``torch.nn.Module.train``; in the anchor phase statistics are always the batch's."""
+        super().train(mode)
+        anchoring = any(p.requires_grad for p in self.backbone.parameters())
+        if self.config.statistics == "frozen" and not anchoring:
+            freeze_batch_norm(self.backbone)
+        return self
 
     def embed(self, images: Tensor, task_id: int) -> Tensor:
         """See ``PerTask.embed``."""

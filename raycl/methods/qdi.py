@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Self
 
 import torch
@@ -30,6 +31,7 @@ from raycl.nn.inversion import (
     variation,
     watched,
 )
+from raycl.nn.norms import keep_running_statistics
 from raycl.nn.pictures import class_grid
 
 WARM_UP = 100
@@ -122,6 +124,9 @@ class QDI(Distilled):
           the batch, dropout is on, and its answers change from step to step: ``teacher_mode:
           train``. Nothing says that this was meant.
         * In eval mode the answers to x' are computed once per task; they are the same.
+        * ``student_statistics: real``: running statistics of the student, with which it is measured
+          and becomes the teacher, follow the new images only. There, and with ``both``, the
+          default, also the synthetic ones, in a batch of their own.
         * ``replay: N`` takes N of the images, drawn anew, in every step; there, all of them.
         * Step K, whose rate is 0, is not made. There, it changes nothing.
         * A task with fewer than M images starts from some of them twice; there, it stops.
@@ -150,6 +155,11 @@ class QDI(Distilled):
         )
         teacher_mode: Literal["eval", "train"] = Field(
             "eval", description="of the old network while the student learns; train: as published"
+        )
+
+        student_statistics: Literal["both", "real"] = Field(
+            "both",
+            description="images that running statistics of the student follow; both: as published",
         )
 
     memory = "generator"
@@ -296,10 +306,16 @@ class QDI(Distilled):
         def loss(batch: Batch) -> Losses:
             terms = self.terms(self.logits(batch.images, None), batch, active)
             images, answers = self.replayed(synthetic)
-            kept = self.distillation(self.logits(images, None), answers)
+            with self.statistics():
+                kept = self.distillation(self.logits(images, None), answers)
             return terms | {"synthetic_distillation": kept}
 
         return loss
+
+    def statistics(self) -> AbstractContextManager[None]:
+        """What surrounds the student's pass on synthetic images: may they move its statistics?"""
+        real = self.config.student_statistics == "real"
+        return keep_running_statistics(self.backbone) if real else nullcontext()
 
     def replayed(self, synthetic: Synthetic) -> tuple[Tensor, Tensor]:
         """The synthetic images of one step, and the teacher's logits for them.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,20 @@ def freeze_batch_norm(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, _BatchNorm):
             layer.eval()
+
+
+@contextlib.contextmanager
+def keep_running_statistics(module: nn.Module) -> Iterator[None]:
+    """Let batch normalisations use the statistics of their batches, but not follow them, inside."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    before = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, before, strict=True):
+            layer.momentum = momentum
 
 
 def sum_of_norms(tensors: Sequence[Tensor]) -> Tensor:

@@ -194,3 +194,25 @@ def test_no_picture_of_more_than_eight_classes_in_a_row(build):
     finish(run)
     picture = run.method.pictures()["inversion"]
     assert picture.shape == (3, 8 * 9 - 1, 8 * 9 - 1)
+
+
+@pytest.mark.parametrize("followed", ["both", "real"])
+def test_what_running_statistics_follow(build, followed):
+    run = build(student_statistics=followed)
+    task = until(run, 1, phase=1)
+    method = run.method
+    (batch,) = task.train.batches(1000)
+    loss = method.objective(task)
+    first = normalisations(method.backbone)[0]
+    seen = []
+    first.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].detach()))
+    method.train()
+    before = first.running_mean.clone()
+    loss(batch)
+    means = [maps.mean((0, *range(2, maps.dim()))) for maps in seen]
+    assert len(means) == 2
+    expected = before
+    for mean in means if followed == "both" else means[:1]:
+        expected = 0.9 * expected + 0.1 * mean
+    assert torch.allclose(first.running_mean, expected, atol=1e-6)
+    assert first.momentum == 0.1
