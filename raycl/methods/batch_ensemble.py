@@ -38,7 +38,6 @@ class BatchEnsemble(Layered):
     Departures:
         * A network's weights are W as they are; that code draws random ones.
         * Biases belong to the network; those of an ensemble of that paper have their own.
-        * ``start: ones`` begins with the network itself, which keeps pre-trained features.
     """
 
     class Config(Layered.Config):
@@ -46,9 +45,6 @@ class BatchEnsemble(Layered):
 
         weights: Literal["fixed", "first_task"] = Field(
             "fixed", description="W: as it is, or trained on the first task, then fixed"
-        )
-        start: Literal["signs", "ones"] = Field(
-            "signs", description="s and t at first: -1 or +1 at random, or 1 everywhere"
         )
 
     def __init__(self, config: Config, context: Context) -> None:
@@ -59,7 +55,7 @@ class BatchEnsemble(Layered):
 
     def new_values(self) -> Factors:
         """See ``Layered.new_values``."""
-        return Factors(self.layers.values(), random=self.config.start == "signs")
+        return Factors(self.layers.values())
 
     def weights(self, task: int) -> list[Tensor]:
         """See ``Layered.weights``."""
@@ -83,24 +79,22 @@ class BatchEnsemble(Layered):
 
 
 class Factors(nn.Module):
-    """Vectors s and t of some layers: -1 or +1 at random, or 1.
+    """Vectors s and t of some layers, -1 or +1 at random at first.
 
     Args:
         layers: What they are for.
-        random: Whether signs are drawn.
 
     Attributes:
         inputs: s of each layer, float (input channels,).
         outputs: t of each layer, float (output channels,).
     """
 
-    def __init__(self, layers: Iterable[Layer], *, random: bool) -> None:
+    def __init__(self, layers: Iterable[Layer]) -> None:
         super().__init__()
-        layers = list(layers)
+        widths = [(input_width(layer), len(layer.weight)) for layer in layers]
+        self.inputs = nn.ParameterList(_signs(width) for width, _ in widths)
+        self.outputs = nn.ParameterList(_signs(width) for _, width in widths)
 
-        def vector(width: int) -> nn.Parameter:
-            signs = torch.randint(2, (width,)) * 2.0 - 1 if random else torch.ones(width)
-            return nn.Parameter(signs)
 
-        self.inputs = nn.ParameterList(vector(input_width(layer)) for layer in layers)
-        self.outputs = nn.ParameterList(vector(len(layer.weight)) for layer in layers)
+def _signs(count: int) -> nn.Parameter:
+    return nn.Parameter(torch.randint(2, (count,)) * 2.0 - 1)

@@ -40,13 +40,6 @@ def test_weights_are_scaled_by_a_matrix_of_rank_one(build):
     torch.testing.assert_close(found, by_hand, rtol=1e-4, atol=1e-5)
 
 
-def test_ones_start_as_the_network_itself(build):
-    run = build("batch_ensemble", network=CNN, start="ones")
-    run._enter_task()
-    method, images = run.method.eval(), torch.randn(3, 1, 8, 8)
-    assert torch.equal(method.embed(images, 0), method.backbone(images))
-
-
 @pytest.mark.parametrize("which", ["fixed", "first_task"])
 def test_two_tasks_done_again(which):
     with float64():
