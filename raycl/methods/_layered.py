@@ -14,7 +14,7 @@ from raycl.errors import UserError
 from raycl.methods._per_task import PerTask
 from raycl.methods.base import Context
 from raycl.nn.norms import freeze_batch_norm
-from raycl.nn.task_norms import TaskNorms
+from raycl.nn.task_tensors import TaskTensors
 
 Layer = nn.Conv2d | nn.Linear
 
@@ -65,7 +65,7 @@ class Own(nn.Module):
         norms: Copies of the network's normalisations, if the task has its own.
     """
 
-    def __init__(self, values: nn.Module, norms: TaskNorms) -> None:
+    def __init__(self, values: nn.Module, norms: TaskTensors) -> None:
         super().__init__()
         self.values, self.norms = values, norms
 
@@ -99,7 +99,7 @@ class Layered(PerTask):
     def add_task(self, task: TaskInfo) -> None:
         """Add the task's head, its values and its normalisations."""
         super().add_task(task)
-        norms = TaskNorms(self.backbone if self.own_norms else nn.Module())
+        norms = TaskTensors(self.backbone if self.own_norms else nn.Module())
         self.add_module(f"task_{task.index}", Own(self.new_values(), norms))
 
     def train(self, mode: bool = True) -> Self:
@@ -126,6 +126,12 @@ class Layered(PerTask):
         """See ``PerTask.own_parameters``."""
         return list(self.own(task).parameters())
 
+    def penalised(self) -> list[Tensor]:
+        """See ``PerTask.penalised``; each tensor of the normalisations on its own."""
+        own = self.own(self.index)
+        norms = own.norms.part("affine").values()
+        return [*own.values.parameters(), *norms, *self.heads[self.index].parameters()]
+
     def shared_parameters(self) -> list[nn.Parameter]:
         """The network's parameters without normalisations that each task has of its own."""
         replaced = self.own(self.index).norms.named()
@@ -138,5 +144,5 @@ class Layered(PerTask):
         return {
             "weights": values,
             "affine": list(own.norms.parameters()),
-            "statistics": own.norms.statistics(),
+            "statistics": list(own.norms.statistics().values()),
         }

@@ -23,7 +23,7 @@ from raycl.methods.base import (
     masked_cross_entropy,
 )
 from raycl.networks.base import Backbone
-from raycl.nn.norms import sum_of_norms
+from raycl.nn.norms import spare_single_values, sum_of_norms
 from raycl.nn.optim import make_optimizer
 
 
@@ -53,9 +53,15 @@ class PerTask(Classifier):
 
     def __init__(self, config: Any, context: Context) -> None:
         Method.__init__(self, config, context)
-        self.backbone = context.build_network()
+        self.backbone = self.new_network()
         self.heads = nn.ModuleList()
         self.index = 0
+
+    def new_network(self) -> Backbone:
+        """A backbone that takes batches of one image."""
+        backbone = self.context.build_network()
+        spare_single_values(backbone)
+        return backbone
 
     def add_task(self, task: TaskInfo) -> None:
         """Add the task's head."""

@@ -14,7 +14,8 @@ from raycl.errors import UserError
 from raycl.methods._per_task import OnAnchor
 from raycl.methods.base import Context
 from raycl.nn.norms import freeze_batch_norm
-from raycl.nn.reprogramming import TaskTensors, Variant, add_kernels
+from raycl.nn.reprogramming import Kernels, ScaledKernels, Variant, add_kernels
+from raycl.nn.task_tensors import TaskTensors
 
 
 class CLR(OnAnchor):
@@ -92,7 +93,7 @@ class CLR(OnAnchor):
     def add_task(self, task: TaskInfo) -> None:
         """Add the task's head, kernels and normalisations."""
         super().add_task(task)
-        self.add_module(f"task_{task.index}", TaskTensors(self.backbone))
+        self.add_module(f"task_{task.index}", TaskTensors(self.backbone, Kernels, ScaledKernels))
 
     def train(self, mode: bool = True) -> Self:
         """See ``torch.nn.Module.train``; in the anchor phase statistics are always the batch's."""
@@ -108,10 +109,10 @@ class CLR(OnAnchor):
 
     def anchor_parameters(self) -> list[nn.Parameter]:
         """See ``OnAnchor``; the task's own normalisations in place of the network's, no kernels."""
-        own = self.own(0)
+        own, kernels = self.own(0), self.own(0).weights
         replaced = own.named().keys()
         others = [p for name, p in self.backbone.named_parameters() if name not in replaced]
-        return [*others, own.affine]
+        return [*others, *(p for p in own.parameters() if p is not kernels)]
 
     def freeze(self) -> None:
         """Give the network the normalisations that the first task has found for it."""
@@ -144,11 +145,8 @@ class CLR(OnAnchor):
     def task_parts(self, task: int) -> Mapping[str, Sequence[Tensor]]:
         """See ``Method.task_parts``."""
         own = self.own(task)
-        return {
-            "weights": [own.weights],
-            "affine": [own.affine],
-            "statistics": list(own.statistics().values()),
-        }
+        parts = {name: list(own.part(name).values()) for name in ("weights", "affine")}
+        return parts | {"statistics": list(own.statistics().values())}
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:

@@ -63,7 +63,7 @@ class PNN(PerTask):
 
     def __init__(self, config: Any, context: Context) -> None:
         Method.__init__(self, config, context)
-        network = context.build_network()
+        network = self.new_network()
         found = weighted_layers(network, config.name)
         self.connected = called_once(network, list(found), context.stream.input_shape)[1:]
         self.columns = nn.ModuleList([Column(network, self.connected, earlier=0)])
@@ -72,7 +72,7 @@ class PNN(PerTask):
     def add_task(self, task: TaskInfo) -> None:
         """Add the task's column, but for the first one's, and its head with connections."""
         if task.index:
-            network = self.context.build_network()
+            network = self.new_network()
             self.columns.append(Column(network, self.connected, earlier=task.index))
         column = self.column(task.index)
         self.add_head(column.network, task)

@@ -38,7 +38,7 @@ class SeparateFinetune(PerTask):
 
     def add_task(self, task: TaskInfo) -> None:
         """Add the task's network and head."""
-        backbone = self.context.build_network()
+        backbone = self.new_network()
         self.networks.append(backbone)
         self.add_head(backbone, task)
 

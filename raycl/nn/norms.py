@@ -34,6 +34,30 @@ def keep_running_statistics(module: nn.Module) -> Iterator[None]:
             layer.momentum = momentum
 
 
+def spare_single_values(network: nn.Module) -> None:
+    """Let batch normalisations use running statistics where a batch has one value per channel.
+
+    A last batch of one image, in maps of 1 x 1: there PyTorch has no statistics of the batch and
+    stops. For good, and for copies of the network, too.
+    """
+    for layer in network.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.register_forward_pre_hook(_spare_single)
+            layer.register_forward_hook(_restore)
+
+
+def _spare_single(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    maps = inputs[0]
+    if layer.training and maps.numel() == maps.shape[1]:
+        layer.training = False
+        layer.__dict__["_spared"] = True
+
+
+def _restore(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    if layer.__dict__.pop("_spared", False):
+        layer.training = True
+
+
 def sum_of_norms(tensors: Sequence[Tensor]) -> Tensor:
     """Sum over tensors of the Euclidean norm of each, not squared; float32, a scalar.
 

@@ -33,12 +33,12 @@ def load(path: Path, overrides: Sequence[str] = (), smoke: bool = False) -> Swee
     source = read(path)
     _override(source, overrides)
     sweep = parse(source)
-    if sweep.smoke is None and not smoke:
-        return sweep
+    others = any(not text.startswith("smoke") for text in overrides)
+    if not smoke and (sweep.smoke is None or others):
+        return sweep  # what is overridden may be what the smoke block is about
     small = deepcopy(source)
     apply_smoke(small, sweep)
-    if smoke:  # else they may be about what a smoke block replaces
-        _override(small, overrides)
+    _override(small, overrides)
     tiny = parse(small)  # also without --smoke, so that a wrong block is found early
     return tiny if smoke else sweep
 

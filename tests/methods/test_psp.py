@@ -93,7 +93,7 @@ def test_tasks_share_weights_but_not_heads_and_normalisations(build):
     for name, value in method.backbone.state_dict().items():
         assert torch.equal(value, before[name]) == (name in norms)
     mine = [n for n in first if n.startswith(("heads.0.", "task_0."))]
-    assert len(mine) == 2 + 1 + 2 * 5
+    assert len(mine) == 2 + 1 + 2 + 2 * 2  # head, bits, affine and counts, statistics
     assert all(torch.equal(state[name], first[name]) for name in mine)
     assert not torch.equal(method.eval().embed(images, 0), features)  # forgotten, a little
     one, two = (method.own(task).norms.named() for task in (0, 1))

@@ -10,8 +10,11 @@ import torch
 import torchvision
 from torch import nn
 
-from raycl.nn.norms import sum_of_norms
-from raycl.nn.reprogramming import Kernels, ScaledKernels, TaskTensors, add_kernels
+from raycl.nn.norms import spare_single_values, sum_of_norms
+from raycl.nn.reprogramming import Kernels, ScaledKernels, add_kernels
+from raycl.nn.task_tensors import TaskTensors
+
+KINDS = (Kernels, ScaledKernels)
 
 
 def backbone(name: str) -> nn.Module:
@@ -47,7 +50,7 @@ def test_counts(name, variant, layers, kernels, percent):
         network = backbone(name)
         parameters = sum(p.numel() for p in network.parameters())
         wrapped = add_kernels(network, variant)
-        own = TaskTensors(network)
+        own = TaskTensors(network, *KINDS)
     if layers is not None:
         assert len(wrapped) == layers
     found = sizes(own)
@@ -66,7 +69,7 @@ def test_freshly_wrapped_it_is_the_network(name, variant):
     with torch.no_grad():
         before = network(images)
         add_kernels(network, variant)
-        own = TaskTensors(network)
+        own = TaskTensors(network, *KINDS)
         assert torch.equal(network(images), before)
         assert torch.equal(own(network, images), before)
 
@@ -95,7 +98,7 @@ def test_norms_at_the_start(variant, expected):
     with torch.device("meta"):
         network = backbone("resnet18")
         add_kernels(network, variant)
-        shapes = TaskTensors(network).shapes["weights"].values()
+        shapes = TaskTensors(network, *KINDS).shapes["weights"].values()
     kernels = [Kernels(shape[0]).kernel for shape in shapes]
     assert sum_of_norms(kernels).item() == pytest.approx(expected, abs=1e-4)
     assert sum_of_norms([Kernels(49).kernel]).item() == pytest.approx(math.sqrt(49))
@@ -105,7 +108,7 @@ def test_terms_of_the_penalty():
     with torch.device("meta"):
         network = backbone("resnet18")
         add_kernels(network, "reduced_v1")
-        own = TaskTensors(network)
+        own = TaskTensors(network, *KINDS)
     assert len(own.part("weights") | own.part("affine")) + 2 == 59  # with the head's two
 
 
@@ -133,7 +136,7 @@ def small() -> nn.Module:
 def test_a_call_leaves_nothing_of_a_task_behind():
     network = small()
     add_kernels(network, "full")
-    first, second = TaskTensors(network), TaskTensors(network)
+    first, second = TaskTensors(network, *KINDS), TaskTensors(network, *KINDS)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     images = torch.randn(4, 3, 9, 9)
     with torch.no_grad():
@@ -154,7 +157,7 @@ def test_gradients_reach_the_task_and_nothing_else():
     network = small()
     add_kernels(network, "full")
     network.requires_grad_(False)
-    own = TaskTensors(network).requires_grad_(True)
+    own = TaskTensors(network, *KINDS).requires_grad_(True)
     own(network, torch.randn(4, 3, 9, 9)).square().mean().backward()
     assert own.weights.grad.any()
     assert own.affine.grad.any()
@@ -163,8 +166,9 @@ def test_gradients_reach_the_task_and_nothing_else():
 
 def test_a_batch_of_one_with_maps_of_one_pixel():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+    spare_single_values(network)
     add_kernels(network, "full")
-    own = TaskTensors(network)
+    own = TaskTensors(network, *KINDS)
     image = torch.randn(1, 3, 3, 3)
     network.train()
     found = own(network, image)
@@ -176,12 +180,12 @@ def test_a_batch_of_one_with_maps_of_one_pixel():
 def test_hand_over_and_start():
     network = small()
     add_kernels(network, "full")
-    own = TaskTensors(network)
+    own = TaskTensors(network, *KINDS)
     with torch.no_grad():
         for value in own.parameters():
             value.add_(1)
     own.hand_over(network)
-    other = TaskTensors(network)
+    other = TaskTensors(network, *KINDS)
     assert all(torch.equal(a, b) for a, b in zip(own.parameters(), other.parameters(), strict=True))
     with torch.no_grad():
         for value in other.parameters():

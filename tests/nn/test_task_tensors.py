@@ -4,17 +4,17 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from raycl.nn.task_norms import TaskNorms
+from raycl.nn.task_tensors import TaskTensors
 
 
 def test_copies_are_used_and_updated_and_the_network_is_not():
     network = nn.Sequential(nn.Linear(3, 2), nn.Sequential(nn.BatchNorm1d(2), nn.ReLU()))
     nn.init.constant_(network[1][0].running_mean, 5.0)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    own = TaskNorms(network)
+    own = TaskTensors(network)
     names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    assert list(own.named()) == [f"1.0.{name}" for name in names]
-    assert [t.tolist() for t in own.statistics()] == [[5, 5], [1, 1]]
+    assert set(own.named()) == {f"1.0.{name}" for name in names}
+    assert [t.tolist() for t in own.statistics().values()] == [[5, 5], [1, 1]]
     with torch.no_grad():
         own.named()["1.0.bias"].fill_(2.0)
     x = torch.randn(8, 3)
@@ -22,7 +22,7 @@ def test_copies_are_used_and_updated_and_the_network_is_not():
     inner = network[0](x)
     by_hand = (inner - inner.mean(0)) / (inner.var(0, unbiased=False) + 1e-5).sqrt() + 2
     torch.testing.assert_close(z, by_hand.relu())
-    mean, var = own.statistics()
+    mean, var = own.statistics().values()
     torch.testing.assert_close(mean, 0.9 * 5 + 0.1 * inner.mean(0))
     torch.testing.assert_close(var, 0.9 + 0.1 * inner.var(0))
     assert own.named()["1.0.num_batches_tracked"] == 1
@@ -36,4 +36,4 @@ def test_copies_are_used_and_updated_and_the_network_is_not():
 
 
 def test_a_network_without_normalisations_gives_nothing():
-    assert TaskNorms(nn.Linear(3, 2)).named() == {}
+    assert TaskTensors(nn.Linear(3, 2)).named() == {}
