@@ -6,8 +6,10 @@ import pytest
 
 from raycl.testing import finish
 
-TINY = {"name": "cnn", "channels": [4, 4, 4], "features": 8, "batch_norm": True}
-"""8 x 8 pixels end in maps of 1 x 1."""
+DEEP = {"name": "torchvision", "model": "shufflenet_v2_x0_5"}
+"""Its last normalisations see one pixel of images of 8 x 8."""
+TRAIN = {"batch_size": 59, "lr": 0.001}
+"""A task has 60 images."""
 
 
 @pytest.mark.parametrize(
@@ -26,5 +28,10 @@ TINY = {"name": "cnn", "channels": [4, 4, 4], "features": 8, "batch_norm": True}
     ],
 )
 def test_a_batch_of_one(build, method):
-    run = build(method, network=TINY, train={"batch_size": 1, "lr": 0.001})
+    run = build(method, network=DEEP, train=TRAIN)
     finish(run)
+
+
+def test_the_network_is_one_that_stops(build):
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        finish(build("finetune", network=DEEP, train=TRAIN))
