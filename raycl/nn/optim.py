@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -17,7 +18,11 @@ class Schedule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Literal["constant", "step", "cosine", "plateau"] = "constant"
+    name: Literal["constant", "step", "cosine", "coda_cosine", "plateau"] = Field(
+        "constant",
+        description="coda_cosine: that of CODA-Prompt, the first two epochs at full rate, then "
+        "along a cosine towards 0",
+    )
     milestones: tuple[int, ...] = Field(
         (), description="step: multiply by `factor` before these epochs"
     )
@@ -117,9 +122,28 @@ def make_schedule(
         return lrs.MultiStepLR(optimizer, list(schedule.milestones), schedule.factor)
     if schedule.name == "cosine":
         return lrs.CosineAnnealingLR(optimizer, config.epochs)
+    if schedule.name == "coda_cosine":
+        return lrs.LambdaLR(optimizer, lambda epoch: coda_cosine(epoch, config.epochs))
     if schedule.name == "plateau":
         # torch lowers the rate after MORE than `patience` bad epochs
         return lrs.ReduceLROnPlateau(
             optimizer, "max", schedule.factor, schedule.patience - 1, threshold=0.0
         )
     return None
+
+
+def coda_cosine(epoch: int, epochs: int) -> float:
+    """Share of the learning rate that an epoch of CODA-Prompt's cosine schedule has.
+
+    cos(99 pi max(e - 1, 0) / (200 (E - 1))), as the code of Smith et al., "CODA-Prompt", CVPR 2023,
+    arXiv 2211.13218, computes it: epochs 0 and 1 both have the full rate, and the last of E epochs
+    is one step short of the end of the curve. A single epoch has the full rate.
+
+    Args:
+        epoch: e, counted from 0.
+        epochs: E, of the phase.
+
+    >>> [round(coda_cosine(epoch, 4), 3) for epoch in range(4)]
+    [1.0, 1.0, 0.869, 0.509]
+    """
+    return math.cos(99 * math.pi * max(epoch - 1, 0) / (200 * max(epochs - 1, 1)))
