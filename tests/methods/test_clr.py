@@ -19,25 +19,19 @@ CNN = {"name": "cnn", "channels": [8, 16], "features": 16, "batch_norm": True}
 RESNET = {"name": "resnet32", "blocks": 1}
 
 
-class TestFull(MethodConformance):
-    method = "clr"
-    options = {"variant": "full"}
-    network = RESNET
-    second = CNN
+SMALL = {"name": "cnn", "channels": [8, 8], "features": 16, "batch_norm": True}
 
 
 class TestScaled(MethodConformance):
     method = "clr"
     options = {"variant": "scaled"}
-    network = RESNET
-    second = CNN
+    network = SMALL
 
 
 class TestFirstTask(MethodConformance):
     method = "clr"
     options = {"anchor": "first_task"}
-    network = RESNET
-    second = CNN
+    network = SMALL
 
 
 @pytest.fixture
@@ -238,6 +232,23 @@ def test_anchor_is_trained_on_the_first_task_only(clr):
     for later in states[2:]:
         assert all(torch.equal(a, b) for a, b in zip(states[1], later, strict=True))
     assert run.method.fixed == ()
+
+
+def test_frozen_statistics(clr):
+    run = clr(network=RESNET, anchor="first_task", statistics="frozen", train={"epochs": 1})
+    run._enter_task()
+    means = run.method.own(0).statistics()
+    name = next(name for name in means if name.endswith("running_mean"))
+    start = means[name].clone()
+    run.advance()  # the anchor follows its batches
+    anchored = means[name].clone()
+    assert not torch.equal(start, anchored)
+    weights = run.method.own(0).weights.clone()
+    run.advance()
+    assert torch.equal(means[name], anchored)
+    assert not torch.equal(run.method.own(0).weights, weights)
+    finish(run)
+    assert torch.equal(run.method.own(1).statistics()[name], anchored)
 
 
 def test_the_second_task_starts_from_the_anchor(clr):
