@@ -26,6 +26,7 @@ class TestScaled(MethodConformance):
     method = "clr"
     options = {"variant": "scaled"}
     network = SMALL
+    train = {**MethodConformance.train, "epochs": 6}
 
 
 class TestFirstTask(MethodConformance):
