@@ -54,6 +54,39 @@ class Budget(BaseModel):
         return round(Fraction(budget, (10 if held else 1) * classes))
 
 
+class Resize(BaseModel):
+    """How images of any shape become squares of one size, without a change of their proportions.
+
+    The shorter side is resized to ``shorter`` pixels (bilinear, antialiased), and the middle of
+    that is cut out. It is done to all images when they are read, those for training included.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shorter: int = Field(ge=4, le=1024, description="the shorter side becomes so many pixels long")
+    crop: int = Field(ge=4, le=1024, description="side of the square cut out of the middle, pixels")
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        if self.crop > self.shorter:
+            raise ValueError(f"crop is {self.crop}, more than shorter, {self.shorter}")
+        return self
+
+
+class SplitFiles(BaseModel):
+    """Two lists that say which images of a folder are for training and which for testing.
+
+    Each is a YAML file with the keys ``data``, paths of images that end in ``class/file``, and
+    ``targets``, their class ids 0..K-1 in the same order. A folder is one class, and classes are
+    numbered as the lists say.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: str = Field(description="YAML file of the training images; from the data root")
+    test: str = Field(description="YAML file of the test images; from the data root")
+
+
 class DatasetConfig(BaseModel):
     """Which images. In a sweep file a bare name stands for ``{name: NAME}``."""
 
@@ -96,6 +129,14 @@ class DatasetConfig(BaseModel):
         None, ge=1, description="at most this many test images per class (the first ones)"
     )
     invert: bool = Field(False, description="black becomes white; images in memory only")
+    resize: Resize | None = Field(
+        None,
+        description="folder: keep the proportions of images, unlike size: resize the shorter side "
+        "and cut out the middle",
+    )
+    split_file: SplitFiles | None = Field(
+        None, description="folder: lists of the images for training and for testing"
+    )
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -110,6 +151,12 @@ class DatasetConfig(BaseModel):
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
         check_budget(self.budget, self.limit)
+        if self.resize is not None and self.size is not None:
+            raise ValueError("size and resize both say how large images become: leave one out")
+        if self.split_file is not None:
+            for name in ("hold_out", "budget", "validation"):
+                if getattr(self, name):
+                    raise ValueError(f"split_file says which images are taken: leave out {name}")
         return self
 
     @model_serializer(mode="wrap")
@@ -125,7 +172,7 @@ class DatasetConfig(BaseModel):
         return re.sub(r"[^A-Za-z0-9._]+", "-", last).strip("-") or self.name
 
 
-LATER = ("budget", "validation", "classes", "test_limit", "invert")
+LATER = ("budget", "validation", "classes", "test_limit", "invert", "resize", "split_file")
 """Options that came after data sets had keys; see ``without_defaults``."""
 
 
@@ -183,11 +230,14 @@ class Files:
         paths: N file names; a member of a zip is ``"/abs/archive.zip!inner/name.jpg"``.
         labels: int64, shape (N,), class ids 0..K-1.
         size: Side in pixels every image is resized to.
+        shorter: Pixels that the shorter side is resized to, before a square of ``size`` is cut out
+            of the middle; ``None``: images are made square, whatever their proportions.
     """
 
     paths: tuple[str, ...]
     labels: NDArray[np.int64]
     size: int
+    shorter: int | None = None
 
 
 @dataclass(frozen=True)

@@ -137,13 +137,19 @@ def _read(config: DatasetConfig, root: Path) -> folder.Parts:
         return folder.Parts(*named.load(config.name, root))
     path = resolve(config.path or "", root)
     if config.name == "folder":
+        named_in, resize = config.split_file, config.resize
+        lists = None
+        if named_in is not None:
+            lists = resolve(named_in.train, root), resolve(named_in.test, root)
         return folder.load(
             path,
-            config.size,
+            config.size if resize is None else resize.crop,
             config.hold_out,
             budget=config.budget,
             validation=config.validation,
             colour=len(config.mean or config.std or ()) == 3,
+            shorter=None if resize is None else resize.shorter,
+            lists=lists,
         )
     return folder.Parts(*idx.load(path))
 
@@ -175,6 +181,10 @@ def _check_name(config: DatasetConfig) -> None:
     if config.validation and config.name != "folder":
         what = f"is for folder; {config.name} has no validation images of its own"
         raise UserError(f"{WHERE}.validation", what)
+    for name in ("resize", "split_file"):
+        if getattr(config, name) and config.name != "folder":
+            hint = "see size" if name == "resize" else ""
+            raise UserError(f"{WHERE}.{name}", f"is for folder, not {config.name}", hint)
     if config.budget and config.name != "folder":
         raise UserError(f"{WHERE}.budget", f"is for folder, not {config.name}", "see limit")
 

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from raycl.datasets.base import Files
 from raycl.datasets.examples import Augment, Batch, Normalised, Transform, in_batches
-from raycl.datasets.transform import resize_batch
+from raycl.datasets.transform import crop_batch, resize_batch
 from raycl.errors import UserError
 
 WHERE = "benchmark.dataset.path"
@@ -68,13 +68,17 @@ def open_image(name: str) -> Image.Image:
         raise _damaged(name, error) from error
 
 
-def decode(name: str, size: int | None, *, colour: bool = False) -> NDArray[np.uint8]:
+def decode(
+    name: str, size: int | None, *, colour: bool = False, shorter: int | None = None
+) -> NDArray[np.uint8]:
     """One image.
 
     Args:
         name: As in ``Files.paths``.
         size: Side to resize to (bilinear, antialiased; the aspect ratio is not kept).
         colour: Three channels also for a grey image.
+        shorter: Pixels that the shorter side is resized to; then the middle is cut out, ``size``
+            pixels wide and high, and the aspect ratio is kept.
 
     Returns:
         uint8 (C, H, W) with one channel for a grey image, else three.
@@ -88,7 +92,9 @@ def decode(name: str, size: int | None, *, colour: bool = False) -> NDArray[np.u
         pixels = _decode_any(content, name) if pixels is None else pixels
     except (OSError, RuntimeError, SyntaxError, ValueError) as error:
         raise _damaged(name, error) from error
-    if size and pixels.shape[1:] != (size, size):
+    if size and shorter:
+        pixels = crop_batch(pixels, shorter, size)
+    elif size and pixels.shape[1:] != (size, size):
         pixels = resize_batch(pixels, size)
     if colour:
         pixels = pixels.expand(3, -1, -1)
@@ -126,12 +132,17 @@ def _damaged(name: str, error: Exception) -> UserError:
 
 
 def decode_all(
-    names: Sequence[str], size: int | None, *, colour: bool = False
+    names: Sequence[str],
+    size: int | None,
+    *,
+    colour: bool = False,
+    shorter: int | None = None,
 ) -> list[NDArray[np.uint8]]:
     """``decode`` for many images, in parallel threads."""
 
     def some(start: int) -> list[NDArray[np.uint8]]:
-        return [decode(name, size, colour=colour) for name in names[start : start + CHUNK]]
+        chunk = names[start : start + CHUNK]
+        return [decode(name, size, colour=colour, shorter=shorter) for name in chunk]
 
     with ThreadPoolExecutor(WORKERS) as pool:
         parts = pool.map(some, range(0, len(names), CHUNK))
@@ -166,7 +177,8 @@ class FileSet(Normalised):
     def raw(self, index: Tensor) -> Tensor:
         """See ``Examples.raw``; decoded in this process."""
         names = [self.files.paths[row] for row in self.rows[index.cpu()].tolist()]
-        images = np.stack(decode_all(names, self.files.size, colour=True))
+        size, shorter = self.files.size, self.files.shorter
+        images = np.stack(decode_all(names, size, colour=True, shorter=shorter))
         return self._transformed(torch.from_numpy(images).to(self.labels.device))
 
     def _transformed(self, raw: Tensor) -> Tensor:
@@ -218,9 +230,10 @@ class _Decoded(TorchDataset[Tensor | UserError]):
         return len(self.batches)
 
     def __getitem__(self, item: int) -> Tensor | UserError:
-        size = self.files.size
+        size, shorter = self.files.size, self.files.shorter
         names = [self.files.paths[row] for row in self.batches[item].tolist()]
         try:
-            return torch.from_numpy(np.stack([decode(n, size, colour=True) for n in names]))
+            images = [decode(name, size, colour=True, shorter=shorter) for name in names]
+            return torch.from_numpy(np.stack(images))
         except UserError as error:  # raised in the parent: a DataLoader would garble it
             return error

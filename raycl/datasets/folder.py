@@ -4,7 +4,8 @@
 and ``test``, ``val`` is read as the validation set if that is asked for, else not at all. Without
 any of them, of each class every fifth image in the order of the file names is a test image, or as
 many as ``hold_out`` says are drawn. Classes are numbered in the order of their names. A lone folder
-around the tree (usual in zips) is skipped.
+around the tree (usual in zips) is skipped. Lists of the images for training and testing
+(``split_file``) take the place of all that, see ``raycl.datasets.split_lists``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from raycl.datasets import split_lists
 from raycl.datasets.base import Arrays, Budget, Files
 from raycl.datasets.files import WHERE, decode_all, open_image, open_zip, split_archive
 from raycl.errors import UserError
@@ -52,6 +54,8 @@ def load(
     budget: Budget | None = None,
     validation: bool = False,
     colour: bool = False,
+    shorter: int | None = None,
+    lists: tuple[Path, Path] | None = None,
 ) -> Parts:
     """Training images, test images, class names, and validation images if they are asked for.
 
@@ -63,6 +67,9 @@ def load(
         validation: The tree has ``train``, ``val`` and ``test``; a class with training images may
             lack images of the other two.
         colour: Grey images get three equal channels.
+        shorter: Pixels that the shorter side is resized to, before a square of ``size`` is cut out
+            of the middle.
+        lists: Files that name the training and the test images.
 
     Returns:
         ``Arrays`` for images of at most 64 x 64 pixels (after resizing), else ``Files``.
@@ -71,6 +78,12 @@ def load(
         UserError: No such path, not a zip, not such a tree, a damaged image, mixed sizes, nothing
             to draw test images from, a budget of less than an image per class.
     """
+    if lists is not None:
+        names, start = _listing(path)
+        listed = split_lists.trees(lists, [start + str(name) for name in names], path)
+        classes = list(listed[0])
+        parts = _parts(listed, classes, size, colour, shorter)
+        return Parts(parts[0], parts[1], tuple(classes))
     train, val, test = _splits(path, validation)
     if hold_out is not None:
         if test is not None:
@@ -84,20 +97,25 @@ def load(
         train = _within(budget, train, classes, False, path)
         test = _within(budget, test, classes, True, path)
         val = None if val is None else _within(budget, val, classes, True, path)
-    found = _parts([train, test] if val is None else [train, test, val], tuple(train), size, colour)
+    trees = [train, test] if val is None else [train, test, val]
+    found = _parts(trees, tuple(train), size, colour, shorter)
     return Parts(found[0], found[1], tuple(train), found[2] if val is not None else None)
 
 
 def _parts(
-    trees: Sequence[Tree], classes: Sequence[str], size: int | None, colour: bool
+    trees: Sequence[Tree],
+    classes: Sequence[str],
+    size: int | None,
+    colour: bool,
+    shorter: int | None,
 ) -> list[Arrays] | list[Files]:
     """One set of images for each tree, all of one kind and size."""
     flat = [_flat(tree, classes) for tree in trees]
     names = [name for some, _ in flat for name in some]
     side = size or _common_side(names)
     if side > SMALL:
-        return [Files(tuple(some), labels, side) for some, labels in flat]
-    images = _stack(decode_all(names, size, colour=colour), names)
+        return [Files(tuple(some), labels, side, shorter) for some, labels in flat]
+    images = _stack(decode_all(names, size, colour=colour, shorter=shorter), names)
     ends = np.cumsum([len(labels) for _, labels in flat]).tolist()
     return [
         Arrays(images[end - len(labels) : end], labels)
@@ -110,7 +128,8 @@ def sample(part: Arrays | Files) -> NDArray[np.uint8]:
     if isinstance(part, Arrays):
         return part.images
     chosen = np.linspace(0, len(part.paths) - 1, min(SAMPLE, len(part.paths))).round().astype(int)
-    return np.stack(decode_all([part.paths[i] for i in chosen], part.size, colour=True))
+    names = [part.paths[i] for i in chosen]
+    return np.stack(decode_all(names, part.size, colour=True, shorter=part.shorter))
 
 
 def subfolders(path: Path) -> list[str]:

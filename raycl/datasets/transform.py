@@ -46,6 +46,21 @@ def resize_batch(images: Tensor, size: int) -> Tensor:
     return tv.resize(images, [size, size], antialias=True)  # type: ignore[no-any-return]
 
 
+def crop_batch(images: Tensor, shorter: int, crop: int) -> Tensor:
+    """The middle of images whose shorter side is resized first; torchvision's Resize, CenterCrop.
+
+    Args:
+        images: uint8 (..., H, W).
+        shorter: Pixels that the shorter side gets (bilinear, antialiased).
+        crop: Side of the square that is cut out, at most ``shorter``.
+    """
+    from torchvision.transforms.v2 import functional as tv
+
+    if min(images.shape[-2:]) != shorter:
+        images = tv.resize(images, [shorter], antialias=True)
+    return tv.center_crop(images, [crop, crop])  # type: ignore[no-any-return]
+
+
 def statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of all pixels per channel, in units of 0..1.
 
