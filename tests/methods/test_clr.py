@@ -19,7 +19,7 @@ CNN = {"name": "cnn", "channels": [8, 16], "features": 16, "batch_norm": True}
 RESNET = {"name": "resnet32", "blocks": 1}
 
 
-SMALL = {"name": "cnn", "channels": [8, 8], "features": 16, "batch_norm": True}
+SMALL = {"name": "cnn", "channels": [8, 8], "features": 24, "batch_norm": True}
 
 
 class TestScaled(MethodConformance):
