@@ -38,7 +38,8 @@ class FrozenSet(Examples):
 
     Args:
         examples: The images.
-        function: Normalised images (B, C, H, W) to values (B, ...); in eval mode, no gradients.
+        function: Normalised images (B, C, H, W) to values (B, ...); in eval mode, no gradients,
+            never under autocast.
         budget: Shared by the sets of a run.
         alone: Whether the values are all that the method looks at: where they are kept no image is
             read any more, and ``Batch.images`` is empty, (B, 0).
@@ -110,5 +111,7 @@ class FrozenSet(Examples):
         return self._values
 
     def _of(self, images: Tensor) -> Tensor:
-        with torch.inference_mode(False), torch.no_grad():  # training reads what evaluation kept
+        # training reads what evaluation kept, and evaluation what a rounded score did
+        plain = torch.autocast(images.device.type, enabled=False)
+        with torch.inference_mode(False), torch.no_grad(), plain:
             return self.function(images)

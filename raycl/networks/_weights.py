@@ -73,7 +73,7 @@ class Weights(BaseModel):
     rename: Literal["strict", "order"] = Field(
         "strict",
         description="strict: names match; order: the n-th tensor of the file goes to the n-th of "
-        "the network",
+        "the network (not for .safetensors, which are sorted by name)",
     )
     ignore: tuple[str, ...] = Field(
         (), description="beginnings of names of tensors that the network does not have"
@@ -100,6 +100,11 @@ class Weights(BaseModel):
         path = self.file or self.resource
         if path is not None and PurePosixPath(path).suffix not in SUFFIXES:
             raise ValueError(f"'{path}' ends in none of {', '.join(SUFFIXES)}")
+        if self.rename == "order" and path is not None and path.endswith(".safetensors"):
+            raise ValueError(
+                f"'{path}' has its tensors sorted by name, which is not the order of a network: "
+                "rename: order needs another kind of file"
+            )
         if self.resource and (self.resource.startswith("/") or ".." in self.resource.split("/")):
             raise ValueError(f"resource '{self.resource}' leads out of the package")
         if self.trial is not None and len([p for p in self.trial.split("/") if p]) != 2:

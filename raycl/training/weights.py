@@ -346,6 +346,8 @@ def _of_numpy(content: bytes) -> dict[str, NDArray[Any]]:
         raise ValueError("not an archive of arrays") from error
     if odd := [name for name, value in found.items() if value.dtype.kind not in "fiub"]:
         raise ValueError(f"{odd[0]} is no array of numbers")
+    if not found:
+        raise ValueError("it holds no tensors by name")
     return found
 
 

@@ -262,6 +262,7 @@ def test_old_files_do_not_count_the_steps_of_batch_norm(root: Path) -> None:
         ({"file": "a.pth", "trial": "a/b"}, "not file and trial"),
         ({"package": "a"}, "package goes with resource"),
         ({"file": "a.h5"}, "'a.h5' ends in none of .safetensors"),
+        ({"file": "a.safetensors", "rename": "order"}, "has its tensors sorted by name"),
         ({"package": "a", "resource": "../a.pth"}, "leads out of the package"),
         ({"trial": "run"}, "must be RUN/KEY"),
         ({"file": "a.pth", "mean": [0.5]}, "mean and std go together"),
@@ -312,6 +313,7 @@ def line(given: dict[str, Any], **more: Any) -> dict[str, Any]:
         (line({"file": "text.safetensors"}), "text.safetensors cannot be read as .safetensors"),
         (line({"file": "objects.pth"}), "it holds more than tensors, or is damaged"),
         (line({"file": "none.pth"}), "it holds no tensors by name"),
+        (line({"file": "none.npz"}), "it holds no tensors by name"),
         (line({"fiel": "w.pth"}), "network.weights.fiel: unknown key 'fiel'; did you mean 'file'?"),
         (line({"package": "nowhere", "resource": "w.pth"}), "the package nowhere is not installed"),
         (
@@ -344,6 +346,7 @@ def test_one_line_before_any_work(root: Path, cli: Cli, network: Any, what: str)
         (root / name).write_text("this is text")
     write(root / "objects.pth", {"a": Path("b")})
     write(root / "none.pth", {"epoch": 3})
+    write(root / "none.npz", {})
     code, said = cli(network)
     assert code == 2
     assert said.count("\n") == 1

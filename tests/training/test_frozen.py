@@ -91,6 +91,17 @@ def test_augmented_images_are_computed_anew():
     assert augmented["matrices"] != plain["matrices"]
 
 
+@pytest.mark.parametrize("cache_mb", [100, 0])
+def test_values_are_not_rounded_where_a_score_is(cache_mb):
+    options = {"precision": "bfloat16", "select": "validation_accuracy", "epochs": 1}
+    built = Run(config("Projected", cache_mb, **options), toy_data())
+    values = built.method.frozen_values
+    kinds = []
+    built.method.frozen_values = lambda x: kinds.append(values(x)) or kinds[-1]
+    finish(built)
+    assert {value.dtype for value in kinds} == {torch.float32}
+
+
 def test_the_budget_is_for_all_sets():
     stream = Run(config("Projected"), toy_data()).stream
     budget = Budget(0)
