@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import timm
-from pydantic import Field, field_validator
-from torch import Tensor
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
 
 from raycl.errors import UserError, nearest
 from raycl.networks._probe import num_features
 from raycl.networks._weights import ELSEWHERE, WHERE
 from raycl.networks.base import Backbone, NetworkConfig, Normalisation
+from raycl.nn.patches import ConvolutionalPatches
 
 ANSWER_S = 3.0
 """Seconds that the hub has to answer before it counts as out of reach."""
+RENAMED = {"vit_base_patch16_224": ("augreg2_in21k_ft_in1k", "augreg_in21k_ft_in1k")}
+"""Models whose bare name changed its weights: the tag it stands for now, and in timm 0.4.12."""
+EMBEDDINGS: dict[str, type[nn.Module]] = {"convolutions": ConvolutionalPatches}
+"""Patch embeddings that ``model_args`` can name as ``embed_layer``."""
 
 
 class TimmNetwork(Backbone):
@@ -43,6 +49,9 @@ class TimmNetwork(Backbone):
 
     They are refused for ``efficientnet_lite0``, which takes the same tensors but pads otherwise and
     has another epsilon, so that its outputs would be wrong.
+
+    ``model_args: {embed_layer: convolutions}`` gives a vision transformer patches by 3x3
+    convolutions of stride 2; see ``raycl.nn.patches.ConvolutionalPatches``.
     """
 
     class Config(NetworkConfig):
@@ -66,6 +75,15 @@ class TimmNetwork(Backbone):
                     raise ValueError(f"'{name}' is not for model_args: it is set otherwise")
             return value
 
+        @model_validator(mode="after")
+        def _tagged(self) -> Self:
+            """Warn of a name without a tag whose weights depend on the version of timm."""
+            if self.pretrained and self.model in RENAMED:
+                now, before = (f"{self.model}.{tag}" for tag in RENAMED[self.model])
+                text = f"network.model: {self.model} stands for {now}, in timm 0.4.12 for {before}"
+                warnings.warn(f"{text}; write the one that you want", stacklevel=2)
+            return self
+
         def untrained(self) -> Self:
             """See ``NetworkConfig.untrained``."""
             return self.model_copy(update={"pretrained": False, "weights": None})
@@ -79,10 +97,13 @@ class TimmNetwork(Backbone):
         if config.pretrained and config.weights is not None:
             raise UserError(WHERE, "pretrained is weights, too", "leave one out")
         sizes: dict[str, Any] = {"num_classes": 0, "in_chans": input_shape[0]}
+        arguments = dict(config.model_args)
+        if "embed_layer" in arguments:
+            arguments["embed_layer"] = _embedding(arguments["embed_layer"])
         try:
             with _patience(config.pretrained):
                 self.model = timm.create_model(
-                    name, pretrained=config.pretrained, **sizes, **config.model_args
+                    name, pretrained=config.pretrained, **sizes, **arguments
                 )
         except (AssertionError, TypeError, ValueError) as error:
             where = "network.model_args" if config.model_args else "network"
@@ -108,6 +129,14 @@ class TimmNetwork(Backbone):
     def forward(self, images: Tensor) -> Tensor:
         """See ``Backbone.forward``."""
         return self.model(images)  # type: ignore[no-any-return]
+
+
+def _embedding(name: Any) -> type[nn.Module]:
+    """The patch embedding of a name."""
+    if str(name) not in EMBEDDINGS:
+        where = "network.model_args.embed_layer"
+        raise UserError(where, f"there is no '{name}'", nearest(str(name), EMBEDDINGS))
+    return EMBEDDINGS[str(name)]
 
 
 def _described(name: str) -> Any:

@@ -1,0 +1,49 @@
+"""Choice of prompts by keys: the numbers of the specification (section 12, invariants 4 and 14)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from raycl.nn.prompt_pools import choose, cosines, joined, key_loss
+
+QUERY = torch.tensor([[3.0, 4.0]])
+KEYS = torch.tensor([[1.0, 0], [0, 1], [1, 1]])
+
+
+def test_numbers_of_the_specification():
+    scores = cosines(QUERY, KEYS)
+    assert scores.tolist() == [pytest.approx([0.6, 0.8, 0.989950], abs=1e-6)]
+    best = choose(scores, 2)
+    assert best.rows.tolist() == [[2, 1]]
+    assert key_loss(best.scores).item() == pytest.approx(0.210050, abs=1e-6)
+    assert key_loss(scores[:, :1]).item() == pytest.approx(0.4)  # the expert prompt of task 0
+
+
+def test_the_loss_is_a_mean_over_images_of_a_sum_over_prompts():
+    assert key_loss(torch.tensor([[1.0, 0.5], [0.0, -1.0]])).item() == pytest.approx((0.5 + 3) / 2)
+
+
+def test_prefixes():
+    pool = torch.arange(3 * 4 * 2.0).reshape(3, 4, 2)
+    keys, values = joined(pool, torch.tensor([[2, 0], [1, 1]]))
+    assert keys[0].tolist() == [[16, 17], [18, 19], [0, 1], [2, 3]]
+    assert values[0].tolist() == [[20, 21], [22, 23], [4, 5], [6, 7]]
+    assert values[1].tolist() == [[12, 13], [14, 15]] * 2
+    big = joined(torch.zeros(30, 20, 8), torch.zeros(4, 5, dtype=torch.long))
+    assert big.keys.shape == big.values.shape == (4, 50, 8)
+
+
+def test_gradients():
+    keys, pool = KEYS.clone().requires_grad_(), torch.ones(3, 2, 2, requires_grad=True)
+    best = choose(cosines(QUERY, keys), 2)
+    key_loss(best.scores).backward()
+    assert keys.grad.abs().sum(1).gt(0).tolist() == [False, True, True]
+    joined(pool, best.rows).keys.sum().backward()
+    assert pool.grad.sum((1, 2)).tolist() == [0, 2, 2]
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_more_than_the_pool_has(count):
+    with pytest.raises(ValueError, match=f"cannot take {count} prompts from a pool of 3"):
+        choose(cosines(QUERY, KEYS), count)
