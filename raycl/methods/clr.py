@@ -14,7 +14,7 @@ from raycl.errors import UserError
 from raycl.methods._per_task import OnAnchor
 from raycl.methods.base import Context
 from raycl.nn.norms import freeze_batch_norm
-from raycl.nn.reprogramming import Kernels, ScaledKernels, Variant, add_kernels
+from raycl.nn.reprogramming import Kernels, ScaledKernels, Variant, add_kernels, random_kernels
 from raycl.nn.task_tensors import TaskTensors
 
 
@@ -93,7 +93,12 @@ class CLR(OnAnchor):
     def add_task(self, task: TaskInfo) -> None:
         """Add the task's head, kernels and normalisations."""
         super().add_task(task)
-        self.add_module(f"task_{task.index}", TaskTensors(self.backbone, Kernels, ScaledKernels))
+        own = TaskTensors(self.backbone, Kernels, ScaledKernels)
+        if self.config.variant == "scaled":
+            for name, value in own.part("weights").items():
+                if name.endswith(".kernel"):
+                    random_kernels(value.detach())
+        self.add_module(f"task_{task.index}", own)
 
     def train(self, mode: bool = True) -> Self:
         """See ``torch.nn.Module.train``; in the anchor phase statistics are always the batch's."""
@@ -150,7 +155,7 @@ class CLR(OnAnchor):
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
-        """How far the kernels of the last task are from where they started: root mean square."""
+        """How far the kernels of the last task are from the network's: root mean square."""
         kernels, state = self.own(self.index).part("weights"), self.backbone.state_dict()
         moved = torch.cat([(now - state[name]).flatten() for name, now in kernels.items()])
         return {"kernel_change": float(moved.square().mean().sqrt())}

@@ -48,13 +48,18 @@ class ScaledKernels(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.kernel = nn.Parameter(torch.empty(channels, 1, KERNEL, KERNEL))
-        nn.init.kaiming_uniform_(self.kernel, a=5**0.5)  # as nn.Conv2d starts
+        random_kernels(self.kernel)
         self.scale = nn.Parameter(torch.zeros(channels, 1, 1))
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps (B, C, H, W) to maps of the same shape."""
         changed = F.conv2d(maps, self.kernel, padding=KERNEL // 2, groups=len(self.kernel))
         return maps + self.scale * changed
+
+
+def random_kernels(kernel: Tensor) -> None:
+    """Draw kernels (C, 1, 3, 3) in place, as ``nn.Conv2d`` starts."""
+    nn.init.kaiming_uniform_(kernel, a=5**0.5)
 
 
 def kernels_for(layer: nn.Conv2d, variant: Variant) -> nn.Module | None:

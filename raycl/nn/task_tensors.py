@@ -73,21 +73,24 @@ class TaskTensors(nn.Module):
 
     def named(self) -> dict[str, Tensor]:
         """All tensors by their names in the network."""
-        parts = [self.part(name) for name in self.shapes]
-        return {name: value for part in (*parts, self.statistics()) for name, value in part.items()}
+        return self.part("weights") | self.norms()
+
+    def norms(self) -> dict[str, Tensor]:
+        """The tensors of normalisations by their names in the network."""
+        return self.part("affine") | self.part("counts") | self.statistics()
 
     @torch.no_grad()
     def start(self, network: nn.Module) -> None:
-        """Take over what the network has now."""
+        """Take over the normalisations that the network has now."""
         state = network.state_dict()
-        for name, value in self.named().items():
+        for name, value in self.norms().items():
             value.copy_(state[name])
 
     @torch.no_grad()
     def hand_over(self, network: nn.Module) -> None:
-        """Give the network what the task has now."""
+        """Give the network the normalisations that the task has now."""
         state = network.state_dict()
-        for name, value in self.named().items():
+        for name, value in self.norms().items():
             state[name].copy_(value)
 
 

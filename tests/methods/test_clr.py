@@ -252,6 +252,19 @@ def test_frozen_statistics(clr):
     assert torch.equal(run.method.own(1).statistics()[name], anchored)
 
 
+def test_each_task_draws_its_scaled_kernels(clr):
+    run = clr(network=RESNET, variant="scaled")
+    for info in run.stream.info.tasks:
+        run.method.add_task(info)
+    first, second = (run.method.own(task).part("weights") for task in (0, 1))
+    for name in first:
+        assert torch.equal(first[name], second[name]) == name.endswith(".scale")
+
+
+def test_the_penalty_of_the_reference_is_the_default(clr):
+    assert clr().method.config.penalty == 1e-5
+
+
 def test_the_second_task_starts_from_the_anchor(clr):
     run = clr(network=RESNET, anchor="first_task", train={"epochs": 1})
     while run.task_index < 1:
@@ -259,9 +272,9 @@ def test_the_second_task_starts_from_the_anchor(clr):
     run._enter_task()
     run._phases[0].before()
     network = run.method.backbone.state_dict()
-    for name, value in run.method.own(1).named().items():
+    for name, value in run.method.own(1).norms().items():
         assert torch.equal(value, network[name])
-    means = [v for n, v in run.method.own(1).named().items() if n.endswith("running_mean")]
+    means = [v for n, v in run.method.own(1).norms().items() if n.endswith("running_mean")]
     assert any(mean.any() for mean in means)
 
 
