@@ -157,6 +157,8 @@ def print_class(kind: str, name: str) -> None:
         if _settings(cls):
             print(f"settings: {_settings(cls)}")
             print(f"memory: {_memory(cls) or 'none'}")
+            if cls.predictors:
+                print(f"predictors: {', '.join(cls.predictors)}")
             print(f"networks: {_networks(cls)}\n")
         columns = ["option", "type", "default", "bounds", "meaning"]
         print_table(columns, options(inlined(cls.Config)))

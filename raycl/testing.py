@@ -220,6 +220,29 @@ class MethodConformance:
         changed = [n for n in names if n not in made or not torch.equal(state[n], made[n])]
         assert not changed, f"fixed, but changed or made later: {changed}"
 
+    def test_predictors_answer(self) -> None:
+        """Each predictor has scores and matrices of its own, beside those of the method itself."""
+        run = self.build()
+        names = run.method.predictors
+        if not names:
+            return
+        missing = set(names) - set(self.cls().predictors)
+        assert not missing, f"the class does not name all of its predictors: {missing}"
+        result = finish(run)
+        own = [readout for readout in result["matrices"] if "/" not in readout]
+        expected = own + [f"{name}/{readout}" for name in names for readout in own]
+        assert list(result["matrices"]) == expected, "the method itself comes first"
+        run.method.eval()
+        (batch,) = run.stream.data[0].test.batches(len(run.stream.data[0].test))
+        with torch.inference_mode():
+            answer: Callable[..., Tensor] = run.method.logits
+            plain = answer(batch.images, 0)
+            assert torch.equal(plain, answer(batch.images, 0, predictor=None))
+            for name in names:
+                shape = answer(batch.images, 0, predictor=name).shape
+                assert shape == plain.shape, f"{name} has scores of another shape"
+            assert torch.equal(plain, answer(batch.images, 0)), "asking a predictor changed others"
+
     def test_isolated_tasks_stay(self) -> None:
         """What was not measured again, because tasks are isolated, is what it would be."""
         if not self.cls().isolated:

@@ -157,6 +157,11 @@ class Method(nn.Module, ABC):
             seen), ``"generator"`` (it makes them), ``"all"`` (an upper bound: every task's data).
         zero_shot: Whether ``logits`` answers for tasks that were not added yet.
         uses_task_id: Whether ``logits`` depends on its ``task_id``.
+        predictors: Names (``a-z``, digits, ``_``) of what can be asked beside the method itself,
+            such as the ``teacher`` that it also trains: ``logits`` has a parameter ``predictor``
+            for them. Each has matrices of its own, ``teacher/class``, by which nothing is selected.
+            A class names all that there may be; where options decide, the constructor sets those
+            that there are.
         any_network: Whether it can go on in another network, because what it keeps is images or
             outputs and belongs to no single weight. ``add_task`` then makes the new network.
         isolated: Whether learning a task leaves the answers for all earlier tasks as they are, bit
@@ -176,6 +181,7 @@ class Method(nn.Module, ABC):
     isolated: ClassVar[bool] = False
     frozen_alone: ClassVar[bool] = False
     fixed: tuple[str, ...] = ()
+    predictors: tuple[str, ...] = ()
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__()
@@ -206,7 +212,9 @@ class Method(nn.Module, ABC):
     def logits(self, images: Tensor, task_id: int | None) -> Tensor:
         """Scores of all outputs.
 
-        A method with ``frozen_values`` has a third parameter, ``frozen: Tensor | None = None``.
+        A method with ``frozen_values`` has a third parameter, ``frozen: Tensor | None = None``, and
+        one with ``predictors`` a last one, ``predictor: str | None = None``: whose scores they are;
+        ``None`` is the method itself.
 
         Args:
             images: float32 (B, C, H, W), normalised.

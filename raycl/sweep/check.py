@@ -47,6 +47,8 @@ class _Searched:
     spaces: dict[str, Space]
     selects: bool
     """Whether an epoch is selected on validation data."""
+    predictors: tuple[str, ...] = ()
+    """Who can be asked beside the method itself."""
 
 
 class _Checked:
@@ -132,7 +134,8 @@ class _Checked:
             selects |= done["train"].get("select", "last") != "last"
             self._fits(done, asked, at)
         named_spaces = {dotted(path): space for path, space in spaces.items()}
-        self.found.append(_Searched(entry, self.kind.settings(method), named_spaces, selects))
+        settings, predictors = self.kind.settings(method), tuple(getattr(method, "predictors", ()))
+        self.found.append(_Searched(entry, settings, named_spaces, selects, predictors))
         self._readouts(index)
         self._probe(index, method)
 
@@ -289,7 +292,9 @@ class _Checked:
         readout, _, metric = key.rpartition("/")
         further = self.kind.published(self.configs)
         probed = PROBE_READOUTS if self.sweep.evaluate.probe is not None else ()
-        readouts = [*self.kind.readouts, *probed, *further]
+        predictors = dict.fromkeys(name for one in self.found for name in one.predictors)
+        asked = [f"{name}/{way}" for name in predictors for way in self.kind.readouts]
+        readouts = [*self.kind.readouts, *asked, *probed, *further]
         if readout and readout not in readouts:
             hint = nearest(readout, readouts)
             raise self.error(("published", key), f"unknown readout '{readout}'", hint)

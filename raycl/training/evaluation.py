@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ class Evaluator:
     With ``top_k``, one of the k best outputs has to be right instead of the best; where fewer than
     k compete, all of them count.
 
+    A readout may begin with the name of one of the method's ``predictors``: ``teacher/class``. Then
+    that is asked, the same way.
+
     (van de Ven, Tuytelaars & Tolias, "Three types of incremental learning", Nature Machine
     Intelligence 2022.)
     """
@@ -54,6 +57,10 @@ class Evaluator:
     ) -> None:
         self.stream, self.readouts, self.device = stream, tuple(readouts), device
         self.top_k, self.class_outputs = top_k, class_outputs
+        self.asked: dict[str, list[str]] = {}
+        for readout in self.readouts:
+            predictor, _, way = readout.rpartition("/")
+            self.asked.setdefault(predictor, []).append(way)
         local = torch.zeros(stream.num_outputs, dtype=torch.int64)
         for task in stream.tasks:
             local[list(task.classes)] = torch.arange(len(task.classes))
@@ -76,17 +83,35 @@ class Evaluator:
         competing = torch.tensor(sorted(self.stream.seen(last - 1)), device=self.device)
         right = {r: torch.zeros((), dtype=torch.int64, device=self.device) for r in self.readouts}
         for batch in examples.batches(BATCH):
-            known, unknown = self._logits(method, batch, index)
-            labels = batch.labels.unsqueeze(1)
-            if known is not None and "task" in right:
-                right["task"] += (self._best(known, own) == labels).any(1).sum()
-            if unknown is not None:
-                predicted = self._best(unknown, competing)
-                if "class" in right:
-                    right["class"] += (predicted == labels).any(1).sum()
-                if "domain" in right:
-                    right["domain"] += (self.local[predicted] == self.local[labels]).any(1).sum()
+            for predictor, ways in self.asked.items():
+                counts = self._right(method, batch, index, own, competing, predictor, ways)
+                for way, count in counts.items():
+                    right[f"{predictor}/{way}" if predictor else way] += count
         return {readout: 100 * int(n) / len(examples) for readout, n in right.items()}
+
+    def _right(
+        self,
+        method: Predictor,
+        batch: Batch,
+        index: int,
+        own: Tensor,
+        competing: Tensor,
+        predictor: str,
+        ways: Sequence[str],
+    ) -> dict[str, Tensor]:
+        """Number of images of a batch that one predictor has right, per way of asking."""
+        known, unknown = self._logits(method, batch, index, predictor, ways)
+        labels = batch.labels.unsqueeze(1)
+        right = {}
+        if known is not None and "task" in ways:
+            right["task"] = (self._best(known, own) == labels).any(1).sum()
+        if unknown is not None:
+            predicted = self._best(unknown, competing)
+            if "class" in ways:
+                right["class"] = (predicted == labels).any(1).sum()
+            if "domain" in ways:
+                right["domain"] = (self.local[predicted] == self.local[labels]).any(1).sum()
+        return right
 
     def _best(self, logits: Tensor, outputs: Tensor) -> Tensor:
         """The k outputs with the highest logits among ``outputs``: int64 (B, k)."""
@@ -96,13 +121,15 @@ class Evaluator:
         return outputs[among.topk(min(self.top_k, len(outputs)), dim=1).indices]
 
     def _logits(
-        self, method: Predictor, batch: Batch, index: int
+        self, method: Predictor, batch: Batch, index: int, predictor: str, ways: Sequence[str]
     ) -> tuple[Tensor | None, Tensor | None]:
         """Logits with the task known, and with it unknown; one pass where they are the same."""
-        agnostic = any(r != "task" for r in self.readouts)
-        kept = {} if batch.frozen is None else {"frozen": batch.frozen}
+        agnostic = any(way != "task" for way in ways)
+        kept: dict[str, Any] = {} if batch.frozen is None else {"frozen": batch.frozen}
+        if predictor:
+            kept["predictor"] = predictor
         if not method.uses_task_id:
             logits = method.logits(batch.images, None, **kept)
             return logits, logits
-        known = method.logits(batch.images, index, **kept) if "task" in self.readouts else None
+        known = method.logits(batch.images, index, **kept) if "task" in ways else None
         return known, method.logits(batch.images, None, **kept) if agnostic else None

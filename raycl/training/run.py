@@ -7,8 +7,9 @@ task, and fills a row of ``R`` at a task's end. It knows nothing of Ray or of an
 from __future__ import annotations
 
 import math
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from raycl.methods.base import Context, Method, Phase
 from raycl.networks.base import Backbone, Tensors, networks_of
 from raycl.training import pictures, probe
 from raycl.training.check import check_networks
-from raycl.training.config import TrialConfig
+from raycl.training.config import PROBE, TrialConfig
 from raycl.training.costs import Costs
 from raycl.training.evaluation import Evaluator
 from raycl.training.matrices import Matrices
@@ -54,6 +55,7 @@ class Run:
     Attributes:
         pictures: The method's pictures of the task that ended in the last step, by the names of
             their files; for whoever keeps files.
+        readouts: Ways of asking the method itself; the first is the primary one.
     """
 
     def __init__(
@@ -80,13 +82,15 @@ class Run:
         self.method = self._placed(self._build_method())
         self.readouts = choose_readouts(info.readouts, type(self.method), self.config.readouts)
         rule = benchmark.config.top_k, benchmark.config.class_outputs
-        self.evaluator = Evaluator(info, self.readouts, self.device, *rule)
+        asked = (*self.readouts, *further_readouts(self.readouts, self.method.predictors))
+        self.evaluator = Evaluator(info, asked, self.device, *rule)
+        self.own_evaluator = Evaluator(info, self.readouts, self.device, *rule)
         self.selector = Evaluator(info, self._selecting(), self.device, *rule)
         self.costs = Costs(self.device)
         self.sets = self._with_frozen(self.stream)
         self.probe = probe.Probe(self.config, self.stream, self.method, self.evaluator)
         selects = self.config.train.select == "validation_accuracy"
-        self.matrices = Matrices(self.readouts, self.num_tasks, self.probe.rows, selects)
+        self.matrices = Matrices(asked, self.num_tasks, self.probe.rows, selects)
         self._plain_sizes: list[tuple[Mapping[str, Any], tuple[int, int]]] = []
         self.histograms: dict[str, list[list[int]]] = {}
         self.pictures: dict[str, Tensor] = {}
@@ -398,7 +402,7 @@ class Run:
             return {}
         self.method.eval()
         seen = self.task_index + 1
-        accuracy = self.evaluator.accuracy(self.method, task.validation, self.task_index, seen)
+        accuracy = self.own_evaluator.accuracy(self.method, task.validation, self.task_index, seen)
         return {"validation/accuracy_current": accuracy[self.readouts[0]]}
 
     def _kept_data(self) -> int:
@@ -454,3 +458,24 @@ def choose_readouts(
     if not usable:
         raise UserError("readouts", f"{method.__name__} supports none of {defined}")
     return tuple(wanted) if wanted else usable
+
+
+def further_readouts(readouts: Sequence[str], predictors: Sequence[str]) -> tuple[str, ...]:
+    """Readouts of a method's predictors, asked in the same ways as the method itself.
+
+    Args:
+        readouts: Those of the method itself.
+        predictors: Names; see ``Method``.
+
+    Raises:
+        ValueError: A name that cannot be one, or that is there twice.
+
+    >>> further_readouts(("class", "task"), ["teacher"])
+    ('teacher/class', 'teacher/task')
+    """
+    for name in predictors:
+        if not re.fullmatch("[a-z][a-z0-9_]*", name) or f"{name}/" == PROBE:
+            raise ValueError(f"'{name}' cannot be the name of a predictor")
+    if len(set(predictors)) < len(predictors):
+        raise ValueError(f"predictors names one twice: {', '.join(predictors)}")
+    return tuple(f"{name}/{readout}" for name in predictors for readout in readouts)
