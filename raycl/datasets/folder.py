@@ -233,7 +233,7 @@ def _check_splits(trees: Mapping[str, Tree], path: Path) -> None:
 
 
 def _fifths(tree: Tree, path: Path) -> tuple[Tree, Tree]:
-    """Of each class every fifth image is for testing."""
+    """Split training images: every fifth one of each class is for testing."""
     for name, images in tree.items():
         if len(images) < 5:
             raise UserError(

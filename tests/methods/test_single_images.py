@@ -7,7 +7,7 @@ import pytest
 from raycl.testing import finish
 
 DEEP = {"name": "torchvision", "model": "shufflenet_v2_x0_5"}
-"""Its last normalisations see one pixel of images of 8 x 8."""
+"""A network whose last normalisations see one pixel of images of 8 x 8."""
 TRAIN = {"batch_size": 59, "lr": 0.001}
 """A task has 60 images."""
 

@@ -263,6 +263,6 @@ def test_a_search_goes_by_the_method_itself(tmp_path: Path) -> None:
 
 
 class TestTwo(MethodConformance):
-    """It passes the whole suite."""
+    """A method with two predictors passes the whole suite."""
 
     method = f"{FILE}:Two"
