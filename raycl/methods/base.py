@@ -120,6 +120,10 @@ class Phase:
             ``"stop"`` ends the phase with the kept epoch, if there is one.
         validate: Whether the accuracy on the current task is measured after each epoch; not where
             the phase leaves the outputs as they are.
+        draws: Name of random numbers that begin anew with this phase (data order, augmentation,
+            ``method_generator``), by the run's seed, the task and the name. Then what the phase
+            draws depends on no phase before it, and phases of other methods draw the same under
+            the same name. ``None``: they go on.
     """
 
     name: str
@@ -142,6 +146,7 @@ class Phase:
     stop: Callable[[float, float], bool] | None = None
     diverged: Literal["fail", "stop"] = "fail"
     validate: bool = True
+    draws: str | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1:

@@ -290,6 +290,8 @@ class Run:
 
     def _train_epoch(self, phase: Phase) -> Row:
         if self._phase is None:
+            if phase.draws is not None:
+                self.random.restart(phase.draws, self.task_index)
             if phase.before is not None:
                 self.method.eval()
                 phase.before()
