@@ -69,11 +69,14 @@ class Learner(nn.Module):
 
     Attributes:
         queried: Whether prompts depend on the image, through a query.
+        prefixed: Whether each of ``blocks`` gets a prefix in front, from ``size`` prompts of
+            ``length`` rows.
         index: The task that was added last; -1 for none.
         blocks: Numbers of the blocks that get prompts.
     """
 
     queried: ClassVar[bool] = True
+    prefixed: ClassVar[bool] = False
     blocks: tuple[int, ...] = ()
 
     def __init__(self, config: Any, sizes: Sizes) -> None:
@@ -219,11 +222,20 @@ class PromptMethod(Classifier):
 
     def __init__(self, config: Any, context: Context) -> None:
         Method.__init__(self, config, context)
+        self.check(context)
         self.backbone = self.frozen_network()
         if config.anchor == "first_task":
             self.fixed = ()
         width = self.backbone.num_features
         self.student = self.make_model(type(self).learner, config, self.backbone, width)
+
+    @classmethod
+    def check(cls, context: Context) -> None:
+        """Refuse options of ``train`` that the learner cannot be trained with; there are none.
+
+        Raises:
+            UserError: Says which.
+        """
 
     def frozen_network(self, block: Mapping[str, Any] | None = None, where: str = "network") -> Any:
         """A network that gets prompts; without a block, the one of the sweep.

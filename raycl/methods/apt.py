@@ -93,17 +93,9 @@ class APT(PromptMethod):
 
     learner = Additions
 
-    def __init__(self, config: Any, context: Context) -> None:
-        super().__init__(config, context)
-        refuse_selection(context)
-
-
-def refuse_selection(context: Context) -> None:
-    """Refuse to select an epoch by predictions that change only when the task has ended.
-
-    Raises:
-        UserError: ``train.select`` is not ``last``.
-    """
-    if context.train.select != "last":
-        what = "apt predicts with an average that changes after the last epoch only"
-        raise UserError("train.select", what, "set it to last")
+    @classmethod
+    def check(cls, context: Context) -> None:
+        """See ``PromptMethod.check``: the average changes when the task has ended."""
+        if context.train.select != "last":
+            what = "apt predicts with an average that changes after the last epoch only"
+            raise UserError("train.select", what, "set it to last")

@@ -25,6 +25,8 @@ class Components(Learner):
         share: Components of a task, n.
     """
 
+    prefixed = True
+
     def __init__(self, config: Any, sizes: Sizes) -> None:
         super().__init__(config, sizes)
         if not sizes.tasks <= config.size <= sizes.query_width:

@@ -23,6 +23,8 @@ class Experts(Learner):
         experts: Expert prompts of each block, (size, length, C).
     """
 
+    prefixed = True
+
     def __init__(self, config: Any, sizes: Sizes) -> None:
         super().__init__(config, sizes)
         if config.size < sizes.tasks:

@@ -21,6 +21,8 @@ class Pool(Learner):
         pools: Prompts of each pool, (size, length, C).
     """
 
+    prefixed = True
+
     def __init__(self, config: Any, sizes: Sizes) -> None:
         super().__init__(config, sizes)
         self.blocks = config.blocks
