@@ -304,9 +304,9 @@ class CDL(PromptMethod):
         alpha, terms = self.config.alpha, self.terms(answer, labels, active)
         follows = answer.logits if self.kd_head is None else self._second(answer)
         columns = torch.searchsorted(active, labels)
-        pair = (z.index_select(1, active) for z in (follows, teacher))
+        own, target = follows.index_select(1, active), teacher.index_select(1, active)
         terms["cross_entropy"] = (1 - alpha) * terms["cross_entropy"]
-        return terms | {"distillation": alpha * self.scheme.soft(self.config, *pair, columns)}
+        return terms | {"distillation": alpha * self.scheme.soft(self.config, own, target, columns)}
 
     def _kept_blocks(self) -> tuple[range, range]:
         """Blocks of student and teacher whose outputs are compared, the shallowest first."""
