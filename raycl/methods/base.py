@@ -22,13 +22,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from raycl.benchmarks.base import StreamInfo, Task, TaskInfo
 from raycl.datasets.examples import Augment, Batch, Examples
 from raycl.errors import UserError
-from raycl.networks.base import Backbone
+from raycl.networks.base import Backbone, complete_block, named_block
 from raycl.nn.fisher import fisher_diagonal
 from raycl.nn.optim import TrainConfig, make_optimizer, make_schedule
 
@@ -43,11 +43,40 @@ Outputs = Annotated[
 
 
 class MethodConfig(BaseModel):
-    """Hyper-parameters of a method, each once: type, bounds, unit, default, one-line meaning."""
+    """Hyper-parameters of a method, each once: type, bounds, unit, default, one-line meaning.
+
+    Attributes:
+        networks: Options (``dict[str, Any]``, or that and ``None``) that are the block of another
+            network than the sweep's, for ``Context.build_network``: a name, or a mapping as under
+            ``network``. Defaults are filled in, and weights that such a network starts from are
+            treated as those of the sweep's network are: hashed, checked and read by the driver.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    networks: ClassVar[tuple[str, ...]] = ()
 
     name: str
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class whose ``networks`` names what is no option."""
+        super().__pydantic_init_subclass__(**kwargs)
+        if unknown := [name for name in cls.networks if name not in cls.model_fields]:
+            raise TypeError(f"{cls.__qualname__}.networks names no option: {unknown[0]}")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _network(cls, value: Any, info: ValidationInfo) -> Any:
+        """Fill in the defaults of an option that is a network's block."""
+        if info.field_name not in cls.networks:
+            return value
+        block = named_block(value)
+        return complete_block(block) if isinstance(block, Mapping) else block
+
+    def network_options(self) -> dict[str, dict[str, Any]]:
+        """The blocks of other networks that are given, by the name of the option."""
+        found = {name: getattr(self, name) for name in self.networks}
+        return {name: block for name, block in found.items() if block is not None}
 
 
 @dataclass(frozen=True)
@@ -59,7 +88,8 @@ class Context:
         train: The ``train`` block of the sweep file.
         build_network: Makes a fresh backbone on ``device``: without argument the network of the
             first task, with ``task=i`` that of task i, or that of a given block
-            (``{"name": "mlp", ...}``).
+            (``{"name": "mlp", ...}``, see ``MethodConfig.networks``); with ``shape=(C, H, W)`` for
+            images of another shape than the stream's.
         device: Where the run happens; the loop moves the method there.
         data_generator: CPU generator of data order, saved with the run.
         method_generator: CPU generator of everything else a method samples, saved with the run.

@@ -104,8 +104,7 @@ def _selection(spec: Mapping[str, Any]) -> Iterable[str]:
 
 def _weights(spec: Mapping[str, Any]) -> Iterable[str]:
     """Files that networks start from."""
-    methods = [entry for entry in spec.get("methods") or [] if isinstance(entry, Mapping)]
-    found = named_in([spec.get("network"), [entry.get("network") for entry in methods]])
+    found = named_in([spec.get("network"), spec.get("methods")])
     if found:
         files = (f"{one.label}, sha256 {(one.sha256 or 'unknown')[:12]}" for one in found)
         yield f"networks start from {'; '.join(dict.fromkeys(files))}"

@@ -7,6 +7,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from raycl.sweep import kinds
 from raycl.sweep.check import check
 from raycl.sweep.check_data import check_data, read_weights
 from raycl.sweep.expand import benchmark_configs
@@ -66,9 +67,10 @@ def _with_hashes(data: dict[str, Any]) -> dict[str, Any]:
     if "network" in done:
         done["network"] = with_hashes(done["network"])
     if isinstance(done.get("methods"), list):
+        kind = kinds.guess(done.get("benchmark"))
         done["methods"] = [
-            entry | {"network": with_hashes(entry["network"])}
-            if isinstance(entry, dict) and "network" in entry
+            {k: with_hashes(v) if k in networks else v for k, v in entry.items()}
+            if isinstance(entry, dict) and (networks := {"network", *kind.networks_in(entry)})
             else entry
             for entry in done["methods"]
         ]

@@ -25,7 +25,7 @@ from raycl.errors import UserError
 from raycl.methods.base import Context, Method, Phase
 from raycl.networks.base import Backbone, Tensors, networks_of
 from raycl.training import pictures, probe
-from raycl.training.check import check_networks
+from raycl.training.check import check_networks, find_method
 from raycl.training.config import PROBE, TrialConfig
 from raycl.training.costs import Costs
 from raycl.training.evaluation import Evaluator
@@ -67,7 +67,8 @@ class Run:
     ) -> None:
         config = TrialConfig.model_validate(config)
         self.weights = weights
-        self.config = config.model_copy(update={"network": with_hashes(config.network)})
+        hashed = {"network": with_hashes(config.network), "method": _with_hashes(config.method)}
+        self.config = config.model_copy(update=hashed)
         self.device = torch.device(device)
         self.seeds = Seeds.derive(self.config.seed, **self.config.fixed_seeds.model_dump())
         self.random = Randomness(self.seeds, self.device, self.config.threads)
@@ -218,7 +219,7 @@ class Run:
     # ------------------------------------------------------------------ parts of a step
 
     def _build_method(self) -> Method:
-        cls = registry.find("raycl.methods", Method, self.config.method["name"], where="method")  # type: ignore[type-abstract]
+        cls = find_method(self.config.method)
         check_networks(cls, self.config.method["name"], self.networks)
         context = Context(
             stream=self.stream.info,
@@ -234,8 +235,14 @@ class Run:
         )
         return cls(cls.Config.model_validate(self.config.method), context)
 
-    def _build_network(self, block: Mapping[str, Any] | None = None, *, task: int = 0) -> Backbone:
-        shape = self.stream.info.input_shape
+    def _build_network(
+        self,
+        block: Mapping[str, Any] | None = None,
+        *,
+        task: int = 0,
+        shape: tuple[int, int, int] | None = None,
+    ) -> Backbone:
+        shape = shape or self.stream.info.input_shape
         return self._placed(build_network(block or self.networks[task], shape, self.weights))
 
     def _with_frozen(self, stream: Stream) -> Stream:
@@ -434,6 +441,12 @@ class Run:
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What two states must share; the number of threads may change with the resources."""
     return {k: v for k, v in config.items() if k != "threads"}
+
+
+def _with_hashes(method: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's block with the hashes of weights that networks in its options start from."""
+    networks = find_method(method).Config.networks
+    return {k: with_hashes(v) if k in networks else v for k, v in method.items()}
 
 
 def build_benchmark(block: Mapping[str, Any], where: str = "benchmark") -> Benchmark:
