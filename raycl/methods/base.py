@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from raycl.benchmarks.base import StreamInfo, Task, TaskInfo
 from raycl.datasets.examples import Augment, Batch, Examples
 from raycl.errors import UserError
-from raycl.networks.base import Backbone, complete_block, named_block
+from raycl.networks.base import Backbone, Tensors, Weights, complete_block, named_block
 from raycl.nn.fisher import fisher_diagonal
 from raycl.nn.optim import TrainConfig, make_optimizer, make_schedule
 
@@ -50,10 +50,13 @@ class MethodConfig(BaseModel):
             network than the sweep's, for ``Context.build_network``: a name, or a mapping as under
             ``network``. Defaults are filled in, and weights that such a network starts from are
             treated as those of the sweep's network are: hashed, checked and read by the driver.
+        other_weights: Options (``Weights``, or that and ``None``) that are weights for the method
+            itself, for ``Context.read_tensors``; treated likewise.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     networks: ClassVar[tuple[str, ...]] = ()
+    other_weights: ClassVar[tuple[str, ...]] = ()
 
     name: str
 
@@ -61,8 +64,9 @@ class MethodConfig(BaseModel):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a class whose ``networks`` names what is no option."""
         super().__pydantic_init_subclass__(**kwargs)
-        if unknown := [name for name in cls.networks if name not in cls.model_fields]:
-            raise TypeError(f"{cls.__qualname__}.networks names no option: {unknown[0]}")
+        for kind, names in (("networks", cls.networks), ("other_weights", cls.other_weights)):
+            if unknown := [name for name in names if name not in cls.model_fields]:
+                raise TypeError(f"{cls.__qualname__}.{kind} names no option: {unknown[0]}")
 
     @field_validator("*", mode="before")
     @classmethod
@@ -76,6 +80,11 @@ class MethodConfig(BaseModel):
     def network_options(self) -> dict[str, dict[str, Any]]:
         """The blocks of other networks that are given, by the name of the option."""
         found = {name: getattr(self, name) for name in self.networks}
+        return {name: block for name, block in found.items() if block is not None}
+
+    def weights_options(self) -> dict[str, Weights]:
+        """The weights for the method itself that are given, by the name of the option."""
+        found = {name: getattr(self, name) for name in self.other_weights}
         return {name: block for name, block in found.items() if block is not None}
 
 
@@ -95,6 +104,7 @@ class Context:
         method_generator: CPU generator of everything else a method samples, saved with the run.
         augment: The training augmentation (uint8 to uint8), or ``None``.
         augmentation: Name to another augmentation than the training one, for stored images.
+        read_tensors: All tensors of weights, by name; for ``MethodConfig.other_weights``.
         networks: The ``network`` block of each task; empty: one network for all.
         seen_accuracy: Percent right on the validation data of all tasks so far, which only the loop
             sees: the mean over tasks, and over the readouts ``class`` (else ``domain``) and
@@ -109,6 +119,7 @@ class Context:
     method_generator: torch.Generator
     augment: Augment | None = None
     augmentation: Callable[[str], Augment | None] = lambda name: None
+    read_tensors: Callable[[Weights], Tensors] = lambda weights: {}
     networks: tuple[Mapping[str, Any], ...] = ()
     seen_accuracy: Callable[[], float] = lambda: math.nan
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self
@@ -11,13 +13,13 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from raycl import registry
-from raycl.benchmarks.base import Task
+from raycl.benchmarks.base import Task, TaskInfo
 from raycl.datasets.examples import Batch
 from raycl.errors import UserError
 from raycl.methods._prompted import Answer, PromptedModel, PromptMethod, transformer
 from raycl.methods._schemes import SCHEMES
 from raycl.methods.base import Context, Losses, Method, Phase
-from raycl.networks.base import Backbone
+from raycl.networks.base import Backbone, Weights, find_network
 from raycl.nn.optim import make_optimizer
 from raycl.nn.prompted_vit import BlockPrompts, KeysValues
 
@@ -78,6 +80,9 @@ class CDL(PromptMethod):
     class Config(PromptMethod.Config):
         """Options."""
 
+        networks = ("teacher_network",)
+        other_weights = ("teacher",)
+
         learner: dict[str, Any] = Field(
             {"name": "l2p"}, description="prompt learner of both: name of a method and its options"
         )
@@ -100,6 +105,9 @@ class CDL(PromptMethod):
         apt_merge: Literal["after_student", "after_teacher"] = Field(
             "after_student", description="when the teacher of learner apt averages"
         )
+        teacher: Weights | None = Field(
+            None, description="{trial: RUN/KEY}: a trial with keep_teachers; default: trained here"
+        )
         keep_teachers: bool = Field(
             False, description="keep the teacher of every task, for other trials to learn from"
         )
@@ -113,7 +121,18 @@ class CDL(PromptMethod):
         def _known(self) -> Self:
             if given := [name for name in SHARED if name in self.learner]:
                 raise ValueError(f"{given[0]} is an option of cdl itself, not of its learner")
-            self.learner_config()
+            try:
+                self.learner_config()
+            except UserError as error:
+                raise ValueError(f"learner: {error.what}; {error.hint}") from error
+            if self.teacher is None and not self.keep_teachers:
+                return self
+            if self.scheme == "cdl_prompt":
+                raise ValueError("cdl_prompt trains teacher and student together: no other teacher")
+            if self.anchor != "weights":
+                raise ValueError("a teacher for several trials needs anchor: weights")
+            if self.teacher is not None and self.teacher.trial is None:
+                raise ValueError("teacher is a trial: {trial: RUN/KEY}")
             return self
 
         def learner_config(self) -> Any:
@@ -123,13 +142,17 @@ class CDL(PromptMethod):
             return cls.Config.model_validate({**self.learner, **shared})
 
     predictors: tuple[str, ...] = ("teacher", *HEADS)
+    teachers_of: Tensor
+    teachers_done: Tensor
 
     def __init__(self, config: Any, context: Context) -> None:
         Method.__init__(self, config, context)
         self.scheme = SCHEMES[config.scheme]
         method, options = _learner(config.learner), config.learner_config()
         self.backbone = self.frozen_network()
-        self.teacher_backbone = self.frozen_network(config.teacher_network, "teacher_network")
+        self.teacher_backbone = self.frozen_network(
+            config.teacher_network, "method.teacher_network"
+        )
         names = ("backbone.", "teacher_backbone.")
         self.fixed = names if config.anchor == "weights" else ()
         width, own = self.backbone.num_features, config.query_backbone == "own"
@@ -144,6 +167,12 @@ class CDL(PromptMethod):
         self.predictors = ("teacher", *(HEADS if self.scheme.two_heads else ()))
         self.teachers = nn.ModuleList()
         self._check(context)
+        if config.keep_teachers:
+            about = json.dumps(self._about(), sort_keys=True).encode()
+            self.register_buffer("teachers_of", torch.tensor([*about], dtype=torch.uint8))
+            self.register_buffer("teachers_done", torch.zeros((), dtype=torch.int64))
+        if config.teacher is not None:
+            self._check_teachers(config.teacher)
 
     def _check(self, context: Context) -> None:
         """Refuse what cannot be learnt.
@@ -156,6 +185,15 @@ class CDL(PromptMethod):
         if self.scheme.soft and (small := [t for t in context.stream.tasks if len(t.classes) < 2]):
             what = f"task {small[0].name} has one class, over which a teacher says nothing"
             raise UserError("method.scheme", what, "take none, or tasks of two classes and more")
+        blocks = (*context.networks[:1], self.config.teacher_network)
+        needs = [
+            cls.normalisation(options)
+            for cls, options in map(find_network, blocks)
+            if options.untrained() != options
+        ]
+        if len(needs) == 2 and needs[0] != needs[1]:
+            what = "its weights need images normalised otherwise than those of the student"
+            raise UserError("method.teacher_network", what, "give both the same mean and std")
         if context.train.schedule.name == "plateau":
             what = "the plateau schedule follows a score, and the teacher has none"
             raise UserError("train.schedule", what)
@@ -168,6 +206,61 @@ class CDL(PromptMethod):
         if tokens[0] != tokens[1]:
             what = f"{self.config.scheme} compares tokens: the student has {tokens[0]} of an image"
             raise UserError("method.teacher_network", f"{what}, the teacher {tokens[1]}")
+
+    # ------------------------------------------------------------------ teachers of other trials
+
+    def _about(self) -> dict[str, Any]:
+        """What must be the same in a trial that takes its teachers from this one."""
+        config, stream = self.config, self.context.stream
+        learner = config.learner_config().model_dump(mode="json")
+        return {
+            "method.learner": {k: v for k, v in learner.items() if k not in SHARED},
+            "method.teacher_network": config.teacher_network,
+            "method.query_backbone": config.query_backbone,
+            "method.apt_merge": config.apt_merge,
+            "network": self.context.networks[0] if config.query_backbone == "student" else None,
+            "benchmark": [stream.class_names, [task.classes for task in stream.tasks]],
+        }
+
+    def _check_teachers(self, weights: Weights) -> None:
+        """Refuse teachers that learnt something else, or did not learn all tasks.
+
+        Raises:
+            UserError: Names the first part that differs.
+        """
+        kept, where = self.context.read_tensors(weights), "method.teacher.trial"
+        if "teachers_of" not in kept:
+            what = f"{weights.trial} has kept no teachers"
+            raise UserError(
+                where, what, "run it with method: {name: cdl, keep_teachers: true, ...}"
+            )
+        theirs = json.loads(bytes(kept["teachers_of"]))
+        ours = json.loads(json.dumps(self._about()))
+        for name, value in ours.items():
+            if theirs.get(name) != value:
+                what = f"the teachers of {weights.trial} have another {name}"
+                raise UserError(where, what, f"theirs is {theirs.get(name)}")
+        done, wanted = int(kept["teachers_done"]), len(self.context.networks)
+        if done < wanted:
+            what = f"{weights.trial} has teachers of {done} tasks, and {wanted} are to be learnt"
+            raise UserError(where, what, "let it finish first")
+
+    def _take_teacher(self) -> None:
+        """Become the teacher that another trial has made of the current task."""
+        kept = self.context.read_tensors(self.config.teacher)
+        prefix = f"teachers.{self.teacher.learner.index}."
+        state = {
+            name.removeprefix(prefix): torch.tensor(value)
+            for name, value in kept.items()
+            if name.startswith(prefix)
+        }
+        self.teacher.load_state_dict(state)
+
+    def add_task(self, task: TaskInfo) -> None:
+        """Tell the learners which task it is, and make room for its teacher."""
+        super().add_task(task)
+        if self.config.keep_teachers:
+            self.teachers.append(copy.deepcopy(self.teacher))
 
     # ------------------------------------------------------------------ networks and queries
 
@@ -350,7 +443,7 @@ class CDL(PromptMethod):
         """``teacher`` and ``student``; ``anchor`` of both before them, in the first task."""
         *anchors, train = super().phases(task)
         student = replace(train, name="student")
-        if self.scheme.joint:
+        if self.scheme.joint or self.config.teacher is not None:
             return [*anchors, student]
         teacher = replace(
             train,
@@ -380,12 +473,17 @@ class CDL(PromptMethod):
         """Finish the teacher's phase; from now on the teacher answers as in inference."""
         if self.config.apt_merge == "after_teacher":
             self.teacher.learner.end()
+        if self.config.keep_teachers:
+            self.teachers[-1].load_state_dict(self.teacher.state_dict())
+            self.teachers_done.add_(1)
 
     def begin_student(self) -> None:
         """Start the current task for the student, and for a teacher that learns along."""
         super().begin_student()
         if self.scheme.joint:
             self.begin_teacher()
+        if self.config.teacher is not None:
+            self._take_teacher()
 
     def end_student(self) -> None:
         """Finish the current task."""

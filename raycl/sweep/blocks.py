@@ -98,6 +98,17 @@ def networks_in(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"network": config["network"], **own}
 
 
+def weights_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """All that holds weights in a trial's configuration, by where it stands in it.
+
+    Networks' blocks, and ``{weights: BLOCK}`` for weights of the method itself.
+    """
+    method = config["method"]
+    options = kinds.of(config["benchmark"]).weights_in(method)
+    own = {name: {"weights": method[name]} for name in options if method.get(name) is not None}
+    return {**networks_in(config), **{f"method.{name}": block for name, block in own.items()}}
+
+
 def digest(name: str, cls: type) -> str:
     """What stands for the code of a class from outside raycl: a hash of its file, else nothing.
 

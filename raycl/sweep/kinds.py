@@ -130,6 +130,14 @@ class Kind:
             return ()
         return tuple(getattr(found, "networks", ()))
 
+    def weights_in(self, method: Config) -> tuple[str, ...]:
+        """Options of a ``method`` block that are weights for the method itself."""
+        try:
+            found = self.named("method", method).Config
+        except Problem:  # it will be refused where it stands
+            return ()
+        return tuple(getattr(found, "other_weights", ()))
+
     def train_model(self) -> type[BaseModel]:
         """The model of the ``train`` block."""
         model: type[BaseModel] = _loaded(self.train)

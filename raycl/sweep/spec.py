@@ -14,7 +14,7 @@ from raycl.sweep.expand import benchmark_configs
 from raycl.sweep.explain import Problem, validate
 from raycl.sweep.model import Sweep
 from raycl.sweep.source import KeyPath, Source, dotted, get, read
-from raycl.training.weights import with_hashes
+from raycl.training.weights import with_hashes, with_option_hashes
 
 __all__ = ["Sweep", "check_data", "load", "parse", "read_weights"]
 
@@ -69,8 +69,8 @@ def _with_hashes(data: dict[str, Any]) -> dict[str, Any]:
     if isinstance(done.get("methods"), list):
         kind = kinds.guess(done.get("benchmark"))
         done["methods"] = [
-            {k: with_hashes(v) if k in networks else v for k, v in entry.items()}
-            if isinstance(entry, dict) and (networks := {"network", *kind.networks_in(entry)})
+            with_option_hashes(entry, {"network", *kind.networks_in(entry)}, kind.weights_in(entry))
+            if isinstance(entry, dict)
             else entry
             for entry in done["methods"]
         ]

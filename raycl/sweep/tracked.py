@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raycl.sweep.blocks import networks_in
+from raycl.sweep.blocks import weights_in
 from raycl.sweep.expand import TrialPlan
 from raycl.sweep.model import Sweep
 from raycl.sweep.outcomes import Status
@@ -26,7 +26,7 @@ class Tracked:
 
     def started(self, plan: TrialPlan) -> None:
         """A trial starts, or starts again after its worker was lost."""
-        weights = told(list(networks_in(plan.config).values()))
+        weights = told(list(weights_in(plan.config).values()))
         self.tracker.trial_started(
             TrialRecord(
                 key=plan.key,

@@ -78,6 +78,10 @@ def try_out(config: Mapping[str, Any], info: StreamInfo) -> None:
             if weights := weights_of(block):
                 read(weights)
                 check_model(block)
+    method = find_method(trial.method).Config.model_validate(trial.method)
+    for name, weights in method.weights_options().items():
+        with _option(name, whole="network.weights"):
+            read(weights)
     info = normalised(info, networks)
     try:
         _build_parts(trial, info, torch.device("meta"))
@@ -133,6 +137,7 @@ def _build_parts(trial: TrialConfig, info: StreamInfo, device: torch.device) -> 
         device=device,
         data_generator=torch.Generator(),
         method_generator=torch.Generator(),
+        read_tensors=read,
         networks=networks,
     )
     with torch.random.fork_rng(devices=[]), device:
@@ -166,15 +171,20 @@ def _each_network(
 
 
 @contextmanager
-def _option(name: str) -> Iterator[None]:
-    """An error about a network that is in a method's option names the option."""
+def _option(name: str, whole: str = "network") -> Iterator[None]:
+    """An error about a network, or its weights, that is a method's option names the option.
+
+    Args:
+        name: The option.
+        whole: Where such an error says that it is.
+    """
     try:
         yield
     except UserError as error:
-        block, dot, rest = error.where.partition(".")
-        if block != "network":
+        if error.where != whole and not error.where.startswith(f"{whole}."):
             raise
-        raise UserError(f"method.{name}{dot}{rest}", error.what, error.hint) from error
+        rest = error.where.removeprefix(whole)
+        raise UserError(f"method.{name}{rest}", error.what, error.hint) from error
 
 
 @contextmanager

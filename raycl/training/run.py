@@ -33,7 +33,13 @@ from raycl.training.matrices import Matrices
 from raycl.training.phase import PhaseState, TrainingError, train_one_epoch
 from raycl.training.precision import to_channels_last, with_precision
 from raycl.training.randomness import Randomness, Seeds
-from raycl.training.weights import build_network, normalisation, with_hashes
+from raycl.training.weights import (
+    build_network,
+    normalisation,
+    tensors_of,
+    with_hashes,
+    with_option_hashes,
+)
 
 Row = dict[str, Any]
 Module = TypeVar("Module", bound=nn.Module)
@@ -230,6 +236,7 @@ class Run:
             method_generator=self.random.method,
             augment=datasets.augment(self.config.train.augment, self.random.augment),
             augmentation=lambda name: datasets.augment(name, self.random.augment),
+            read_tensors=lambda weights: tensors_of(weights, self.weights),
             networks=self.networks,
             seen_accuracy=self._seen_accuracy,
         )
@@ -445,8 +452,8 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_hashes(method: Mapping[str, Any]) -> dict[str, Any]:
     """A method's block with the hashes of weights that networks in its options start from."""
-    networks = find_method(method).Config.networks
-    return {k: with_hashes(v) if k in networks else v for k, v in method.items()}
+    options = find_method(method).Config
+    return with_option_hashes(method, options.networks, options.other_weights)
 
 
 def build_benchmark(block: Mapping[str, Any], where: str = "benchmark") -> Benchmark:
