@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self
@@ -16,6 +14,7 @@ from raycl import registry
 from raycl.benchmarks.base import Task, TaskInfo
 from raycl.datasets.examples import Batch
 from raycl.errors import UserError
+from raycl.methods._kept_teachers import KeptTeachers, check_kept, kept_state
 from raycl.methods._prompted import Answer, PromptedModel, PromptMethod, transformer
 from raycl.methods._schemes import SCHEMES
 from raycl.methods.base import Context, Losses, Method, Phase
@@ -142,8 +141,6 @@ class CDL(PromptMethod):
             return cls.Config.model_validate({**self.learner, **shared})
 
     predictors: tuple[str, ...] = ("teacher", *HEADS)
-    teachers_of: Tensor
-    teachers_done: Tensor
 
     def __init__(self, config: Any, context: Context) -> None:
         Method.__init__(self, config, context)
@@ -165,14 +162,11 @@ class CDL(PromptMethod):
         outputs = context.stream.num_outputs
         self.kd_head = learners[0].make_head(outputs) if self.scheme.two_heads else None
         self.predictors = ("teacher", *(HEADS if self.scheme.two_heads else ()))
-        self.teachers = nn.ModuleList()
         self._check(context)
-        if config.keep_teachers:
-            about = json.dumps(self._about(), sort_keys=True).encode()
-            self.register_buffer("teachers_of", torch.tensor([*about], dtype=torch.uint8))
-            self.register_buffer("teachers_done", torch.zeros((), dtype=torch.int64))
+        self.kept = KeptTeachers(self._about()) if config.keep_teachers else None
         if config.teacher is not None:
-            self._check_teachers(config.teacher)
+            tensors = context.read_tensors(config.teacher)
+            check_kept(tensors, config.teacher.trial, self._about(), len(context.networks))
 
     def _check(self, context: Context) -> None:
         """Refuse what cannot be learnt.
@@ -219,48 +213,20 @@ class CDL(PromptMethod):
             "method.query_backbone": config.query_backbone,
             "method.apt_merge": config.apt_merge,
             "network": self.context.networks[0] if config.query_backbone == "student" else None,
-            "benchmark": [stream.class_names, [task.classes for task in stream.tasks]],
+            "benchmark": [
+                stream.class_names,
+                [task.classes for task in stream.tasks],
+                stream.input_shape,
+                stream.mean,
+                stream.std,
+            ],
         }
-
-    def _check_teachers(self, weights: Weights) -> None:
-        """Refuse teachers that learnt something else, or did not learn all tasks.
-
-        Raises:
-            UserError: Names the first part that differs.
-        """
-        kept, where = self.context.read_tensors(weights), "method.teacher.trial"
-        if "teachers_of" not in kept:
-            what = f"{weights.trial} has kept no teachers"
-            raise UserError(
-                where, what, "run it with method: {name: cdl, keep_teachers: true, ...}"
-            )
-        theirs = json.loads(bytes(kept["teachers_of"]))
-        ours = json.loads(json.dumps(self._about()))
-        for name, value in ours.items():
-            if theirs.get(name) != value:
-                what = f"the teachers of {weights.trial} have another {name}"
-                raise UserError(where, what, f"theirs is {theirs.get(name)}")
-        done, wanted = int(kept["teachers_done"]), len(self.context.networks)
-        if done < wanted:
-            what = f"{weights.trial} has teachers of {done} tasks, and {wanted} are to be learnt"
-            raise UserError(where, what, "let it finish first")
-
-    def _take_teacher(self) -> None:
-        """Become the teacher that another trial has made of the current task."""
-        kept = self.context.read_tensors(self.config.teacher)
-        prefix = f"teachers.{self.teacher.learner.index}."
-        state = {
-            name.removeprefix(prefix): torch.tensor(value)
-            for name, value in kept.items()
-            if name.startswith(prefix)
-        }
-        self.teacher.load_state_dict(state)
 
     def add_task(self, task: TaskInfo) -> None:
         """Tell the learners which task it is, and make room for its teacher."""
         super().add_task(task)
-        if self.config.keep_teachers:
-            self.teachers.append(copy.deepcopy(self.teacher))
+        if self.kept is not None:
+            self.kept.add(self.teacher)
 
     # ------------------------------------------------------------------ networks and queries
 
@@ -473,9 +439,8 @@ class CDL(PromptMethod):
         """Finish the teacher's phase; from now on the teacher answers as in inference."""
         if self.config.apt_merge == "after_teacher":
             self.teacher.learner.end()
-        if self.config.keep_teachers:
-            self.teachers[-1].load_state_dict(self.teacher.state_dict())
-            self.teachers_done.add_(1)
+        if self.kept is not None:
+            self.kept.keep(self.teacher)
 
     def begin_student(self) -> None:
         """Start the current task for the student, and for a teacher that learns along."""
@@ -483,7 +448,8 @@ class CDL(PromptMethod):
         if self.scheme.joint:
             self.begin_teacher()
         if self.config.teacher is not None:
-            self._take_teacher()
+            tensors = self.context.read_tensors(self.config.teacher)
+            self.teacher.load_state_dict(kept_state(tensors, self.teacher.learner.index))
 
     def end_student(self) -> None:
         """Finish the current task."""
