@@ -216,6 +216,9 @@ class Method(nn.Module, ABC):
             nothing ever changes, e.g. ``("backbone.",)`` if that is pre-trained and frozen. They
             are counted, but not written into every checkpoint, which has their hash instead.
             Options may decide: then the constructor sets it.
+        frozen_alone: Whether ``frozen_values`` are all that the method looks at; see ``FrozenSet``.
+        frozen_training: Whether ``frozen_values`` are for training only. Sets of validation and
+            test images then go without.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -226,6 +229,7 @@ class Method(nn.Module, ABC):
     any_network: ClassVar[bool] = False
     isolated: ClassVar[bool] = False
     frozen_alone: ClassVar[bool] = False
+    frozen_training: ClassVar[bool] = False
     fixed: tuple[str, ...] = ()
     predictors: tuple[str, ...] = ()
 

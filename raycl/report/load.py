@@ -48,6 +48,8 @@ class TrackedRun:
         reason: One line on why it failed, or empty.
         started: Milliseconds since the epoch.
         metrics: The latest value of each logged metric.
+        pretrained: ``"own"`` if its networks start from weights of `raycl pretrain`, else empty.
+        seen: How many images such weights had seen: ``"0 of 60000"``, or ``"unknown"``.
         result: What the trial's last row held (matrices, metrics, costs); ``None`` if it did not
             finish, or if the artifact cannot be read.
     """
@@ -65,6 +67,8 @@ class TrackedRun:
     started: int
     metrics: Mapping[str, float]
     result: Mapping[str, Any] | None = None
+    pretrained: str = ""
+    seen: str = ""
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,8 @@ def _tracked(run: Run, text: str | None) -> TrackedRun:
         started=run.info.start_time,
         metrics=run.data.metrics,
         result=json.loads(text) if text else None,
+        pretrained=tags.get("raycl.pretrained", ""),
+        seen=tags.get("raycl.seen_images", ""),
     )
 
 

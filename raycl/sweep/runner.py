@@ -20,6 +20,7 @@ from raycl.sweep.expand import Preview, TrialPlan
 from raycl.sweep.folder import TRIALS, SweepFolder, runs_root
 from raycl.sweep.outcomes import Outcome, Outcomes, Status
 from raycl.sweep.progress import Progress
+from raycl.sweep.provenance import Provenance
 from raycl.sweep.storage import Lease
 from raycl.sweep.tracked import Tracked, sweep_record
 from raycl.tracking import store
@@ -114,6 +115,7 @@ class Execution:
         self.console = Console(stderr=True)
         self.reopened = False
         self.broken = ""
+        self.data: Mapping[str, Dataset] = {}
 
     def run(self, retry_errors: bool = False) -> int:
         """Everything, in order; what can be refused is refused before Ray starts."""
@@ -131,7 +133,7 @@ class Execution:
         return self.sweep.source.error(path, error.what, error.hint)
 
     def _run(self, retry_errors: bool) -> int:
-        data = spec.check_data(self.sweep, self.data_root)
+        data = self.data = spec.check_data(self.sweep, self.data_root)
         store.check(self.store.uri)
         requests = expand.preview(self.sweep)
         if cluster.is_local(self.address):
@@ -194,7 +196,11 @@ class Execution:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         sweep, folder = self.sweep, self.folder.path
         relative = self.storage if sweep.storage else TRIALS
-        hub = Hub([Tracked(tracker, relative), Recorder(self.outcomes)])  # an outcome is tracked
+        provenance = Provenance(sweep, data)
+        for line in provenance.lines():
+            self._say(line)
+        tracked = Tracked(tracker, relative, provenance.tags)
+        hub = Hub([tracked, Recorder(self.outcomes)])  # an outcome is tracked
         settings = Settings(
             storage=self.storage,
             every_s=sweep.checkpoint.every_s,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from raycl.sweep.blocks import weights_in
@@ -19,10 +20,16 @@ class Tracked:
     Args:
         tracker: To be told.
         storage: Where each trial has a folder; relative: to the sweep's.
+        tags: Further tags of a plan.
     """
 
-    def __init__(self, tracker: Tracker, storage: str) -> None:
-        self.tracker, self.storage = tracker, storage
+    def __init__(
+        self,
+        tracker: Tracker,
+        storage: str,
+        tags: Callable[[TrialPlan], dict[str, str]] = lambda plan: {},
+    ) -> None:
+        self.tracker, self.storage, self.tags = tracker, storage, tags
 
     def started(self, plan: TrialPlan) -> None:
         """A trial starts, or starts again after its worker was lost."""
@@ -38,7 +45,8 @@ class Tracked:
                     "seed": str(plan.seed),
                     "config_key": plan.config_key,
                 }
-                | ({"weights": weights} if weights else {}),
+                | ({"weights": weights} if weights else {})
+                | self.tags(plan),
                 params={"label": plan.method, **plan.config},  # two rows may share a method's name
                 storage=f"{self.storage}/{plan.key}",
             )

@@ -266,12 +266,14 @@ class Run:
             self.method.train(training)
             return values
 
-        def wrapped(examples: Examples) -> Examples:
+        def wrapped(examples: Examples, training: bool = False) -> Examples:
+            if cls.frozen_training and not training:
+                return examples
             return FrozenSet(examples, function, budget, cls.frozen_alone)
 
         data = [
             TaskData(
-                wrapped(one.train),
+                wrapped(one.train, training=True),
                 None if one.validation is None else wrapped(one.validation),
                 wrapped(one.test),
             )
