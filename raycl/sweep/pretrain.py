@@ -15,8 +15,8 @@ from raycl import datasets
 from raycl.datasets.base import Dataset
 from raycl.datasets.ids import image_ids, unit
 from raycl.errors import UserError
-from raycl.methods.regress_features import RegressFeatures
 from raycl.sweep import expand, spec
+from raycl.sweep.blocks import weights_in
 from raycl.sweep.expand import TrialPlan
 from raycl.sweep.folder import SweepFolder, runs_root
 from raycl.sweep.runner import Execution
@@ -27,6 +27,8 @@ from raycl.training.run import build_benchmark
 from raycl.training.weights import normalised, told
 
 PREFIX = "backbone."
+METHODS = ("regress_features", "finetune", "joint")
+"""Methods that train one network, whole: without labels, or on tasks with labels."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,9 @@ def _chosen(sweep: spec.Sweep, key: str | None) -> TrialPlan:
         UserError: There are several and none is named, or none is of pre-training.
     """
     for i, entry in enumerate(sweep.methods):
-        try:
-            fits = issubclass(sweep.kind.named("method", {"name": entry.name}), RegressFeatures)
-        except TypeError:
-            fits = False
-        if not fits:
+        if entry.name not in METHODS:
             what = f"{entry.label} makes no weights for others"
-            hint = "a sweep for raycl pretrain has the method regress_features"
+            hint = f"a sweep for raycl pretrain has one of the methods {', '.join(METHODS)}"
             raise sweep.source.error(("methods", i, "name"), what, hint)
     if any(group.spaces for group in expand.groups(sweep)):
         what = "raycl pretrain takes a sweep without search spaces"
@@ -144,7 +142,7 @@ def _about(plan: TrialPlan, data: Mapping[str, Dataset], row: Mapping[str, Any])
     return About(
         trial=plan.key,
         recipe=plan.config,
-        source=told(plan.config["method"]["source"]),
+        source=told(list(weights_in(plan.config).values())),
         accuracy={readout: found["average_accuracy"] for readout, found in metrics.items()},
         normalisation=statistics.pop() if len(statistics) == 1 else None,
         unit=", ".join(sorted({unit(part) for part in parts})),
