@@ -230,6 +230,22 @@ def test_images_of_another_size_cannot_be_compared(root: Path, block: dict[str, 
     assert tags == {"pretrained": "own", "seen_images": "unknown"}, "networks in options count"
 
 
+def test_a_trial_of_pre_training_is_one_without_ids(root: Path, block: dict[str, Any]) -> None:
+    (plan,) = expand.final_plans(spec.load(write(root)), {})
+    for start, tags in (
+        (f"pre/{plan.key}", {"pretrained": "own", "seen_images": "unknown"}),
+        ("fine/0", {}),
+    ):
+        if start == "fine/0":
+            plain = {**plan.config, "method": {"name": "finetune"}}
+            run = images.build(plain, spec.check_data(spec.load(write(root)), root), "cpu", {})
+            CheckpointStore(f"{root}/fine/trials/0").save(run.state_dict(), 1)
+        sweep = stream(root, NETWORK | {"weights": {"trial": start}}, 1)
+        data = spec.check_data(sweep, root)
+        (found,) = expand.final_plans(sweep, {})
+        assert Provenance(sweep, data).tags(found) == tags
+
+
 def test_other_weights_are_not_tagged(root: Path, block: dict[str, Any]) -> None:
     network = build_network(block, (1, 8, 8))
     torch.save(network.state_dict(), root / "w.pt")
