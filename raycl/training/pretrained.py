@@ -18,8 +18,11 @@ from typing import Any
 from torch import Tensor
 
 import raycl
+from raycl.errors import UserError
+from raycl.methods.regress_features import RegressFeatures
 from raycl.networks.base import Normalisation, Weights
-from raycl.training.weights import locate
+from raycl.training.check import find_method
+from raycl.training.weights import config_of, locate
 
 KEY = "raycl"
 ORIGIN = "pretrain"
@@ -116,9 +119,24 @@ def read_about(path: Path) -> About | None:
 
 
 def about(weights: Weights) -> About | None:
-    """What the file of a ``weights`` block says of itself; ``None`` for those made elsewhere.
+    """What the weights of a block say of themselves; ``None`` for those made elsewhere.
+
+    A trial of pre-training says what it is, but not which images it has seen.
 
     Raises:
-        UserError: The file is not there.
+        UserError: The file or the trial is not there.
     """
+    if weights.trial is not None:
+        recipe = config_of(weights)
+        if not _pretrains(recipe):
+            return None
+        return About(weights.trial, recipe, "", {}, None, unit="", images=())
     return None if weights.file is None else read_about(Path(locate(weights).path))
+
+
+def _pretrains(recipe: Mapping[str, Any]) -> bool:
+    """Whether a trial's method is that of pre-training; games have other methods."""
+    try:
+        return "method" in recipe and issubclass(find_method(recipe["method"]), RegressFeatures)
+    except UserError:
+        return False

@@ -155,6 +155,17 @@ def locate(weights: Weights) -> Place:
     return Place(str(path), option, (stat.st_mtime_ns, stat.st_size))
 
 
+def config_of(weights: Weights) -> dict[str, Any]:
+    """The finished configuration of the trial that a block names; empty if it is not known.
+
+    Raises:
+        UserError: It has no intact checkpoint.
+    """
+    state = CheckpointStore.parse(_content(locate(weights)))
+    found: dict[str, Any] = state.get("config", {})
+    return found
+
+
 def with_hashes(tree: Any) -> Any:
     """A network's block, also one with search spaces, with the hash of each weights file.
 
