@@ -112,7 +112,7 @@ def orthonormal_rows(earlier: Tensor, count: int, generator: torch.Generator) ->
     Returns:
         (count, D).
     """
-    drawn = torch.randn(count, earlier.shape[1], generator=generator).to(earlier)
+    drawn = torch.randn(count, earlier.shape[1], generator=generator, device="cpu").to(earlier)
     rows = list(earlier)
     for vector in drawn:
         basis = torch.stack(rows) if rows else vector.new_empty(0, len(vector))
