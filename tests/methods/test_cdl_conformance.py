@@ -6,7 +6,6 @@ networks that the first task trains, with ``pytest -m slow``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,14 +50,13 @@ class Prompts(MethodConformance):
     train = {"epochs": 2, "batch_size": 8, "lr": 0.01, "optimizer": "adam"}
 
     @pytest.fixture(autouse=True)
-    def _weighted(self, request: pytest.FixtureRequest) -> Iterator[None]:
+    def _weighted(self, request: pytest.FixtureRequest) -> None:
         blocks = {"student": STUDENT, "teacher": TEACHER}
         if self.anchor == "weights":
             blocks = request.getfixturevalue("weights")
         self.network = blocks["student"]  # type: ignore[misc]
         teacher = {"teacher_network": blocks["teacher"]} if self.method == "cdl" else {}
         self.options = {**self.given, "anchor": self.anchor, **teacher}  # type: ignore[misc]
-        yield
 
     @cached_property
     def data(self) -> dict[str, Dataset]:
