@@ -47,7 +47,7 @@ class Prompts(MethodConformance):
     __test__ = False
     anchor: ClassVar[str] = "weights"
     given: ClassVar[dict[str, Any]] = {}
-    train = {"epochs": 2, "batch_size": 8, "lr": 0.01, "optimizer": "adam"}
+    train = {"epochs": 3, "batch_size": 8, "lr": 0.03, "optimizer": "adam"}
 
     @pytest.fixture(autouse=True)
     def _weighted(self, request: pytest.FixtureRequest) -> None:
@@ -76,5 +76,5 @@ for _learner, _scheme in PAIRS:
     _pair, _both = (_learner, _scheme), {"method": "cdl", "given": _given}
     _add(f"Test_{_learner}_{_scheme}", _pair not in COVERING, **_both)
     if _pair in FIRST_TASK:
-        _first = {"anchor": "first_task", "train": {**Prompts.train, "epochs": 4}}
+        _first = {"anchor": "first_task", "train": {**Prompts.train, "epochs": 6, "lr": 0.01}}
         _add(f"Test_{_learner}_{_scheme}_first_task", True, **_both, **_first)
