@@ -380,7 +380,7 @@ class PromptMethod(Classifier):
             ),
             loss=loss,
             before=None,
-            after=lambda: _restart(head),
+            after=lambda: self.restart(head),
             score=None,
             patience=None,
             stop=None,
@@ -388,9 +388,10 @@ class PromptMethod(Classifier):
             draws=name,
         )
 
-
-def _restart(head: nn.Module) -> None:
-    """Give a head random weights again."""
-    for module in head.modules():
-        if isinstance(module, nn.Linear):
-            module.reset_parameters()
+    def restart(self, head: nn.Module) -> None:
+        """Give a head random weights again, which depend on the phase and not on what was made."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=self.context.method_generator)))
+            for module in head.modules():
+                if isinstance(module, nn.Linear):
+                    module.reset_parameters()

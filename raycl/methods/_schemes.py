@@ -104,9 +104,10 @@ def _mapper(config: Any, student: Learner, teacher: Learner) -> nn.Module:
         raise UserError("method.scheme", what, "take l2p, dual_prompt or coda_prompt")
     widths = teacher.sizes.width, student.sizes.width
     count = teacher.config.size // teacher.sizes.tasks
-    if config.mapper == "components" and not 1 <= count <= widths[0]:
+    most = min(widths[0], teacher.config.length * widths[1])
+    if config.mapper == "components" and not 1 <= count <= most:
         what = f"size {teacher.config.size} gives {count} components to map a teacher's prompts"
-        raise UserError("method.learner.size", f"{what}: 1 to {widths[0]} work")
+        raise UserError("method.learner.size", f"{what}: 1 to {most} work")
 
     def made() -> nn.Module:
         if config.mapper == "attention":

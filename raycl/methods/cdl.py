@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, Self
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from raycl import registry
 from raycl.benchmarks.base import Task, TaskInfo
 from raycl.datasets.examples import Batch
-from raycl.errors import UserError
+from raycl.errors import UserError, nearest
 from raycl.methods._kept_teachers import KeptTeachers, check_kept, kept_state
 from raycl.methods._prompted import Answer, PromptedModel, PromptMethod, transformer
 from raycl.methods._schemes import SCHEMES
@@ -116,14 +117,25 @@ class CDL(PromptMethod):
         def _named(cls, value: Any) -> Any:
             return {"name": value} if isinstance(value, str) else value
 
+        @field_validator("learner")
+        @classmethod
+        def _complete(cls, value: dict[str, Any]) -> dict[str, Any]:
+            """Every option of the learner, those left out with their defaults."""
+            try:
+                options = _learner(value).Config
+            except UserError as error:
+                raise ValueError(f"{error.what}; {error.hint}") from error
+            if given := [name for name in SHARED if name in value]:
+                raise ValueError(f"{given[0]} is an option of cdl itself, not of its learner")
+            own = options.model_fields.keys() - SHARED
+            if unknown := [name for name in value if name not in own]:
+                hint = nearest(unknown[0], own)
+                raise ValueError(f"{value['name']} has no option '{unknown[0]}'; {hint}")
+            done = options.model_validate(value).model_dump(mode="json")
+            return {name: option for name, option in done.items() if name in own}
+
         @model_validator(mode="after")
         def _known(self) -> Self:
-            if given := [name for name in SHARED if name in self.learner]:
-                raise ValueError(f"{given[0]} is an option of cdl itself, not of its learner")
-            try:
-                self.learner_config()
-            except UserError as error:
-                raise ValueError(f"learner: {error.what}; {error.hint}") from error
             if self.teacher is None and not self.keep_teachers:
                 return self
             if self.scheme == "cdl_prompt":
@@ -147,16 +159,18 @@ class CDL(PromptMethod):
         self.scheme = SCHEMES[config.scheme]
         method, options = _learner(config.learner), config.learner_config()
         self.backbone = self.frozen_network()
+        width, own = self.backbone.num_features, config.query_backbone == "own"
+        with _whose("network"):  # as the learner's own method makes it, before anything else
+            self.student = self.make_model(method.learner, options, self.backbone, width)
         self.teacher_backbone = self.frozen_network(
             config.teacher_network, "method.teacher_network"
         )
         names = ("backbone.", "teacher_backbone.")
         self.fixed = names if config.anchor == "weights" else ()
-        width, own = self.backbone.num_features, config.query_backbone == "own"
         of_teacher = self.teacher_backbone.num_features if own else width
-        self.student = self.make_model(method.learner, options, self.backbone, width)
-        teacher = self.teacher_backbone
-        self.teacher = self.make_model(method.learner, options, teacher, of_teacher)
+        with _whose("method.teacher_network"):
+            teacher = self.teacher_backbone
+            self.teacher = self.make_model(method.learner, options, teacher, of_teacher)
         learners = self.student.learner, self.teacher.learner
         self.parts = self.scheme.parts(config, *learners)
         outputs = context.stream.num_outputs
@@ -324,10 +338,20 @@ class CDL(PromptMethod):
         return loss
 
     def objective(self, task: Task) -> Callable[[Batch], Losses]:
-        """Loss of the student's phase, and with it the teacher's where they learn together."""
+        """See ``Classifier.objective``: the student's loss, on any images of the task."""
+        return self._learning(task, self._said_now)
+
+    def _learning(
+        self, task: Task, said: Callable[[Batch, Tensor], Tensor]
+    ) -> Callable[[Batch], Losses]:
+        """Loss of the student's phase, and with it the teacher's where they learn together.
+
+        Args:
+            task: The current task.
+            said: A batch and the teacher's queries to the teacher's logits.
+        """
         active, index = self.active(task.info), task.info.index
         student, teacher = self._kept_blocks()
-        said = self._said(task)
 
         def loss(batch: Batch) -> Losses:
             own, other = self._queries(batch.images, batch.frozen)
@@ -373,14 +397,19 @@ class CDL(PromptMethod):
         count = {"nothing": 0, "last": 1, "all": depths[0]}[self.scheme.keep]
         return range(depths[0] - count, depths[0]), range(depths[1] - count, depths[1])
 
+    @torch.no_grad()
+    def _said_now(self, batch: Batch, query: Tensor) -> Tensor:
+        """The teacher's logits of a batch."""
+        return self.taught(batch.images, query).logits
+
     def _said(self, task: Task) -> Callable[[Batch, Tensor], Tensor]:
         """The teacher's logits of a training batch; once per image where none is augmented."""
         kept: list[Tensor] = []
+        if self.context.augment is not None:
+            return self._said_now
 
         @torch.no_grad()
         def said(batch: Batch, query: Tensor) -> Tensor:
-            if self.context.augment is not None:
-                return self.taught(batch.images, query).logits
             if not kept:
                 kept.append(self._said_of_all(task))
             return kept[0].index_select(0, batch.index)
@@ -408,7 +437,7 @@ class CDL(PromptMethod):
     def phases(self, task: Task) -> list[Phase]:
         """``teacher`` and ``student``; ``anchor`` of both before them, in the first task."""
         *anchors, train = super().phases(task)
-        student = replace(train, name="student")
+        student = replace(train, name="student", loss=self._learning(task, self._said(task)))
         if self.scheme.joint or self.config.teacher is not None:
             return [*anchors, student]
         teacher = replace(
@@ -465,11 +494,23 @@ def _learner(block: Mapping[str, Any]) -> type[PromptMethod]:
         UserError: There is none of that name, or it has no prompts.
     """
     name, where = str(block.get("name", "")), "method.learner"
+    if not name:
+        raise UserError(where, "a learner needs a name", "e.g. l2p")
     cls = registry.find("raycl.methods", Method, name, where=where)  # type: ignore[type-abstract]
-    if not issubclass(cls, PromptMethod) or cls is CDL:
+    if not issubclass(cls, PromptMethod) or issubclass(cls, CDL):
         what = f"{name} has no prompts to learn"
         raise UserError(where, what, "take l2p, dual_prompt, coda_prompt or apt")
     return cls
+
+
+@contextmanager
+def _whose(network: str) -> Iterator[None]:
+    """Name the place of a learner's error in this method: its options, or one of two networks."""
+    try:
+        yield
+    except UserError as error:
+        place = error.where.replace("method.", "method.learner.", 1)
+        raise UserError(network if place == "network" else place, error.what, error.hint) from error
 
 
 def _constant(prompts: BlockPrompts) -> BlockPrompts:

@@ -29,9 +29,10 @@ class Components(Learner):
 
     def __init__(self, config: Any, sizes: Sizes) -> None:
         super().__init__(config, sizes)
-        if not sizes.tasks <= config.size <= sizes.query_width:
-            what = f"{config.size} components, but there are {sizes.tasks} tasks, each with its own"
-            hint = f"and queries of {sizes.query_width} numbers, so at most as many are orthogonal"
+        most = min(sizes.query_width, config.length * sizes.width)
+        if not sizes.tasks <= config.size <= most:
+            what = f"{config.size} components, but {sizes.tasks} to {most} work"
+            hint = f"{sizes.tasks} tasks need one each, and more than {most} cannot be orthogonal"
             raise UserError("method.size", what, hint)
         self.blocks, self.share = config.blocks, config.size // sizes.tasks
         self.keys, self.attention = nn.ParameterList(), nn.ParameterList()

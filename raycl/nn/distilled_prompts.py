@@ -82,7 +82,7 @@ class ComponentMapper(nn.Module):
         self.length = length
 
         def drawn(width: int) -> nn.Parameter:
-            start = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+            start = torch.Generator().manual_seed(int(torch.randint(2**31, (), device="cpu")))
             return nn.Parameter(orthonormal_rows(torch.empty(0, width), count, start))
 
         self.keys, self.attention = drawn(teacher), drawn(teacher)

@@ -92,8 +92,9 @@ def weighted(queries: Tensor, attention: Tensor, keys: Tensor, prompts: Tensor) 
     Returns:
         (B, L, C).
     """
-    looked_at = queries.unsqueeze(1) * attention
-    weights = F.cosine_similarity(looked_at, keys.unsqueeze(0), dim=2)
+    # as products of matrices, without the B x M x Q numbers q * A
+    squares = queries.square() @ attention.square().T * keys.square().sum(1)
+    weights = queries @ (attention * keys).T / squares.clamp_min(1e-16).sqrt()
     return torch.einsum("bm,mlc->blc", weights, prompts)
 
 
@@ -112,7 +113,7 @@ def orthonormal_rows(earlier: Tensor, count: int, generator: torch.Generator) ->
     Returns:
         (count, D).
     """
-    drawn = torch.randn(count, earlier.shape[1], generator=generator).to(earlier)
+    drawn = torch.randn(count, earlier.shape[1], generator=generator, device="cpu").to(earlier)
     rows = list(earlier)
     for vector in drawn:
         basis = torch.stack(rows) if rows else vector.new_empty(0, len(vector))

@@ -30,8 +30,28 @@ TRAIN: dict[str, dict[str, object]] = {
 }
 
 CNN = {"name": "cnn", "channels": [8, 8], "features": 24, "batch_norm": True}
+VIT: dict[str, object] = {
+    "name": "timm",
+    "model": "vit_tiny_patch16_224",
+    "model_args": {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
+}
 NETWORK: dict[str, dict[str, object]] = {"clr": CNN, "li_adapter": CNN}
-"""Networks other than the suite's, for methods that need convolutions."""
+"""Networks other than the suite's, for methods that need convolutions or a transformer."""
+
+ANCHOR = {"anchor": "first_task"}
+PROMPTED: dict[str, dict[str, object]] = {
+    "apt": ANCHOR,
+    "cdl": {**ANCHOR, "learner": {"name": "l2p", "size": 5, "length": 4}, "teacher_network": VIT},
+    "coda_prompt": {**ANCHOR, "size": 6, "length": 4, "blocks": [0, 1]},
+    "dual_prompt": {**ANCHOR, "size": 3, "length": 4, "blocks": [1], "general_blocks": [0]},
+    "l2p": {**ANCHOR, "size": 5, "length": 4},
+    "no_prompt": ANCHOR,
+    "one_prompt": {**ANCHOR, "length": 4},
+}
+"""Methods with prompts, whose network the first task trains."""
+for _name, _options in PROMPTED.items():
+    OPTIONS[_name], NETWORK[_name] = _options, VIT
+    TRAIN[_name] = {"epochs": 4, "lr": 0.01, "optimizer": "adam"}
 
 for _name in registry.names("raycl.methods"):
     _class = f"Test_{_name}"

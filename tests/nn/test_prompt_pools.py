@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raycl.nn.prompt_pools import choose, cosines, joined, key_loss
+from raycl.nn.prompt_pools import (
+    all_pairs_key_loss,
+    choose,
+    cosines,
+    joined,
+    key_loss,
+    orthogonality_penalty,
+    orthonormal_rows,
+    weighted,
+)
 
 QUERY = torch.tensor([[3.0, 4.0]])
 KEYS = torch.tensor([[1.0, 0], [0, 1], [1, 1]])
@@ -47,3 +56,47 @@ def test_gradients():
 def test_more_than_the_pool_has(count):
     with pytest.raises(ValueError, match=f"cannot take {count} prompts from a pool of 3"):
         choose(cosines(QUERY, KEYS), count)
+
+
+def test_loss_over_all_pairs():
+    """Sum over 2 images and the 2 x 1 prompts that were chosen."""
+    scores = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.5, 0.1]])
+    chosen = choose(scores, 1)
+    assert chosen.rows.tolist() == [[0], [1]]
+    assert all_pairs_key_loss(scores, chosen).item() == pytest.approx(0.1 + 0.9 + 0.8 + 0.5)
+
+
+def test_weights_may_be_negative_and_do_not_sum_to_one():
+    prompts = torch.tensor([[[1.0, 0]], [[0, 1]]])
+    found = weighted(
+        torch.tensor([[1.0, 2]]), torch.ones(2, 2), torch.tensor([[-2.0, -4], [2, 4]]), prompts
+    )
+    torch.testing.assert_close(found, torch.tensor([[[-1.0, 1.0]]]))
+
+
+def test_orthonormal_rows():
+    generator = torch.Generator().manual_seed(0)
+    first = orthonormal_rows(torch.empty(0, 12), 5, generator)
+    rows = torch.cat([first, orthonormal_rows(first, 7, generator)])
+    assert (rows @ rows.T - torch.eye(12)).abs().max() < 1e-5
+    assert orthogonality_penalty(rows).item() < 1e-10
+    again = orthonormal_rows(torch.empty(0, 12), 5, torch.Generator().manual_seed(0))
+    assert torch.equal(first, again)
+    skewed = torch.tensor([[3.0, 0, 0], [3, 4, 0]])  # not of length 1, as after training
+    new = orthonormal_rows(skewed[:1], 2, generator)
+    assert new[:, 0].abs().max() < 1e-6
+    torch.testing.assert_close(new.norm(dim=1), torch.ones(2))
+
+
+def test_projections_are_those_of_the_drawn_vector_itself():
+    """Classical Gram-Schmidt: with earlier rows that are not orthogonal it is no projection."""
+    earlier = torch.tensor([[1.0, 0, 0], [1, 1, 0]])
+    drawn = torch.randn(1, 3, generator=torch.Generator().manual_seed(4))[0]
+    wanted = drawn - drawn[0] * earlier[0] - (drawn[0] + drawn[1]) / 2 * earlier[1]
+    found = orthonormal_rows(earlier, 1, torch.Generator().manual_seed(4))[0]
+    torch.testing.assert_close(found, wanted / wanted.norm())
+
+
+def test_penalty_of_rows():
+    assert orthogonality_penalty(torch.tensor([[1.0, 0], [1, 1]])).item() == 0.75
+    assert orthogonality_penalty(torch.eye(3)).item() == 0
