@@ -10,7 +10,8 @@ def join_published(rows: Sequence[dict[str, Any]], published: Mapping[str, Any])
     """Fill ``published`` of each row for which the sweep file has a number.
 
     A key is a metric, of the benchmark's primary readout, or ``readout/metric``. Its value maps
-    methods to numbers, or benchmarks to such a mapping.
+    methods to numbers, or benchmarks to such a mapping. Where it maps a method to several numbers,
+    by revision, ``published`` is the first of them and ``published_revisions`` are all.
 
     Args:
         rows: Changed in place; those of one method in the order of its readouts.
@@ -26,6 +27,9 @@ def join_published(rows: Sequence[dict[str, Any]], published: Mapping[str, Any])
             if row["metric"] == metric and row["readout"] == wanted:
                 by_method = numbers.get(row["benchmark"], numbers)
                 value = by_method.get(row["method"]) if isinstance(by_method, Mapping) else None
+                if isinstance(value, Mapping):
+                    row["published_revisions"] = dict(value)
+                    value = next(iter(value.values()), None)
                 row["published"] = float(value) if isinstance(value, int | float) else None
 
 
