@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,12 @@ import pytest
 import torch
 from dataset_making import write_image
 from PIL import Image
-from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tv
 
 from raycl import datasets
 from raycl.benchmarks.split import Split
-from raycl.datasets import Augment, DatasetConfig, Examples, Files, augment
+from raycl.datasets import DatasetConfig, Examples, Files, augment
 from raycl.datasets.crop import OriginalCrop, boxes, draws
 from raycl.datasets.files import FileSet
 
@@ -131,7 +129,6 @@ def test_boxes_have_torchvisions_distribution(given: tuple[int, int]) -> None:
 
 def test_images_that_a_method_keeps_are_cut_as_they_are() -> None:
     x = torch.randint(256, (50, 3, 16, 16), dtype=torch.uint8, generator=seeded(1))
-    apply: Callable[[Tensor], Tensor] | Augment = cropper()
     other = augment("resized_crop_flip", seeded())
     assert other is not None
-    assert torch.equal(apply(x), other(x))
+    assert torch.equal(cropper()(x), other(x))
