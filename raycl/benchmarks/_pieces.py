@@ -17,7 +17,6 @@ from raycl.benchmarks.base import Stream, StreamInfo, TaskData, TaskInfo, Valida
 from raycl.datasets.base import Arrays, Dataset, Files
 from raycl.datasets.examples import Examples, ImageSet, Transform
 from raycl.datasets.files import FileSet
-from raycl.datasets.transform import resize_batch
 from raycl.errors import UserError
 
 
@@ -31,8 +30,7 @@ class Source:
             for part in (data.train, data.test, data.validation)
             if part is not None
         }
-        size = data.train.size if isinstance(data.train, Arrays) else None
-        self._resize = partial(resize_batch, size=size) if size else None
+        self._size = data.train.size if isinstance(data.train, Arrays) else None
 
     def examples(
         self, part: Arrays | Files, rows: NDArray[np.int64], labels: NDArray[np.int64], piece: Piece
@@ -41,10 +39,10 @@ class Source:
         store, picked = self._stores[id(part)], torch.from_numpy(rows)
         outputs = torch.from_numpy(labels).to(self.device)
         mean, std = piece.statistics
-        transform = _compose(self._resize, piece.transform)
+        rest = outputs, mean, std, piece.transform
         if isinstance(store, Files):
-            return FileSet(store, picked, outputs, mean, std, transform)
-        return ImageSet(store, picked.to(self.device), outputs, mean, std, transform)
+            return FileSet(store, picked, *rest)
+        return ImageSet(store, picked.to(self.device), *rest, self._size)
 
 
 @dataclass(frozen=True)
@@ -73,12 +71,6 @@ class Piece:
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and std of the transformed images."""
         return self.normalisation or (self.source.data.mean, self.source.data.std)
-
-
-def _compose(first: Transform | None, second: Transform | None) -> Transform | None:
-    if first is None or second is None:
-        return first or second
-    return lambda images: second(first(images))
 
 
 def on_device(images: NDArray[np.uint8], device: torch.device) -> Tensor:

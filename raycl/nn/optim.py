@@ -10,7 +10,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
-Augmentation = Literal["none", "flip", "crop_flip", "jitter_crop_flip", "resized_crop_flip", "hcl"]
+Augmentation = Literal[
+    "none",
+    "flip",
+    "crop_flip",
+    "jitter_crop_flip",
+    "resized_crop_flip",
+    "original_crop_flip",
+    "hcl",
+]
 
 
 class Schedule(BaseModel):
@@ -56,6 +64,8 @@ class TrainConfig(BaseModel):
         description="crop_flip: random crop after 4 pixels of zero padding, horizontal flip; "
         "jitter_crop_flip: brightness and contrast before it; "
         "resized_crop_flip: a random part of the image, enlarged, and flip; "
+        "original_crop_flip: the same, cut out before images become `size` or `resize` (those "
+        "held in memory at 64 pixels or less, and those that a method keeps: after); "
         "hcl: crop_flip, then jitter of colours, grey, and blur above 32 pixels",
     )
     drop_last: bool = Field(False, description="leave out a last short batch")

@@ -41,6 +41,11 @@ def _csv(table: Table) -> str:
     for column in ("seeds", "run_ids"):
         if column in frame:
             frame[column] = [" ".join(map(str, cell)) for cell in frame[column]]
+    if "published_revisions" in frame:
+        frame["published_revisions"] = [
+            "; ".join(f"{revision}: {value}" for revision, value in (cell or {}).items())
+            for cell in frame["published_revisions"]
+        ]
     return frame.to_csv(index=False, lineterminator="\n")
 
 
@@ -142,8 +147,16 @@ def _cells(row: Row, baseline: str | None) -> Cells:
         "95 % interval": interval,
         "n": str(row["n"]),
         f"vs {baseline}": difference,
-        "published": None if row["published"] is None else _number(row["published"], f".{digits}f"),
+        "published": _published(row, f".{digits}f"),
     }
+
+
+def _published(row: Row, form: str) -> str | None:
+    """The published number, or several with the revision of each."""
+    if row["published_revisions"]:
+        found = row["published_revisions"].items()
+        return ", ".join(f"{_number(value, form)} ({revision})" for revision, value in found)
+    return None if row["published"] is None else _number(row["published"], form)
 
 
 def _number(value: float | None, form: str = ".2f") -> str:

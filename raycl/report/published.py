@@ -14,7 +14,8 @@ def join_published(
     """Fill ``published`` of each row for which the sweep file has a number.
 
     A key is a metric, of the benchmark's primary readout, or ``readout/metric``. Its value maps
-    methods to numbers, or benchmarks to such a mapping.
+    methods to numbers, or benchmarks to such a mapping. Where it maps a method to several numbers,
+    by revision, ``published`` is the first of them and ``published_revisions`` are all.
 
     Args:
         rows: Changed in place; those of one method in the order of its readouts.
@@ -34,10 +35,15 @@ def join_published(
             if row["metric"] == metric and row["readout"] == wanted:
                 by_method = numbers.get(row["benchmark"], numbers)
                 value = by_method.get(row["method"]) if isinstance(by_method, Mapping) else None
+                revisions = dict(value) if isinstance(value, Mapping) else {}
+                if revisions:
+                    value = next(iter(value.values()))
                 number = float(value) if isinstance(value, int | float) else None
                 if number is not None and (row["benchmark"], row["method"]) in without:
                     spared.add(row["method"])
-                    number = None
+                    number, revisions = None, {}
+                if revisions:
+                    row["published_revisions"] = revisions
                 row["published"] = number
     return spared
 

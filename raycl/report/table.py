@@ -178,6 +178,7 @@ def _rows(group: Group, baseline: Group | None) -> Iterable[Row]:
             "metric": metric,
             **summary(by_seed),
             "published": None,
+            "published_revisions": None,
             "baseline": baseline.method if baseline else None,
             "difference": pair.get("mean"),
             "difference_low": pair.get("low"),

@@ -311,12 +311,13 @@ class _Checked:
     def _published_labels(
         self, key: str, numbers: Mapping[str, Any], methods: list[str]
     ) -> Iterator[tuple[KeyPath, str, list[str]]]:
+        benchmarks = [config["label"] for config in self.configs]
         for label, value in numbers.items():
             path: KeyPath = ("published", key, label)
-            if not isinstance(value, dict):
+            if not isinstance(value, dict) or (label in methods and label not in benchmarks):
                 yield path, label, methods
                 continue
-            yield path, label, [config["label"] for config in self.configs]
+            yield path, label, benchmarks
             for method in value:
                 yield (*path, method), method, methods
 

@@ -25,6 +25,8 @@ NO_PBT = (
     "another configuration in mid-stream, so the result is no run of any configuration"
 )
 Number = float | int | None
+Printed = Number | dict[str, Number]
+"""A published number, or several, by the revision in which each was printed, the newest first."""
 
 
 class _Model(BaseModel):
@@ -222,10 +224,11 @@ class Published(BaseModel):
 
     Further keys are ``METRIC`` (of the benchmark's primary readout) or ``READOUT/METRIC``; each
     maps method labels to numbers, or benchmark labels to such mappings. ``null``: not printed.
+    Where revisions of the source differ, ``{REVISION: NUMBER, ...}`` stands for a number.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    __pydantic_extra__: dict[str, dict[str, Number | dict[str, Number]]] = Field(init=False)
+    __pydantic_extra__: dict[str, dict[str, Printed | dict[str, Printed]]] = Field(init=False)
 
     source: str = Field(description="where they are printed, e.g. 'arXiv 2105.04444, table 1'")
     note: str | None = Field(None, description="what differs from our set-up")

@@ -11,7 +11,7 @@ from raycl.datasets import augment
 from raycl.datasets.augment import jitter, resized_crop
 from raycl.errors import UserError
 
-ALL = ["flip", "crop_flip", "jitter_crop_flip", "resized_crop_flip", "hcl"]
+ALL = ["flip", "crop_flip", "jitter_crop_flip", "resized_crop_flip", "original_crop_flip", "hcl"]
 
 
 def images(batch: int, channels: int = 2, side: int = 10) -> torch.Tensor:

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from raycl.errors import UserError
 from raycl.networks.base import find_network
@@ -55,3 +56,29 @@ def test_refusals(changed, message):
     options = config("vit_tiny_patch16_224", model_args=SMALL | changed)
     with pytest.raises(UserError, match=message):
         TimmNetwork(options, (3, 32, 32))
+
+
+def test_mean_and_std_of_pretrained_weights():
+    described = TimmNetwork.normalisation(config("vit_tiny_patch16_224", pretrained=True))
+    assert described == ((0.5,) * 3, (0.5,) * 3)
+    unchanged = {"mean": [0, 0, 0], "std": [1, 1, 1]}
+    options = config("vit_tiny_patch16_224", pretrained=True, **unchanged)
+    assert TimmNetwork.normalisation(options) == ((0.0,) * 3, (1.0,) * 3)
+    dumped = options.model_dump(mode="json")
+    assert {name: dumped[name] for name in unchanged} == unchanged
+    assert "mean" not in config("vit_tiny_patch16_224", pretrained=True).model_dump()
+    assert options.untrained() == config("vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"mean": [0, 0, 0]}, "mean and std go together"),
+        ({"mean": [0, 0, 0], "std": [1, 1]}, "mean has 3 values, std 2"),
+        ({"mean": [0, 0, 0], "std": [1, 1, 0]}, "std must be positive"),
+        ({"mean": [0], "std": [1], "pretrained": False}, "are for pretrained weights"),
+    ],
+)
+def test_mean_and_std_that_do_not_fit(options, message):
+    with pytest.raises(ValidationError, match=message):
+        config("vit_tiny_patch16_224", **{"pretrained": True} | options)

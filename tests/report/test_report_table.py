@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -10,6 +11,7 @@ from report_helpers import Store, flat, result
 
 from raycl.errors import UserError
 from raycl.report import load as loading
+from raycl.report.formats import render
 from raycl.report.load import TrackedSweep, load
 from raycl.report.table import Row, Table, make_table
 
@@ -104,6 +106,18 @@ def test_published_stands_beside_ours(golden: TrackedSweep) -> None:
     assert row(table, method="finetune")["published"] is None
     assert row(table, method="finetune", readout="task")["published"] == 55.5
     assert "published: a paper, table 1; another network" in table.notes
+
+
+def test_published_numbers_of_several_revisions(golden: TrackedSweep) -> None:
+    numbers = {"ours": {"v2": 61.5, "v1": None, "v0": -3}, "finetune": 55.5}
+    spec = {**golden.spec, "published": {"source": "s", "average_accuracy": numbers}}
+    table = make_table(dataclasses.replace(golden, spec=spec))
+    found = row(table, method="ours")
+    assert (found["published"], found["published_revisions"]) == (61.5, numbers["ours"])
+    assert row(table, method="finetune")["published_revisions"] is None
+    assert "61.50 (v2), – (v1), −3.00 (v0)" in render(table, "markdown")
+    assert "v2: 61.5; v1: None; v0: -3" in render(table, "csv")
+    assert json.loads(render(table, "json")) == table.rows
 
 
 def test_baseline_can_be_chosen_and_must_exist(golden: TrackedSweep, store: Store) -> None:

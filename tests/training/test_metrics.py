@@ -49,6 +49,18 @@ def test_golden_values_of_a_second_source():
     assert backward_transfer_all(r) == pytest.approx(-0.08333, abs=1e-5)
 
 
+def test_the_three_forgettings_of_continual_distillation():
+    """Invariant: what the code of arXiv 2407.13911 computes, by the names that it has here."""
+    r = np.array([[90, NAN, NAN], [80, 70, NAN], [85, 60, 75]], dtype=float)
+    assert average_accuracy(r) == pytest.approx(73.333, abs=1e-3)
+    assert -backward_transfer_all(r) == pytest.approx(5.0)  # F_N as that code has it: divided by N
+    assert -backward_transfer(r) == pytest.approx(7.5)  # the usual divisor, N - 1
+    assert one_step_forgetting(r) == pytest.approx(6.25)  # its second function
+    assert average_incremental_accuracy(r) == pytest.approx(79.444, abs=1e-3)
+    r[1, 0] = 95  # only the maximum over time, which that code does not take, sees this
+    assert (-backward_transfer(r), forgetting(r)) == pytest.approx((7.5, 10.0))
+
+
 def test_by_item_weighs_items():
     r = np.array([[50.0, NAN], [90.0, 60.0]])
     assert average_accuracy_by_item(r, [30, 10]) == pytest.approx((90 * 30 + 60 * 10) / 40)
