@@ -22,10 +22,19 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 from torch import Tensor, nn
 
 from raycl.benchmarks.base import StreamInfo, Task, TaskInfo
+from raycl.datasets.base import without_defaults
 from raycl.datasets.examples import Augment, Batch, Examples
 from raycl.errors import UserError
 from raycl.networks.base import Backbone, Tensors, Weights, complete_block, named_block
@@ -52,20 +61,25 @@ class MethodConfig(BaseModel):
             treated as those of the sweep's network are: hashed, checked and read by the driver.
         other_weights: Options (``Weights``, or that and ``None``) that are weights for the method
             itself, for ``Context.read_tensors``; treated likewise.
+        unless_given: Names of options that came after the method had trials. They are left out of
+            what is dumped while they have their default: keys of trials are hashes of that, and
+            must stay as they are. So an option that is added to a method later goes in here, and
+            whoever overrides it goes on from the parent's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     networks: ClassVar[tuple[str, ...]] = ()
     other_weights: ClassVar[tuple[str, ...]] = ()
+    unless_given: ClassVar[tuple[str, ...]] = ()
 
     name: str
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class whose ``networks`` names what is no option."""
+        """Refuse a class whose ``networks``, say, names what is no option."""
         super().__pydantic_init_subclass__(**kwargs)
-        for kind, names in (("networks", cls.networks), ("other_weights", cls.other_weights)):
-            if unknown := [name for name in names if name not in cls.model_fields]:
+        for kind in ("networks", "other_weights", "unless_given"):
+            if unknown := [name for name in getattr(cls, kind) if name not in cls.model_fields]:
                 raise TypeError(f"{cls.__qualname__}.{kind} names no option: {unknown[0]}")
 
     @field_validator("*", mode="before")
@@ -76,6 +90,10 @@ class MethodConfig(BaseModel):
             return value
         block = named_block(value)
         return complete_block(block) if isinstance(block, Mapping) else block
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, handler(self), self.unless_given)
 
     def network_options(self) -> dict[str, dict[str, Any]]:
         """The blocks of other networks that are given, by the name of the option."""
