@@ -240,7 +240,7 @@ class OrderedReplay(Replaying):
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
-        classes = len(classes_so_far(context.stream, len(context.stream.tasks)))
+        classes = len(classes_so_far(context.stream, len(context.tasks) - 1))
         if config.memory_size < classes:
             raise UserError(
                 "method.memory_size",

@@ -124,6 +124,7 @@ class Context:
         augmentation: Name to another augmentation than the training one, for stored images.
         read_tensors: All tensors of weights, by name; for ``MethodConfig.other_weights``.
         networks: The ``network`` block of each task; empty: one network for all.
+        stop: How many tasks of the stream are run, the first ones; ``None``: all.
         seen_accuracy: Percent right on the validation data of all tasks so far, which only the loop
             sees: the mean over tasks, and over the readouts ``class`` (else ``domain``) and
             ``task``.
@@ -139,7 +140,18 @@ class Context:
     augmentation: Callable[[str], Augment | None] = lambda name: None
     read_tensors: Callable[[Weights], Tensors] = lambda weights: {}
     networks: tuple[Mapping[str, Any], ...] = ()
+    stop: int | None = None
     seen_accuracy: Callable[[], float] = lambda: math.nan
+
+    @property
+    def tasks(self) -> tuple[TaskInfo, ...]:
+        """The tasks that are run."""
+        return self.stream.tasks[: self.stop]
+
+    @property
+    def last_old(self) -> tuple[int, ...]:
+        """Outputs that are old when the last task that is run begins."""
+        return self.stream.seen(len(self.tasks) - 2) if len(self.tasks) > 1 else ()
 
     def network_changes(self, task: int) -> bool:
         """Whether a task has another network than the task before it."""

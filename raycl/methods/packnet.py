@@ -71,7 +71,7 @@ class PackNet(PerTask):
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
-        tasks = len(context.stream.tasks)
+        tasks = len(context.tasks)
         if tasks > MOST_TASKS:
             raise UserError(
                 "benchmark",

@@ -238,6 +238,7 @@ class Run:
             augmentation=lambda name: datasets.augment(name, self.random.augment),
             read_tensors=lambda weights: tensors_of(weights, self.weights),
             networks=self.networks,
+            stop=self.config.tasks,
             seen_accuracy=self._seen_accuracy,
         )
         return cls(cls.Config.model_validate(self.config.method), context)

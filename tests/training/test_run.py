@@ -116,6 +116,13 @@ def test_a_run_inherits_nothing_from_the_process() -> None:
     assert torch.get_default_dtype() == torch.float32
 
 
+def test_a_method_knows_how_many_tasks_are_run() -> None:
+    context = Run(config() | {"tasks": 1}, toy_data()).method.context
+    assert (context.tasks, context.last_old) == (context.stream.tasks[:1], ())
+    context = Run(config(), toy_data()).method.context
+    assert (context.tasks, context.last_old) == (context.stream.tasks, context.stream.seen(0))
+
+
 def test_state_of_another_configuration_is_refused() -> None:
     run = Run(config(), toy_data())
     with pytest.raises(ValueError, match="another configuration"):
