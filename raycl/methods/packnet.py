@@ -166,8 +166,12 @@ class PackNet(PerTask):
         return round(float(self.config.prune) * count)
 
     def task_parts(self, task: int) -> Mapping[str, Sequence[Tensor]]:
-        """See ``Method.task_parts``: owners come with the first task, later ones add nothing."""
-        return {"weights": [self.owner] if task == 0 else []}
+        """See ``Method.task_parts``: the byte of each weight that says it is this task's.
+
+        The weights themselves are those of the network, which all tasks share. The bytes of weights
+        that are still free are no task's.
+        """
+        return {"weights": [self.owner[self.owner == task + 1]]}
 
     def diagnostics(self) -> dict[str, float]:
         """Share of the weights of layers that no task has."""
