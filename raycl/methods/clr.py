@@ -103,8 +103,7 @@ class CLR(OnAnchor):
     def train(self, mode: bool = True) -> Self:
         """See ``torch.nn.Module.train``; in the anchor phase statistics are always the batch's."""
         super().train(mode)
-        anchoring = any(p.requires_grad for p in self.backbone.parameters())
-        if self.config.statistics == "frozen" and not anchoring:
+        if self.config.statistics == "frozen" and not self.anchoring:
             freeze_batch_norm(self.backbone)
         return self
 
@@ -123,7 +122,7 @@ class CLR(OnAnchor):
         """Give the network the normalisations that the first task has found for it."""
         self.own(0).hand_over(self.backbone)
 
-    def start(self) -> None:
+    def go_on(self) -> None:
         """Give the current task the network's normalisations."""
         self.own(self.index).start(self.backbone)
 
