@@ -154,7 +154,15 @@ class CLR(OnAnchor):
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
-        """How far the kernels of the last task are from the network's: root mean square."""
-        kernels, state = self.own(self.index).part("weights"), self.backbone.state_dict()
-        moved = torch.cat([(now - state[name]).flatten() for name, now in kernels.items()])
-        return {"kernel_change": float(moved.square().mean().sqrt())}
+        """How far the last task's kernels are from the identity they start as: root mean square.
+
+        Those of ``scaled`` are the identity and A_c K_c beside it.
+        """
+        own, state = self.own(self.index).part("weights"), self.backbone.state_dict()
+        moved = []
+        for name in (name for name in own if name.endswith(".kernel")):
+            scale = own.get(f"{name.removesuffix('kernel')}scale")
+            change = own[name] - state[name] if scale is None else scale.unsqueeze(1) * own[name]
+            moved.append(change.flatten())
+        found = torch.cat(moved)
+        return {"kernel_change": float(found.square().mean().sqrt())}
