@@ -110,9 +110,13 @@ class Examples(ABC):
         """
         order = self.order(batch_size, generator, drop_last).to(self.labels.device)
         for index in in_batches(order, batch_size):
-            raw = self.raw(index)
-            images = self.prepare(raw if augment is None else augment(raw))
+            images = self.images_at(index, augment)
             yield Batch(images, self.labels.index_select(0, index), index)
+
+    def images_at(self, index: Tensor, augment: Augment | None) -> Tensor:
+        """The images of one batch: augmented and normalised, float32 (B, C, H, W)."""
+        raw = self.raw(index)
+        return self.prepare(raw if augment is None else augment(raw))
 
     def order(self, batch_size: int, generator: torch.Generator | None, drop_last: bool) -> Tensor:
         """The positions of one pass, int64 on the CPU; see ``batches``."""
