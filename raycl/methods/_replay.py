@@ -20,7 +20,7 @@ from raycl.nn.norms import freeze_batch_norm
 from raycl.nn.optim import make_optimizer, make_schedule
 
 FEATURE_BATCH = 512
-"""Images at a time; more only take more memory."""
+"""Images at a time; see ``StreamInfo.at_once``."""
 Replay = Literal["batch", "list", "list_with_duplicates"]
 
 
@@ -261,7 +261,7 @@ class OrderedReplay(Replaying):
     @torch.no_grad()
     def features_of(self, examples: Examples) -> Tensor:
         """Float (N, num_features), in the order of the set; in eval mode."""
-        batches = examples.batches(FEATURE_BATCH)
+        batches = examples.batches(self.context.stream.at_once(FEATURE_BATCH))
         return torch.cat([self.backbone(batch.images) for batch in batches])
 
     def choose_exemplars(self, task: Task) -> None:

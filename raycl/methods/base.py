@@ -43,6 +43,8 @@ from raycl.nn.optim import TrainConfig, make_optimizer, make_schedule
 
 FISHER_BATCH = 128
 """Images at a time; more only take more memory."""
+SCORE_BATCH = 1024
+"""Images at a time; see ``StreamInfo.at_once``."""
 Memory = Literal["exemplars", "generator", "all"]
 Losses = Tensor | Mapping[str, Tensor]
 Outputs = Annotated[
@@ -559,7 +561,7 @@ class Classifier(Method):
         if self.context.train.select == "validation_accuracy":
             return self.accuracy(examples, task.info)
         loss = torch.zeros((), device=self.context.device)
-        for batch in examples.batches(1024):
+        for batch in examples.batches(self.context.stream.at_once(SCORE_BATCH)):
             loss += total(objective(batch)) * len(batch)
         return -float(loss) / len(examples)
 
@@ -568,7 +570,7 @@ class Classifier(Method):
         """Percent of a task's images that are right among its ``active`` outputs, in eval mode."""
         outputs = self.active(task)
         right = torch.zeros((), dtype=torch.int64, device=self.context.device)
-        for batch in examples.batches(1024):
+        for batch in examples.batches(self.context.stream.at_once(SCORE_BATCH)):
             kept = {} if batch.frozen is None else {"frozen": batch.frozen}
             z = self.logits(batch.images, task.index, **kept).index_select(1, outputs)
             right += (outputs[z.argmax(1)] == batch.labels).sum()

@@ -20,6 +20,7 @@ from raycl import datasets, registry
 from raycl.benchmarks.base import Benchmark, Stream, Task, TaskData
 from raycl.datasets.base import Dataset
 from raycl.datasets.examples import Examples
+from raycl.datasets.frozen import BATCH as FROZEN_BATCH
 from raycl.datasets.frozen import Budget, FrozenSet
 from raycl.errors import UserError
 from raycl.methods.base import Context, Method, Phase
@@ -259,6 +260,7 @@ class Run:
         if cls.frozen_values is Method.frozen_values or not self.method.fixed:
             return stream
         budget = Budget(self.config.evaluate.cache_mb)
+        at_once = stream.info.at_once(FROZEN_BATCH)
 
         def function(images: Tensor) -> Tensor:
             training = self.method.training
@@ -270,7 +272,7 @@ class Run:
         def wrapped(examples: Examples, training: bool = False) -> Examples:
             if cls.frozen_training and not training:
                 return examples
-            return FrozenSet(examples, function, budget, cls.frozen_alone)
+            return FrozenSet(examples, function, budget, cls.frozen_alone, at_once)
 
         data = [
             TaskData(
