@@ -15,7 +15,8 @@ from raycl.methods.finetune import Finetune
 from raycl.nn.optim import make_optimizer
 from raycl.testing import finish, toy_data
 from raycl.training.phase import TrainingError
-from raycl.training.run import Run, choose_readouts
+from raycl.training.readouts import choose_readouts
+from raycl.training.run import Run
 
 HERE = f"{__name__}:"
 
