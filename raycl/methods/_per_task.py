@@ -158,10 +158,8 @@ class OnAnchor(PerTask):
     def phases(self, task: Task) -> list[Phase]:
         """``train``; before it ``anchor`` in the first task, if the network is trained on that."""
         (train,) = super().phases(task)
-        if self.config.anchor == "weights":
+        if self.config.anchor == "weights" or task.info.index:
             return [train]
-        if task.info.index:
-            return [replace(train, before=self.go_on)]
         trained = [*self.anchor_parameters(), *self.heads[0].parameters()]
         anchor = replace(
             train,
@@ -186,6 +184,3 @@ class OnAnchor(PerTask):
 
     def freeze(self) -> None:
         """Called before the first task trains what is its own; nothing, unless overridden."""
-
-    def go_on(self) -> None:
-        """Let the current task start from the frozen backbone; nothing, unless overridden."""

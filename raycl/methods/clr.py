@@ -122,10 +122,6 @@ class CLR(OnAnchor):
         """Give the network the normalisations that the first task has found for it."""
         self.own(0).hand_over(self.backbone)
 
-    def go_on(self) -> None:
-        """Give the current task the network's normalisations."""
-        self.own(self.index).start(self.backbone)
-
     def own(self, task: int) -> TaskTensors:
         """Kernels and normalisations of a task.
 

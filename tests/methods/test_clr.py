@@ -294,7 +294,6 @@ def test_the_second_task_starts_from_the_anchor(clr):
     while run.task_index < 1:
         run.advance()
     run._enter_task()
-    run._phases[0].before()
     network = run.method.backbone.state_dict()
     for name, value in run.method.own(1).norms().items():
         assert torch.equal(value, network[name])

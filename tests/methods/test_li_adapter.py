@@ -38,6 +38,24 @@ def test_the_sum_by_hand(build):
     assert torch.equal(method.backbone(images), plain)  # no hook is left
 
 
+def test_each_task_reads_its_own_adapters_of_the_stride_of_the_layer(build):
+    run = build("li_adapter", network={"name": "resnet32", "blocks": 1})
+    for info in run.stream.info.tasks:
+        run.method.add_task(info)
+    method, images = run.method.eval(), torch.randn(3, 1, 8, 8)
+    layers = method.convolutions.values()
+    assert {layer.stride for layer in layers} == {(1, 1), (2, 2)}
+    for adapters in method.adapters:
+        assert [one.stride for one in adapters] == [layer.stride for layer in layers]
+    first, second = method.embed(images, 0), method.embed(images, 1)
+    assert not torch.equal(first, second)
+    with torch.no_grad():
+        for parameter in method.own_parameters(1):
+            parameter.zero_()
+    assert torch.equal(method.embed(images, 0), first)
+    assert torch.equal(method.embed(images, 1), method.backbone(images))
+
+
 def test_hooks_go_when_a_pass_fails(build):
     run = build("li_adapter", network=CNN)
     run._enter_task()
