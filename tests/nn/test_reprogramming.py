@@ -124,6 +124,9 @@ def test_gradient_of_the_penalty():
 def test_the_penalty_is_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert sum_of_norms([torch.ones(7)]).dtype == torch.float32
+    rounded = sum_of_norms([torch.ones(7, dtype=torch.bfloat16)] * 3)
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(3 * 7**0.5)
 
 
 def small() -> nn.Module:
