@@ -42,6 +42,11 @@ class TaskInfo:
     classes: tuple[int, ...]
 
 
+SMALL = 32 * 32
+"""Pixels of an image up to which its size does not limit a batch; see ``StreamInfo.at_once``."""
+FEWEST_AT_ONCE = 32
+
+
 @dataclass(frozen=True)
 class StreamInfo:
     """What may be known of a stream without its data.
@@ -64,6 +69,15 @@ class StreamInfo:
     mean: tuple[tuple[float, ...], ...]
     std: tuple[tuple[float, ...], ...]
     readouts: tuple[str, ...]
+
+    def at_once(self, most: int) -> int:
+        """How many images to take at a time where that only decides how much memory it takes.
+
+        ``most`` of them if they have up to 32 x 32 pixels; of larger ones as many as have no more
+        pixels together, but 32 or more, which is where small batches become slow.
+        """
+        _, height, width = self.input_shape
+        return max(min(most, FEWEST_AT_ONCE), min(most, most * SMALL // (height * width)))
 
     def seen(self, index: int) -> tuple[int, ...]:
         """Output ids of tasks 0..index, in order of first appearance."""

@@ -116,8 +116,12 @@ class Examples(ABC):
         """
         order = self.order(batch_size, generator, drop_last).to(self.labels.device)
         for index in in_batches(order, batch_size):
-            images = self.prepare(self.augmented(index, augment))
+            images = self.images_at(index, augment)
             yield Batch(images, self.labels.index_select(0, index), index)
+
+    def images_at(self, index: Tensor, augment: Augment | None) -> Tensor:
+        """The images of one batch: augmented and normalised, float32 (B, C, H, W)."""
+        return self.prepare(self.augmented(index, augment))
 
     def augmented(self, index: Tensor, augment: Augment | None) -> Tensor:
         """``raw``, augmented."""

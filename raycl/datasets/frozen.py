@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from raycl.datasets.examples import Augment, Batch, Examples, in_batches
+from raycl.datasets.examples import Augment, Batch, Examples
 
 BATCH = 256
-"""Images at a time while the values are computed."""
+"""Images at a time while the values are computed, unless they are large."""
 
 
 class Budget:
@@ -43,6 +43,7 @@ class FrozenSet(Examples):
         budget: Shared by the sets of a run.
         alone: Whether the values are all that the method looks at: where they are kept no image is
             read any more, and ``Batch.images`` is empty, (B, 0).
+        at_once: Images at a time while the values are computed.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class FrozenSet(Examples):
         function: Callable[[Tensor], Tensor],
         budget: Budget,
         alone: bool = False,
+        at_once: int = BATCH,
     ) -> None:
         self.examples, self.function, self.budget = examples, function, budget
-        self.alone, self.labels = alone, examples.labels
+        self.labels, self.alone, self.at_once = examples.labels, alone, at_once
         self._values: Tensor | None = None
         self._refused = False
 
@@ -79,25 +81,23 @@ class FrozenSet(Examples):
     ) -> Iterator[Batch]:
         """See ``Examples.batches``; the same batches in the same order."""
         values = self._all() if augment is None else None
-        if values is not None and self.alone:
-            order = self.order(batch_size, generator, drop_last).to(self.labels.device)
-            for index in in_batches(order, batch_size):
-                empty = values.new_empty(len(index), 0)
-                labels = self.labels.index_select(0, index)
-                yield Batch(empty, labels, index, values.index_select(0, index))
-            return
-        found = self.examples.batches(
-            batch_size, generator=generator, augment=augment, drop_last=drop_last
-        )
+        read = self.examples.batches if values is None or not self.alone else super().batches
+        found = read(batch_size, generator=generator, augment=augment, drop_last=drop_last)
         for batch in found:
             known = None if values is None else values.index_select(0, batch.index)
             batch.frozen = self._of(batch.images) if known is None else known
             yield batch
 
+    def images_at(self, index: Tensor, augment: Augment | None) -> Tensor:
+        """Nothing, (B, 0), beside values that are ``alone``; else see ``Examples.images_at``."""
+        if self.alone and self._values is not None and augment is None:
+            return self._values.new_empty(len(index), 0)
+        return super().images_at(index, augment)
+
     def _all(self) -> Tensor | None:
         """The values of all images, if there is room for them."""
         if self._values is None and not self._refused:
-            for batch in self.examples.batches(BATCH):
+            for batch in self.examples.batches(self.at_once):
                 part = self._of(batch.images)
                 if self._values is None:
                     size = part[0].numel() * part.element_size() * len(self)

@@ -52,7 +52,7 @@ class Distilled(TaughtClassifier):
         if self.onward is not None and not self.context.network_changes(task.index):
             self.network.load_state_dict(self.onward.state_dict())
         after = task.index + 1
-        goes_on = after < len(self.context.stream.tasks) and not self.context.network_changes(after)
+        goes_on = after < len(self.context.tasks) and not self.context.network_changes(after)
         selects = self.context.train.select != "last"
         self.onward = copy.deepcopy(self.network) if selects and goes_on else None
 

@@ -158,25 +158,29 @@ class OnAnchor(PerTask):
     def phases(self, task: Task) -> list[Phase]:
         """``train``; before it ``anchor`` in the first task, if the network is trained on that."""
         (train,) = super().phases(task)
-        if self.config.anchor == "weights":
+        if self.config.anchor == "weights" or task.info.index:
             return [train]
-        if task.info.index:
-            return [replace(train, before=self.start)]
         trained = [*self.anchor_parameters(), *self.heads[0].parameters()]
         anchor = replace(
             train,
             name="anchor",
             optimizer=lambda: make_optimizer(trained, self.context.train),
-            after=self.freeze,
         )
-        return [anchor, train]
+        return [anchor, replace(train, before=self.freeze)]
+
+    @property
+    def anchoring(self) -> bool:
+        """Whether the phase that is trained now is ``anchor``; without meaning between phases."""
+        trained = any(p.requires_grad for p in self.backbone.parameters())
+        return trained and self.config.anchor == "first_task"
 
     def anchor_parameters(self) -> list[nn.Parameter]:
         """What the anchor phase trains beside the head."""
         return list(self.backbone.parameters())
 
-    def freeze(self) -> None:
-        """Called when the backbone has learnt the first task; nothing, unless overridden."""
+    def penalised(self) -> list[Tensor]:
+        """See ``PerTask.penalised``; in the anchor phase the head only."""
+        return list(self.heads[0].parameters()) if self.anchoring else super().penalised()
 
-    def start(self) -> None:
-        """Let the current task start from the frozen backbone; nothing, unless overridden."""
+    def freeze(self) -> None:
+        """Called before the first task trains what is its own; nothing, unless overridden."""

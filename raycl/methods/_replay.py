@@ -20,7 +20,7 @@ from raycl.nn.norms import freeze_batch_norm
 from raycl.nn.optim import make_optimizer, make_schedule
 
 FEATURE_BATCH = 512
-"""Images at a time; more only take more memory."""
+"""Images at a time; see ``StreamInfo.at_once``."""
 Replay = Literal["batch", "list", "list_with_duplicates"]
 
 
@@ -240,7 +240,7 @@ class OrderedReplay(Replaying):
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
-        classes = len(classes_so_far(context.stream, len(context.stream.tasks)))
+        classes = len(classes_so_far(context.stream, len(context.tasks) - 1))
         if config.memory_size < classes:
             raise UserError(
                 "method.memory_size",
@@ -261,7 +261,7 @@ class OrderedReplay(Replaying):
     @torch.no_grad()
     def features_of(self, examples: Examples) -> Tensor:
         """Float (N, num_features), in the order of the set; in eval mode."""
-        batches = examples.batches(FEATURE_BATCH)
+        batches = examples.batches(self.context.stream.at_once(FEATURE_BATCH))
         return torch.cat([self.backbone(batch.images) for batch in batches])
 
     def choose_exemplars(self, task: Task) -> None:

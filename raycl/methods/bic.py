@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raycl.benchmarks.base import StreamInfo, Task, TaskInfo
+from raycl.benchmarks.base import Task, TaskInfo
 from raycl.datasets.examples import Batch, Examples, concat
 from raycl.errors import UserError
 from raycl.methods._replay import OrderedReplay
@@ -82,7 +82,7 @@ class BiC(OrderedReplay, TaughtClassifier):
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
-        _check(config, context.stream)
+        _check(config, context)
         self.pairs = nn.ParameterList()
         owner = torch.zeros(context.stream.num_outputs, dtype=torch.int64)
         for task in context.stream.tasks:
@@ -199,16 +199,16 @@ def first_of_each(labels: Tensor, classes: Sequence[int], count: int) -> Tensor:
     return chosen
 
 
-def _check(config: BiC.Config, stream: StreamInfo) -> None:
+def _check(config: BiC.Config, context: Context) -> None:
     """Refuse before training what cannot work."""
-    tasks = stream.tasks
-    if sum(len(task.classes) for task in tasks) > stream.num_outputs:
+    stream = context.stream
+    if sum(len(task.classes) for task in stream.tasks) > stream.num_outputs:
         raise UserError(
             "benchmark",
             "bic corrects the outputs of each task, but here tasks share outputs",
             "take a class-incremental stream",
         )
-    n_old, share = stream.num_outputs - len(tasks[-1].classes), config.holdout
+    n_old, share = len(context.last_old), config.holdout
     if int(share * config.memory_size) < n_old:
         least = next(m for m in itertools.count(int(n_old / share)) if int(share * m) >= n_old)
         raise UserError(

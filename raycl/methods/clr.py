@@ -103,8 +103,7 @@ class CLR(OnAnchor):
     def train(self, mode: bool = True) -> Self:
         """See ``torch.nn.Module.train``; in the anchor phase statistics are always the batch's."""
         super().train(mode)
-        anchoring = any(p.requires_grad for p in self.backbone.parameters())
-        if self.config.statistics == "frozen" and not anchoring:
+        if self.config.statistics == "frozen" and not self.anchoring:
             freeze_batch_norm(self.backbone)
         return self
 
@@ -122,10 +121,6 @@ class CLR(OnAnchor):
     def freeze(self) -> None:
         """Give the network the normalisations that the first task has found for it."""
         self.own(0).hand_over(self.backbone)
-
-    def start(self) -> None:
-        """Give the current task the network's normalisations."""
-        self.own(self.index).start(self.backbone)
 
     def own(self, task: int) -> TaskTensors:
         """Kernels and normalisations of a task.
@@ -155,7 +150,15 @@ class CLR(OnAnchor):
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
-        """How far the kernels of the last task are from the network's: root mean square."""
-        kernels, state = self.own(self.index).part("weights"), self.backbone.state_dict()
-        moved = torch.cat([(now - state[name]).flatten() for name, now in kernels.items()])
-        return {"kernel_change": float(moved.square().mean().sqrt())}
+        """How far the last task's kernels are from the identity they start as: root mean square.
+
+        Those of ``scaled`` are the identity and A_c K_c beside it.
+        """
+        own, state = self.own(self.index).part("weights"), self.backbone.state_dict()
+        moved = []
+        for name in (name for name in own if name.endswith(".kernel")):
+            scale = own.get(f"{name.removesuffix('kernel')}scale")
+            change = own[name] - state[name] if scale is None else scale.unsqueeze(1) * own[name]
+            moved.append(change.flatten())
+        found = torch.cat(moved)
+        return {"kernel_change": float(found.square().mean().sqrt())}

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raycl.benchmarks.base import TaskInfo
 from raycl.errors import UserError
-from raycl.methods._per_task import PerTask
+from raycl.methods._per_task import OnAnchor
 from raycl.methods.base import Context
 
 
-class LiAdapter(PerTask):
+class LiAdapter(OnAnchor):
     """Beside every convolution of a frozen network each task has a 1 x 1 convolution of its own.
 
     Paper:
@@ -38,7 +38,14 @@ class LiAdapter(PerTask):
         * Whether R has a bias in that code is not known.
         * Where a convolution gives a smaller or a larger map than R would, because it is padded
           otherwise, R reads the middle of its input, or of its input within zeros.
+        * ``anchor: first_task`` is not in that code; see ``clr``. While the first task trains the
+          network its R is 0, and random from then on.
     """
+
+    class Config(OnAnchor.Config):
+        """Options of adapters."""
+
+        unless_given: ClassVar[tuple[str, ...]] = ("anchor",)
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
@@ -59,11 +66,20 @@ class LiAdapter(PerTask):
         self.adapters.append(
             nn.ModuleList(nn.Conv2d(c.in_channels, c.out_channels, 1, c.stride) for c in layers)  # type: ignore[arg-type]
         )
+        if task.index == 0 and self.config.anchor == "first_task":
+            for parameter in self.own_parameters(0):
+                nn.init.zeros_(parameter)
+
+    def freeze(self) -> None:
+        """Let the first task's adapters start, too."""
+        for adapter in self.adapters[0].children():
+            assert isinstance(adapter, nn.Conv2d)
+            adapter.reset_parameters()
 
     def train(self, mode: bool = True) -> Self:
-        """See ``torch.nn.Module.train``; the network stays in eval mode."""
+        """See ``torch.nn.Module.train``; the network stays in eval mode, unless it is trained."""
         super().train(mode)
-        self.backbone.eval()
+        self.backbone.train(mode and self.anchoring)
         return self
 
     def embed(self, images: Tensor, task_id: int) -> Tensor:

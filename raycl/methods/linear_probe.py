@@ -30,7 +30,7 @@ class LinearProbe(OnAnchor):
     def train(self, mode: bool = True) -> Self:
         """See ``torch.nn.Module.train``; the network stays in eval mode, unless it is trained."""
         super().train(mode)
-        self.backbone.train(mode and all(p.requires_grad for p in self.backbone.parameters()))
+        self.backbone.train(mode and self.anchoring)
         return self
 
     def frozen_values(self, images: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class PackNet(PerTask):
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
-        tasks = len(context.stream.tasks)
+        tasks = len(context.tasks)
         if tasks > MOST_TASKS:
             raise UserError(
                 "benchmark",
@@ -166,8 +166,12 @@ class PackNet(PerTask):
         return round(float(self.config.prune) * count)
 
     def task_parts(self, task: int) -> Mapping[str, Sequence[Tensor]]:
-        """See ``Method.task_parts``: owners come with the first task, later ones add nothing."""
-        return {"weights": [self.owner] if task == 0 else []}
+        """See ``Method.task_parts``: the byte of each weight that says it is this task's.
+
+        The weights themselves are those of the network, which all tasks share. The bytes of weights
+        that are still free are no task's.
+        """
+        return {"weights": [self.owner[self.owner == task + 1]]}
 
     def diagnostics(self) -> dict[str, float]:
         """Share of the weights of layers that no task has."""

@@ -169,8 +169,7 @@ class QDI(Distilled):
         super().__init__(config, context)
         self.synthetic = None
         self.index = 0
-        stream = context.stream
-        n_old = len(stream.seen(len(stream.tasks) - 2)) if len(stream.tasks) > 1 else 0
+        n_old = len(context.last_old)
         if n_old > config.synthetic_images:
             raise UserError(
                 "method.synthetic_images",

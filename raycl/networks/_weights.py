@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import (
@@ -149,7 +150,7 @@ def load(network: nn.Module, weights: Weights, tensors: Tensors, **about: Any) -
         about: See ``match``.
 
     Raises:
-        UserError: A name or a shape does not fit.
+        UserError: See ``match``.
     """
     state = network.state_dict()
     with torch.no_grad():
@@ -178,7 +179,7 @@ def match(
         Name in ``state`` to name in ``tensors``.
 
     Raises:
-        UserError: A name or a shape does not fit.
+        UserError: A name or a shape does not fit, or a tensor has values that are no numbers.
     """
     begin, skipped = weights.beginning, (*weights.ignore, *removed)
     names = {name[len(begin) :]: name for name in tensors if name.startswith(begin)}
@@ -187,8 +188,13 @@ def match(
         raise UserError(f"{WHERE}.prefix", what)
     if weights.rename == "order":
         kept = {short: name for short, name in names.items() if not short.startswith(skipped)}
-        return _by_order(state, weights, tensors, list(kept.values()), features if removed else 0)
-    return _by_name(state, weights, tensors, names, skipped)
+        width = features if removed else 0
+        found = _by_order(state, weights, tensors, list(kept.values()), width)
+    else:
+        found = _by_name(state, weights, tensors, names, skipped)
+    for source in found.values():
+        _check_values(weights, source, tensors[source])
+    return found
 
 
 def _by_name(
@@ -265,6 +271,15 @@ def _check_shape(weights: Weights, source: str, there: Any, name: str, here: Any
     if tuple(there.shape) != tuple(here.shape):
         what = f"{_shown(source, there)} of {weights.label} does not fit {_shown(name, here)}"
         raise UserError(WHERE, f"{what} of the network")
+
+
+def _check_values(weights: Weights, source: str, value: NDArray[Any]) -> None:
+    """Networks have single precision: what is larger would be infinite there."""
+    with np.errstate(over="ignore"):
+        bad = value.size - np.isfinite(value.astype(np.float32, copy=False)).sum()
+    if bad:
+        what = f"{bad} of the values in {_shown(source, value)} of {weights.label} are no numbers"
+        raise UserError(WHERE, f"{what} (NaN or infinite)", "take a file from before it diverged")
 
 
 def _shown(name: str, value: Any) -> str:

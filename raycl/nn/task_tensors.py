@@ -80,13 +80,6 @@ class TaskTensors(nn.Module):
         return self.part("affine") | self.part("counts") | self.statistics()
 
     @torch.no_grad()
-    def start(self, network: nn.Module) -> None:
-        """Take over the normalisations that the network has now."""
-        state = network.state_dict()
-        for name, value in self.norms().items():
-            value.copy_(state[name])
-
-    @torch.no_grad()
     def hand_over(self, network: nn.Module) -> None:
         """Give the network the normalisations that the task has now."""
         state = network.state_dict()

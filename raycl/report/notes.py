@@ -169,8 +169,8 @@ def _baseline(rows: Sequence[Mapping[str, Any]], baseline: str | None) -> Iterab
 def _tasks(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     if any(row["task_percent"] is not None for row in rows):
         yield (
-            "task (%): what a task adds beside its head, in percent of the backbone's parameters: "
-            "weights, with affine parameters, with statistics of its normalisations"
+            "task (%): what the last task adds beside its head, in percent of the backbone's "
+            "parameters: weights, with affine parameters, with statistics of its normalisations"
         )
 
 

@@ -139,6 +139,7 @@ def _build_parts(trial: TrialConfig, info: StreamInfo, device: torch.device) -> 
         method_generator=torch.Generator(),
         read_tensors=read,
         networks=networks,
+        stop=trial.tasks,
     )
     with torch.random.fork_rng(devices=[]), device:
         for task in range(tasks):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
+
+from raycl.networks.base import Backbone
 
 TASK_PARTS = {
     "weights": "task_percent",
@@ -110,6 +112,35 @@ class Costs:
         """Restore what ``state_dict`` gave."""
         for name, value in state.items():
             setattr(self, name, value)
+
+
+class PlainSizes:
+    """Sizes of plain networks; each is built once, and leaves no trace in random numbers.
+
+    Args:
+        build: A network's block to the network.
+        outputs: Of the head.
+    """
+
+    def __init__(self, build: Callable[[Mapping[str, Any]], Backbone], outputs: int) -> None:
+        self.build, self.outputs = build, outputs
+        self._known: list[tuple[Mapping[str, Any], tuple[int, int]]] = []
+
+    def of(self, block: Mapping[str, Any]) -> tuple[int, int]:
+        """Scalars of a plain network, which is one backbone and one linear head over all outputs.
+
+        Then parameters of the backbone.
+        """
+        found = next((size for known, size in self._known if known == block), None)
+        if found is None:
+            with torch.random.fork_rng(devices=[]):
+                backbone = self.build(block)
+            state = backbone.state_dict().values()
+            head = (backbone.num_features + 1) * self.outputs
+            size = int(head + sum(v.numel() for v in state if v.is_floating_point()))
+            found = size, sum(p.numel() for p in backbone.parameters())
+            self._known.append((block, found))
+        return found
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -12,6 +12,7 @@ from raycl.benchmarks.base import ClassOutputs, StreamInfo
 from raycl.datasets.examples import Batch, Examples
 
 BATCH = 512
+"""Images at a time; see ``StreamInfo.at_once``."""
 
 
 class Predictor(Protocol):
@@ -82,7 +83,7 @@ class Evaluator:
         last = len(self.stream.tasks) if self.class_outputs == "all" else seen_tasks
         competing = torch.tensor(sorted(self.stream.seen(last - 1)), device=self.device)
         right = {r: torch.zeros((), dtype=torch.int64, device=self.device) for r in self.readouts}
-        for batch in examples.batches(BATCH):
+        for batch in examples.batches(self.stream.at_once(BATCH)):
             for predictor, ways in self.asked.items():
                 counts = self._right(method, batch, index, own, competing, predictor, ways)
                 for way, count in counts.items():

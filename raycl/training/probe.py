@@ -211,6 +211,6 @@ def fit_linear(features: Array, labels: Tensor, l2: float, threads: int = 1) -> 
 @torch.inference_mode()
 def _features(method: Method, examples: Examples, task_id: int | None) -> Array:
     """The features of a set, float64 (N, F); images are as they are, without augmentation."""
-    batches = examples.batches(BATCH)
+    batches = examples.batches(method.context.stream.at_once(BATCH))
     found = [method.features(batch.images, task_id).double().cpu() for batch in batches]
     return torch.cat(found).numpy()

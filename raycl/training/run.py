@@ -7,9 +7,8 @@ task, and fills a row of ``R`` at a task's end. It knows nothing of Ray or of an
 from __future__ import annotations
 
 import math
-import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -17,22 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from raycl import datasets, registry
-from raycl.benchmarks.base import Benchmark, Stream, Task, TaskData
+from raycl.benchmarks.base import Benchmark, Task
 from raycl.datasets.base import Dataset
-from raycl.datasets.examples import Examples
-from raycl.datasets.frozen import Budget, FrozenSet
-from raycl.errors import UserError
 from raycl.methods.base import Context, Method, Phase
 from raycl.networks.base import Backbone, Tensors, networks_of
 from raycl.training import pictures, probe
 from raycl.training.check import check_networks, find_method
-from raycl.training.config import PROBE, TrialConfig
-from raycl.training.costs import Costs
+from raycl.training.config import TrialConfig
+from raycl.training.costs import Costs, PlainSizes
 from raycl.training.evaluation import Evaluator
+from raycl.training.frozen import with_frozen
 from raycl.training.matrices import Matrices
 from raycl.training.phase import PhaseState, TrainingError, train_one_epoch
 from raycl.training.precision import to_channels_last, with_precision
 from raycl.training.randomness import Randomness, Seeds
+from raycl.training.readouts import choose_readouts, further_readouts
 from raycl.training.weights import (
     build_network,
     normalisation,
@@ -94,11 +92,11 @@ class Run:
         self.own_evaluator = Evaluator(info, self.readouts, self.device, *rule)
         self.selector = Evaluator(info, self._selecting(), self.device, *rule)
         self.costs = Costs(self.device)
-        self.sets = self._with_frozen(self.stream)
+        self.sets = with_frozen(self.stream, self.method, self.config.evaluate.cache_mb)
         self.probe = probe.Probe(self.config, self.stream, self.method, self.evaluator)
         selects = self.config.train.select == "validation_accuracy"
         self.matrices = Matrices(asked, self.num_tasks, self.probe.rows, selects)
-        self._plain_sizes: list[tuple[Mapping[str, Any], tuple[int, int]]] = []
+        self._plain_sizes = PlainSizes(self._build_network, info.num_outputs)
         self.histograms: dict[str, list[list[int]]] = {}
         self.pictures: dict[str, Tensor] = {}
         self.picture_names: list[str] = []
@@ -238,6 +236,7 @@ class Run:
             augmentation=lambda name: datasets.augment(name, self.random.augment),
             read_tensors=lambda weights: tensors_of(weights, self.weights),
             networks=self.networks,
+            stop=self.config.tasks,
             seen_accuracy=self._seen_accuracy,
         )
         return cls(cls.Config.model_validate(self.config.method), context)
@@ -251,35 +250,6 @@ class Run:
     ) -> Backbone:
         shape = shape or self.stream.info.input_shape
         return self._placed(build_network(block or self.networks[task], shape, self.weights))
-
-    def _with_frozen(self, stream: Stream) -> Stream:
-        """The stream with what the method computes from each image once, if it does."""
-        cls = type(self.method)
-        if cls.frozen_values is Method.frozen_values or not self.method.fixed:
-            return stream
-        budget = Budget(self.config.evaluate.cache_mb)
-
-        def function(images: Tensor) -> Tensor:
-            training = self.method.training
-            self.method.eval()
-            values = self.method.frozen_values(images)
-            self.method.train(training)
-            return values
-
-        def wrapped(examples: Examples, training: bool = False) -> Examples:
-            if cls.frozen_training and not training:
-                return examples
-            return FrozenSet(examples, function, budget, cls.frozen_alone)
-
-        data = [
-            TaskData(
-                wrapped(one.train, training=True),
-                None if one.validation is None else wrapped(one.validation),
-                wrapped(one.test),
-            )
-            for one in stream.data
-        ]
-        return Stream(stream.info, tuple(data))
 
     def _enter_task(self) -> Task:
         if self._task is None:
@@ -361,7 +331,7 @@ class Run:
         row["at_task_end"] = True
         sizes = [len(d.test) for d in self.stream.data[: self.task_index]]
         row |= self.matrices.row(index, sizes)
-        plain, backbone = self._plain_size(self.networks[index])
+        plain, backbone = self._plain_sizes.of(self.networks[index])
         costs = self.costs.measure(self.method, plain, self._kept_data())
         costs |= self.costs.measure_task(self.method.task_parts(index), backbone)
         row |= {f"cost/{name}": value for name, value in costs.items()}
@@ -430,22 +400,6 @@ class Run:
         pixels = math.prod(self.stream.info.input_shape)
         return pixels * sum(len(data.train) for data in self.stream.data[: self.task_index])
 
-    def _plain_size(self, block: Mapping[str, Any]) -> tuple[int, int]:
-        """Scalars of a plain network, which is one backbone and one linear head over all outputs.
-
-        Then parameters of the backbone.
-        """
-        found = next((size for known, size in self._plain_sizes if known == block), None)
-        if found is None:
-            with torch.random.fork_rng(devices=[]):
-                backbone = self._build_network(block)
-            state = backbone.state_dict().values()
-            head = (backbone.num_features + 1) * self.stream.info.num_outputs
-            size = int(head + sum(v.numel() for v in state if v.is_floating_point()))
-            found = size, sum(p.numel() for p in backbone.parameters())
-            self._plain_sizes.append((block, found))
-        return found
-
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What two states must share; the number of threads may change with the resources."""
@@ -462,44 +416,3 @@ def build_benchmark(block: Mapping[str, Any], where: str = "benchmark") -> Bench
     """The benchmark of a configuration block."""
     cls = registry.find("raycl.benchmarks", Benchmark, block["name"], where=where)  # type: ignore[type-abstract]
     return cls(cls.Config.model_validate(block))
-
-
-def choose_readouts(
-    defined: tuple[str, ...], method: type[Method], wanted: list[str] | tuple[str, ...] | None
-) -> tuple[str, ...]:
-    """Readouts to evaluate: those asked for, else all the benchmark defines and the method knows.
-
-    Raises:
-        UserError: One asked for is not defined or not supported, or none is left.
-    """
-    usable = tuple(r for r in defined if r in method.settings)
-    for readout in wanted or ():
-        if readout not in usable:
-            why = f"{method.__name__} supports {', '.join(sorted(method.settings))}"
-            if readout not in defined:
-                why = f"the benchmark defines {', '.join(defined)}"
-            raise UserError("readouts", f"'{readout}' cannot be evaluated: {why}")
-    if not usable:
-        raise UserError("readouts", f"{method.__name__} supports none of {defined}")
-    return tuple(wanted) if wanted else usable
-
-
-def further_readouts(readouts: Sequence[str], predictors: Sequence[str]) -> tuple[str, ...]:
-    """Readouts of a method's predictors, asked in the same ways as the method itself.
-
-    Args:
-        readouts: Those of the method itself.
-        predictors: Names; see ``Method``.
-
-    Raises:
-        ValueError: A name that cannot be one, or that is there twice.
-
-    >>> further_readouts(("class", "task"), ["teacher"])
-    ('teacher/class', 'teacher/task')
-    """
-    for name in predictors:
-        if not re.fullmatch("[a-z][a-z0-9_]*", name) or f"{name}/" == PROBE:
-            raise ValueError(f"'{name}' cannot be the name of a predictor")
-    if len(set(predictors)) < len(predictors):
-        raise ValueError(f"predictors names one twice: {', '.join(predictors)}")
-    return tuple(f"{name}/{readout}" for name in predictors for readout in readouts)

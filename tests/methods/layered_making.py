@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -76,6 +77,29 @@ def method_on(method: str, network: dict[str, Any], shape: tuple[int, int, int])
     )
     found = registry.find("raycl.methods", Method, method)
     return found(found.Config(name=method), context)
+
+
+def trained_whole(run: Run, penalty: float) -> dict[str, Tensor]:
+    """The state of the backbone after the first task, trained by plain SGD.
+
+    Args:
+        run: It has entered the task.
+        penalty: Weight of the norms of the head's weight and bias.
+    """
+    method, train = run.method, run.config.train
+    network, head = copy.deepcopy(method.backbone).train(), copy.deepcopy(method.heads[0])
+    parameters = [*network.parameters(), *head.parameters()]
+    generator = torch.Generator()
+    generator.set_state(method.context.data_generator.get_state())
+    for _ in range(train.epochs):
+        for batch in run._task.train.batches(train.batch_size, generator=generator):
+            loss = F.cross_entropy(head(network(batch.images)), batch.labels)
+            loss = loss + penalty * (head.weight.norm() + head.bias.norm())
+            grads = torch.autograd.grad(loss, parameters)
+            with torch.no_grad():
+                for parameter, grad in zip(parameters, grads, strict=True):
+                    parameter -= train.lr * grad
+    return network.state_dict()
 
 
 class Reference:

@@ -37,6 +37,7 @@ def make(
     width: int = 3,
     train: dict[str, Any] | None = None,
     std: Sequence[float] | None = None,
+    stop: int | None = None,
     **options: Any,
 ) -> Classifier:
     """A method on images of (width, 1, 1); no task was added yet."""
@@ -57,6 +58,7 @@ def make(
         device=torch.device("cpu"),
         data_generator=torch.Generator().manual_seed(0),
         method_generator=torch.Generator().manual_seed(1),
+        stop=stop,
     )
     cls = registry.find("raycl.methods", Method, method)
     made = cls(cls.Config(name=method, **options), context)

@@ -307,3 +307,9 @@ def test_the_memory_that_is_asked_for_is_accepted():
     with pytest.raises(UserError, match="at least 101"):
         make("bic", split(58, 2), memory_size=100, holdout=0.29)
     make("bic", split(58, 2), memory_size=101, holdout=0.29)
+
+
+def test_only_old_classes_of_tasks_that_are_run_count():
+    with pytest.raises(UserError, match=r"0.1 of 399 .* each of 40 old classes; at least 400"):
+        make("bic", split(200, 10), memory_size=399, stop=3)
+    make("bic", split(200, 10), memory_size=400, stop=3)

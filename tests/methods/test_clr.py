@@ -261,6 +261,30 @@ def test_each_task_draws_its_scaled_kernels(clr):
         assert torch.equal(first[name], second[name]) == name.endswith(".scale")
 
 
+@pytest.mark.parametrize("variant", ["reduced_v2", "scaled"])
+def test_how_far_kernels_are_from_their_start(clr, variant):
+    """``scaled`` draws K for each task: what is measured is A K, which the identity has beside."""
+    run = clr(network=RESNET, variant=variant)
+    while not run.done:
+        run._enter_task()
+        assert run.method.diagnostics() == {"kernel_change": 0}
+        run.advance()
+    own = run.method.own(1).part("weights")
+    sums = count = 0
+    for name, value in own.items():
+        if name.endswith(".kernel"):
+            side = value.shape[-1]
+            change = value.clone()
+            if variant == "scaled":
+                change *= own[name.replace(".kernel", ".scale")].view(-1, 1, 1, 1)
+            else:
+                change[:, 0, side // 2, side // 2] -= 1
+            sums, count = sums + float(change.square().sum()), count + change.numel()
+    found = run.last_row["method/kernel_change"]
+    assert found == pytest.approx((sums / count) ** 0.5, rel=1e-4)
+    assert found > 0
+
+
 def test_the_penalty_of_the_reference_is_the_default(clr):
     assert clr().method.config.penalty == 1e-5
 
@@ -270,7 +294,6 @@ def test_the_second_task_starts_from_the_anchor(clr):
     while run.task_index < 1:
         run.advance()
     run._enter_task()
-    run._phases[0].before()
     network = run.method.backbone.state_dict()
     for name, value in run.method.own(1).norms().items():
         assert torch.equal(value, network[name])

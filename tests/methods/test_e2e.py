@@ -223,6 +223,9 @@ def test_an_epoch_is_selected_in_the_first_phase_alone(build, method):
 def test_what_is_refused(build, method):
     with pytest.raises(UserError, match=r"method\.memory_size: 3 images are too few for 4 classes"):
         build(method, memory_size=3)
+    with pytest.raises(UserError, match="19 images are too few for 20 classes"):
+        make("e2e", split(200, 10), memory_size=19, stop=1)
+    make("e2e", split(200, 10), memory_size=20, stop=1)
     plateau = {"select": "validation_loss", "schedule": {"name": "plateau"}}
     with pytest.raises(UserError, match=r"train\.schedule: plateau is not for"):
         build(method, train=plateau)

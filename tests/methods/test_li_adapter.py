@@ -5,13 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from layered_making import CNN
+from layered_making import CNN, trained_whole
 from timm.layers import Conv2dSame
 from torch import nn
 
 from raycl.errors import UserError
 from raycl.methods.li_adapter import fitted
-from raycl.testing import finish
+from raycl.testing import MethodConformance, finish
+
+
+class TestFirstTask(MethodConformance):
+    method = "li_adapter"
+    options = {"anchor": "first_task", "penalty": 1e-3}
+    network = CNN
+    train = {"epochs": 8, "batch_size": 8, "lr": 0.03, "optimizer": "adam"}
 
 
 def test_the_sum_by_hand(build):
@@ -29,6 +36,24 @@ def test_the_sum_by_hand(build):
     torch.testing.assert_close(method.embed(images, 0), x)
     assert not torch.equal(plain, x)
     assert torch.equal(method.backbone(images), plain)  # no hook is left
+
+
+def test_each_task_reads_its_own_adapters_of_the_stride_of_the_layer(build):
+    run = build("li_adapter", network={"name": "resnet32", "blocks": 1})
+    for info in run.stream.info.tasks:
+        run.method.add_task(info)
+    method, images = run.method.eval(), torch.randn(3, 1, 8, 8)
+    layers = method.convolutions.values()
+    assert {layer.stride for layer in layers} == {(1, 1), (2, 2)}
+    for adapters in method.adapters:
+        assert [one.stride for one in adapters] == [layer.stride for layer in layers]
+    first, second = method.embed(images, 0), method.embed(images, 1)
+    assert not torch.equal(first, second)
+    with torch.no_grad():
+        for parameter in method.own_parameters(1):
+            parameter.zero_()
+    assert torch.equal(method.embed(images, 0), first)
+    assert torch.equal(method.embed(images, 1), method.backbone(images))
 
 
 def test_hooks_go_when_a_pass_fails(build):
@@ -97,6 +122,30 @@ def test_what_a_task_costs(build):
     adapters = (4 + 4) + (20 + 5)
     for part in ("", "_affine", "_statistics"):
         assert row[f"cost/task_percent{part}"] == pytest.approx(100 * adapters / total)
+
+
+def test_the_first_task_trains_the_network_without_adapters(build):
+    """Then it is another one, because adapters are random, and only they and the head learn."""
+    train = {"epochs": 2, "lr": 0.05}
+    run = build("li_adapter", network=CNN, anchor="first_task", penalty=0.5, train=train)
+    task = run._enter_task()
+    method = run.method
+    assert method.fixed == ()
+    expected = trained_whole(run, penalty=0.5)
+    for _ in range(2):
+        assert run.advance()["phase"] == "anchor"
+    found = method.backbone.state_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+    images = task.train.prepare(task.train.raw(torch.arange(9)))
+    assert torch.equal(method.eval().embed(images, 0), method.backbone(images))
+    frozen = {name: value.clone() for name, value in found.items()}
+    adapters = [layer.weight for layer in method.adapters[0]]
+    run._phases[1].before()
+    assert all((weight != 0).all() for weight in adapters)
+    assert not torch.equal(method.embed(images, 0), method.backbone(images))
+    finish(run)
+    assert all(torch.equal(value, frozen[name]) for name, value in found.items())
 
 
 def test_a_network_without_convolutions_is_refused(build):

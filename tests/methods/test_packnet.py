@@ -191,7 +191,11 @@ def test_what_a_task_costs(build):
         row = run.advance()
         if row["at_task_end"]:
             costs.append(row["cost/task_percent"])
-    assert costs == [pytest.approx(100 * (36 + 180 + 160) / 4 / total), 0]
+    kept = [(36 - 27) + (180 - 135) + (160 - 120), (27 - 20) + (135 - 101) + (120 - 90)]
+    assert run.method.owner[run.method.owner > 0].bincount()[1:].tolist() == kept
+    assert costs == [
+        pytest.approx(100 * count / 4 / total) for count in kept
+    ]  # a byte is a quarter
 
 
 def test_too_many_tasks_are_refused(monkeypatch):

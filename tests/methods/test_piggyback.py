@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from layered_making import CNN, RESNET, Reference, float64, run_of
+from layered_making import CNN, RESNET, Reference, float64, run_of, trained_whole
 from torch import nn
 
 from raycl.errors import UserError
@@ -21,6 +21,38 @@ class TestNormalised(MethodConformance):
     second = RESNET
     train = {"epochs": 6, "batch_size": 8, "lr": 0.5}  # small features: not normalised at all
     learns = 60.0
+
+
+class TestFirstTask(MethodConformance):
+    method = "piggyback"
+    options = {"anchor": "first_task"}
+    network = CNN
+    train = {"epochs": 6, "batch_size": 8, "lr": 0.003, "optimizer": "adam"}
+
+
+def test_the_first_task_trains_the_whole_network(build):
+    run = build("piggyback", network=CNN, anchor="first_task", train={"epochs": 2, "lr": 0.05})
+    run._enter_task()
+    method = run.method
+    assert method.fixed == ()
+    expected = trained_whole(run, penalty=0)
+    for _ in range(2):
+        assert run.advance()["phase"] == "anchor"
+    found = method.backbone.state_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+    assert all((real == 0.01).all() for real in method.masks(0).real)
+    frozen = {name: value.clone() for name, value in found.items()}
+    assert run.advance()["phase"] == "train"
+    assert any((real != 0.01).any() for real in method.masks(0).real or [torch.zeros(1)])
+    finish(run)
+    assert all(torch.equal(value, frozen[name]) for name, value in found.items())
+
+
+def test_masks_that_leave_nothing_to_train_are_refused(build):
+    build("piggyback", start=0.005)
+    with pytest.raises(UserError, match=r"^method\.start: 0\.005 is not above threshold 0\.005"):
+        build("piggyback", start=0.005, anchor="first_task")
 
 
 def test_the_network_is_as_it_was_until_a_mask_falls_below_the_threshold(build):

@@ -114,6 +114,7 @@ def test_weights_start_as_the_networks_or_xavier(build):
     xavier = build("psp", init="xavier", network={"name": "mlp", "hidden": [200]})
     weight = xavier.method.backbone.layers[1].weight
     assert weight.std().item() == pytest.approx((2 / 264) ** 0.5, rel=0.03)
+    assert weight.abs().max() > 3 * weight.std(), "normal: a uniform one ends at 1.7"
 
 
 def test_what_a_task_costs(build):

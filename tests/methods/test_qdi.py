@@ -100,6 +100,13 @@ def test_too_few_images_for_the_old_classes():
     make("qdi", split(200, 1), synthetic_images=1)
 
 
+def test_only_old_classes_of_tasks_that_are_run_count():
+    with pytest.raises(UserError, match=r"19 images are too few for 20 old classes"):
+        make("qdi", split(200, 10), synthetic_images=19, stop=2)
+    make("qdi", split(200, 10), synthetic_images=20, stop=2)
+    make("qdi", split(200, 10), synthetic_images=1, stop=1)
+
+
 @pytest.mark.parametrize("replay", [0, -1])
 def test_no_replay_is_refused(build, replay):
     with pytest.raises(

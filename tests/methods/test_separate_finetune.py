@@ -21,6 +21,17 @@ def test_each_task_has_a_network_of_its_own(build):
     cost = result["cost"]
     assert cost["task_percent"] == pytest.approx(100 * (parameters - 16) / parameters)
     assert cost["task_percent_affine"] == pytest.approx(100)
+    assert cost["task_percent_statistics"] == pytest.approx(100 * (parameters + 16) / parameters)
+
+
+def test_each_task_reads_its_own_network(build):
+    run = build("separate_finetune", network=CNN)
+    for info in run.stream.info.tasks:
+        run.method.add_task(info)
+    method, images = run.method.eval(), torch.randn(3, 1, 8, 8)
+    for task, network in enumerate(method.networks):
+        assert torch.equal(method.embed(images, task), network(images))
+    assert not torch.equal(method.embed(images, 0), method.embed(images, 1))
 
 
 def test_all_of_the_tasks_network_is_trained(build):

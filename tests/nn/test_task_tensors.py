@@ -35,5 +35,16 @@ def test_copies_are_used_and_updated_and_the_network_is_not():
     assert torch.equal(network[0].weight, before["0.weight"])
 
 
+def test_a_state_has_all_of_it():
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    own, other = TaskTensors(network, nn.Linear), TaskTensors(network, nn.Linear)
+    own(network, torch.randn(8, 3))
+    with torch.no_grad():
+        for value in own.parameters():
+            value.add_(1)
+    other.load_state_dict(own.state_dict())
+    assert all(torch.equal(value, other.named()[name]) for name, value in own.named().items())
+
+
 def test_a_network_without_normalisations_gives_nothing():
     assert TaskTensors(nn.Linear(3, 2)).named() == {}

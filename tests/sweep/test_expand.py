@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from raycl.errors import UserError
+from raycl.methods.base import MethodConfig
 from raycl.sweep import expand, spec
 from raycl.sweep.spaces import SpaceError, parse
 
@@ -152,6 +153,68 @@ def test_pinned_keys(make):
     identity = config | {"label": "finetune", "code": ""}
     assert plan.config_key == expand._hash(identity)
     assert plan.key == expand._hash(identity | {"seed": 0})
+
+
+# of every method with its defaults on digits, as the first version that had it has made them
+KEYS_OF_METHODS = {
+    "abd": "8d23e44e61fc35c9",
+    "batch_ensemble": "4647109a943ba2a5",
+    "bic": "814b22430892c6fa",
+    "blip": "77cee888bf05f9bc",
+    "clr": "6a4184c91eb8c979",
+    "deep_inversion": "84b0f0f52539dc28",
+    "der": "815a9f187d6cae02",
+    "derpp": "2ea8f3916ab0235c",
+    "dgr": "752f10a0600bc20b",
+    "distil": "b69d3b39ac8a578d",
+    "distilbuf": "66514fc291973a12",
+    "e2e": "91a8be62c4c86ae5",
+    "er": "73396839eca9b10d",
+    "ewc": "c4d2d1056a4281d8",
+    "finetune": "0bb9052e3c93d54d",
+    "imm_mode": "5e4e85658bc60fcf",
+    "joint": "ad67e481af72abd5",
+    "li_adapter": "785863e3a2759645",
+    "linear_probe": "0c9992e53850f340",
+    "lwf": "176e19465e2a1bd8",
+    "lwf_coreset": "17cd49d848efed8a",
+    "lwf_mc": "7f7d2e7244cf0db9",
+    "lwf_seen": "b148f425e436ddd6",
+    "lwf_synthetic": "75e32feb0d6dd446",
+    "naive_rehearsal": "408d57cf532b87c0",
+    "online_ewc": "b56c968d8805a648",
+    "packnet": "f59169803fdfbac9",
+    "piggyback": "6bf2eb46896158a6",
+    "pnn": "a7e440e383a558e5",
+    "psp": "3c8fbaf82eaefe82",
+    "qdi": "bda1eaa438f526b7",
+    "separate_finetune": "add6747ede2c715c",
+    "sgd_frozen": "66acec5e70e6bb19",
+    "si": "25645de99631f428",
+    "supsup": "22b651aed1d250c3",
+}
+
+
+def test_a_methods_keys_stay_when_it_has_new_options(make):
+    """An option that came later goes into ``MethodConfig.unless_given``."""
+    methods = [{"name": name} for name in KEYS_OF_METHODS]
+    network = {"name": "cnn", "channels": [8, 8]}
+    plans = expand.final_plans(make(methods=methods, network=network, seeds=1), {})
+    assert {plan.method: plan.key for plan in plans} == KEYS_OF_METHODS
+
+
+class Later(MethodConfig):
+    unless_given = ("later",)
+
+    first: int = 1
+    later: int | None = None
+
+
+def test_an_option_that_came_later_is_dumped_only_where_it_is_given():
+    assert Later(name="m").model_dump(mode="json") == {"name": "m", "first": 1}
+    given = {"name": "m", "first": 1, "later": 0}
+    assert Later(name="m", later=0).model_dump(mode="json") == given
+    assert Later.model_validate(given) != Later(name="m")
 
 
 def test_spec_hash_covers_results_and_nothing_else(make):

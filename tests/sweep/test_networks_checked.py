@@ -26,6 +26,7 @@ def checked(folder: Path, *overrides: str) -> None:
 
 def test_a_sequence_is_taken(tmp_path: Path) -> None:
     checked(tmp_path)
+    checked(tmp_path, "stop.tasks=2", "methods.qdi.synthetic_images=5")  # 4 old classes of 7
 
 
 @pytest.mark.parametrize(

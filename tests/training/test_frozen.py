@@ -152,3 +152,21 @@ def test_other_fixed_values_are_refused():
         second.method.layer.weight.add_(1)
     with pytest.raises(ValueError, match=r"layer\. are not those of the checkpoint"):
         second.load_state_dict(state)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_batches_without_images_come_in_the_order_of_those_with(drop_last):
+    images = Run(config("Projected"), toy_data()).stream.data[0].train
+    kept = FrozenSet(images, lambda x: x.mean((1, 2)), Budget(1), alone=True)
+    options = {"drop_last": drop_last}
+    plain = images.batches(8, generator=torch.Generator().manual_seed(3), **options)
+    alone = kept.batches(8, generator=torch.Generator().manual_seed(3), **options)
+    for batch, other in zip(plain, alone, strict=True):
+        assert torch.equal(batch.index, other.index)
+        assert torch.equal(batch.labels, other.labels)
+        assert other.images.shape == (len(batch), 0)
+        assert torch.equal(batch.images.mean((1, 2)), other.frozen)
+    flipped = kept.batches(8, augment=lambda raw: raw.flip(3))
+    for batch, other in zip(images.batches(8), flipped, strict=True):
+        assert torch.equal(batch.images.flip(3), other.images)
+        assert torch.equal(other.images.mean((1, 2)), other.frozen)

@@ -16,7 +16,8 @@ from raycl.methods.base import Classifier, masked_cross_entropy
 from raycl.sweep import spec
 from raycl.testing import MethodConformance, finish, toy_data
 from raycl.tracking import names
-from raycl.training.run import Run, further_readouts
+from raycl.training.readouts import further_readouts
+from raycl.training.run import Run
 
 HERE = f"{__name__}:"
 FILE = str(Path(__file__))

@@ -15,7 +15,8 @@ from raycl.methods.finetune import Finetune
 from raycl.nn.optim import make_optimizer
 from raycl.testing import finish, toy_data
 from raycl.training.phase import TrainingError
-from raycl.training.run import Run, choose_readouts
+from raycl.training.readouts import choose_readouts
+from raycl.training.run import Run
 
 HERE = f"{__name__}:"
 
@@ -114,6 +115,13 @@ def test_a_run_inherits_nothing_from_the_process() -> None:
     np.random.seed(99)  # noqa: NPY002
     assert finish(Run(config(), toy_data()))["matrices"] == first["matrices"]
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_method_knows_how_many_tasks_are_run() -> None:
+    context = Run(config() | {"tasks": 1}, toy_data()).method.context
+    assert (context.tasks, context.last_old) == (context.stream.tasks[:1], ())
+    context = Run(config(), toy_data()).method.context
+    assert (context.tasks, context.last_old) == (context.stream.tasks, context.stream.seen(0))
 
 
 def test_state_of_another_configuration_is_refused() -> None:

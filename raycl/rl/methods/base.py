@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from raycl import registry
+from raycl.methods.base import MethodConfig
 from raycl.rl.policy import Policy
 
 
@@ -28,12 +28,8 @@ class SequenceMethod(nn.Module):
     separate: ClassVar[bool] = False
     """Whether every game has weights of its own, so that its score stays what it was."""
 
-    class Config(BaseModel):
+    class Config(MethodConfig):
         """Options every method has."""
-
-        model_config = ConfigDict(extra="forbid", frozen=True)
-
-        name: str
 
     config: Any
 
