@@ -58,6 +58,8 @@ class SequentialAtari(VectorEnv[Pixels, Actions, npt.NDArray[Any]]):
         "render_modes": ["rgb_array"],
         "render_fps": 60 // FRAMES_PER_STEP,
     }
+    task: int
+    _fresh: bool
     _playing: Preset | None = None  # until __init__ is through, for __del__
 
     def __init__(
@@ -122,6 +124,8 @@ class SequentialAtari(VectorEnv[Pixels, Actions, npt.NDArray[Any]]):
         if not 0 <= operator.index(index) < len(self.games):
             raise ValueError(f"task {index}: the sequence has {len(self.games)} games, from 0 on")
         if self._playing is not None:
+            if self._fresh and index == self.task:
+                return  # it is in already, and nothing has been played
             self._playing.close()
         self.task = int(index)
         self._finished.clear()

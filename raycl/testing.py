@@ -17,6 +17,7 @@ import pickle
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -59,6 +60,27 @@ def toy_data(seed: int = 0, train: int = 33, test: int = 20) -> dict[str, Datase
     return {key: dataset}
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A run that several tests look at, and none may change.
+
+    Attributes:
+        run: It, at its end.
+        rows: What each epoch returned.
+        loose: What no state held after each epoch; see ``unsaved``.
+    """
+
+    run: Run
+    rows: list[dict[str, Any]]
+    loose: list[dict[str, Any]]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the run says at its end."""
+        found: dict[str, Any] = self.rows[-1]["result"]
+        return found
+
+
 class MethodConformance:
     """Subclass it, set ``method``, and pytest does the rest.
 
@@ -84,6 +106,15 @@ class MethodConformance:
     train: ClassVar[Mapping[str, Any]] = {"epochs": 3, "batch_size": 8, "lr": 0.05}
     device: ClassVar[str] = "cpu"
     learns: ClassVar[float] = 80.0
+    _finished: ClassVar[dict[str, Finished]]
+
+    def __init_subclass__(cls) -> None:
+        cls._finished = {}
+
+    @classmethod
+    def teardown_class(cls) -> None:
+        """Forget the runs that the tests shared."""
+        cls._finished.clear()
 
     # ------------------------------------------------------------------ tools
 
@@ -111,6 +142,26 @@ class MethodConformance:
         both = {"name": "sequence", "of": [dict(self.network), dict(self.second)]}
         return Run(self.config(seed) | {"network": both}, self.data, self.device)
 
+    def finished(self, seed: int = 0, changing: bool = False) -> Finished:
+        """A run at its end, which all tests of the class share that configure it alike.
+
+        Args:
+            seed: Of the run.
+            changing: Whether its second task has another network.
+        """
+        key = repr((self.config(seed), self.second if changing else None, self.device))
+        found = self._finished.get(key)
+        if found is None:
+            run = self.build_changing(seed) if changing else self.build(seed)
+            found = Finished(run, [], [])
+            while not run.done:
+                found.rows.append(run.advance())
+                loose = unsaved(run.method)
+                copies = {k: v.clone() for k, v in loose.items() if isinstance(v, Tensor)}
+                found.loose.append(loose | copies)
+            self._finished[key] = found
+        return found
+
     def cls(self) -> type[Method]:
         """The method's class."""
         return registry.find("raycl.methods", Method, self.method)  # type: ignore[type-abstract]
@@ -119,7 +170,7 @@ class MethodConformance:
 
     def test_learns(self) -> None:
         """Every task is learnt, under the readout that is easiest for the method."""
-        self._learns(finish(self.build()))
+        self._learns(self.finished().result)
 
     def _learns(self, result: dict[str, Any]) -> None:
         readout = "task" if "task" in result["matrices"] else next(iter(result["matrices"]))
@@ -128,18 +179,15 @@ class MethodConformance:
 
     def test_same_seed_same_matrix(self) -> None:
         """A run is a function of its configuration, whatever ran in the process before."""
-        first = self.build()
-        one = finish(first)
-        other = self.build(seed=1)
-        finish(other)
-        assert finish(self.build())["matrices"] == one["matrices"]
-        states = [list(tensors(r.method.state_dict())) for r in (first, other)]
+        first, other = self.finished(), self.finished(seed=1)
+        assert finish(self.build())["matrices"] == first.result["matrices"]
+        states = [list(tensors(r.run.method.state_dict())) for r in (first, other)]
         pairs = zip(*states, strict=True)
         assert any(not torch.equal(a, b) for a, b in pairs), "another seed gives the same state"
 
     def test_resumes_bitwise(self) -> None:
-        """Killed at a random step of any phase of any task, it ends with the same bits."""
-        self._resumes(self.build)
+        """Killed at a random step of every phase of every task, it ends with the same bits."""
+        self._resumes(self.build, self.finished())
 
     def test_changes_network(self) -> None:
         """A second network is refused, or learnt with and resumed as bitwise as the first."""
@@ -151,35 +199,31 @@ class MethodConformance:
                 refused = str(error)
             assert "network" in refused, "another network was taken, though any_network is false"
             return
-        run = self.build_changing()
-        first = run.method.context.build_network(task=0)
-        second = run.method.context.build_network(task=1)
+        build_network = self.build_changing().method.context.build_network
+        first, second = build_network(task=0), build_network(task=1)
         assert type(first) is not type(second), "the suite needs networks that differ"
-        self._learns(finish(run))
-        self._resumes(self.build_changing)
-        self._complete(self.build_changing)
+        self._learns(self.finished(changing=True).result)
+        self._resumes(self.build_changing, self.finished(changing=True))
+        self._complete(changing=True)
 
-    def _resumes(self, build: Callable[[], Run]) -> None:
-        reference = build()
-        rows = []
-        while not reference.done:
-            rows.append(reference.advance())
-        for stop in self._stops(rows):
-            killed = build()
-            for _ in range(stop):
-                killed.advance()
-            saved = _save(killed)
-            _advance_and_die(killed, random.Random(stop))
-            resumed = build()
-            resumed.load_state_dict(_load(saved))
-            result = finish(resumed)
-            assert result["matrices"] == rows[-1]["result"]["matrices"], f"killed in epoch {stop}"
-            pairs = zip(
-                tensors(resumed.method.state_dict()),
-                tensors(reference.method.state_dict()),
-                strict=True,
-            )
-            assert all(torch.equal(a, b) for a, b in pairs), f"killed in epoch {stop}"
+    def _resumes(self, build: Callable[[], Run], reference: Finished) -> None:
+        stops = self._stops(reference.rows)
+        run = build()
+        for stop in stops:
+            while run.progress < stop:
+                run.advance()
+            saved = _save(run)
+            _advance_and_die(run, random.Random(stop))
+            run = build()
+            run.load_state_dict(_load(saved))
+        result = finish(run)
+        assert result["matrices"] == reference.result["matrices"], f"killed in epochs {stops}"
+        pairs = zip(
+            tensors(run.method.state_dict()),
+            tensors(reference.run.method.state_dict()),
+            strict=True,
+        )
+        assert all(torch.equal(a, b) for a, b in pairs), f"killed in epochs {stops}"
 
     def test_state_is_complete(self) -> None:
         """No tensor, array or generator that ``state_dict`` does not hold.
@@ -187,16 +231,13 @@ class MethodConformance:
         A tensor that is the same in a method of another seed follows from the configuration alone
         and need not be saved.
         """
-        self._complete(self.build)
+        self._complete(changing=False)
 
-    def _complete(self, build: Callable[[int], Run]) -> None:
-        runs = [build(0), build(1)]
-        while not runs[0].done:
-            for run in runs:
-                run.advance()
-            loose = [unsaved(run.method) for run in runs]
-            for path, value in loose[0].items():
-                twin = loose[1].get(path)
+    def _complete(self, changing: bool) -> None:
+        runs = (self.finished(seed, changing) for seed in (0, 1))
+        for loose, twins in zip(*(run.loose for run in runs), strict=True):
+            for path, value in loose.items():
+                twin = twins.get(path)
                 same = (
                     isinstance(value, Tensor)
                     and isinstance(twin, Tensor)
@@ -209,11 +250,11 @@ class MethodConformance:
 
     def test_fixed_state_is_fixed(self) -> None:
         """What is left out of checkpoints is what the constructor makes."""
-        trained, fresh = self.build(), self.build()
+        fresh = self.build()
         fixed = fresh.method.fixed
         if not fixed:
             return
-        finish(trained)
+        trained = self.finished().run
         state, made = trained.method.state_dict(), fresh.method.state_dict()
         names = [name for name in state if name.startswith(fixed)]
         assert names, f"no name in the state begins with any of {fixed}"
@@ -264,8 +305,7 @@ class MethodConformance:
 
     def test_sees_only_what_it_declares(self) -> None:
         """A task is closed when it ends, and images are kept only with ``memory``."""
-        run = self.build()
-        finish(run)
+        run = self.finished().run
         if run.method.memory in ("exemplars", "all"):
             return
         images = next(iter(self.data.values())).train
@@ -279,8 +319,7 @@ class MethodConformance:
 
     def test_memory_is_counted(self) -> None:
         """Stored bytes are those of the state, and of all data for an upper bound."""
-        run = self.build()
-        result = finish(run)
+        run, result = self.finished().run, self.finished().result
         found = tensors(run.method.state_dict())  # under two names counts once
         sizes = {(t.data_ptr(), t.numel()): t.numel() * t.element_size() for t in found}
         held = sum(sizes.values())
@@ -328,12 +367,12 @@ class MethodConformance:
 
     @staticmethod
     def _stops(rows: list[dict[str, Any]]) -> list[int]:
-        """Epochs to kill in: one at random in each phase of each task."""
+        """Epochs to kill in, in order: one at random in each phase of each task."""
         places: dict[tuple[int, str], list[int]] = {}
         for i, row in enumerate(rows):
             places.setdefault((row["task"], row.get("phase", "")), []).append(i)
         chooser = random.Random(0)
-        return [chooser.choice(found) for found in places.values()]
+        return sorted(chooser.choice(found) for found in places.values())
 
 
 def finish(run: Run) -> dict[str, Any]:

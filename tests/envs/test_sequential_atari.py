@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 
 from envs import games
 from envs.games import UnknownGame
-from envs.vector import SEEDS, SequentialAtari
+from envs.vector import PRESETS, SEEDS, SequentialAtari
 
 both = pytest.mark.parametrize("preset", ["fast", "faithful"])
 
@@ -296,3 +296,22 @@ def test_every_game_plays(preset: str) -> None:
         assert last.observations.any(), game
         assert env.render()[0].shape == (*games.screen(game), 3)
         env.close()
+
+
+def test_a_game_that_is_in_already_is_put_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    fast: Any = PRESETS["fast"]
+
+    def preset(game: str, *arguments: Any, **options: Any) -> Any:
+        made.append(game)
+        return fast(game, *arguments, **options)
+
+    monkeypatch.setitem(PRESETS, "fast", preset)  # type: ignore[arg-type]
+    env = SequentialAtari(["Boxing", "KungFuMaster"])
+    env.set_task(0)
+    assert made == ["Boxing"]
+    env.set_task(1)
+    env.reset(seed=0)
+    env.set_task(1)  # it has been played
+    assert made == ["Boxing", "KungFuMaster", "KungFuMaster"]
+    env.close()

@@ -250,6 +250,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "deep_inversion": {"power_iterations": 2, "latent": 8},
     "dgr": {"latent": 8, "width": 0.05},
     "lwf_synthetic": {"power_iterations": 2, "latent": 8},
+    "qdi": {"inversion_steps": 4, "synthetic_images": 20},
 }
 
 
