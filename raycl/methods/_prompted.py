@@ -391,7 +391,8 @@ class PromptMethod(Classifier):
     def restart(self, head: nn.Module) -> None:
         """Give a head random weights again, which depend on the phase and not on what was made."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**31, (), generator=self.context.method_generator)))
+            seed = torch.randint(2**31, (), generator=self.context.method_generator)
+            torch.manual_seed(int(seed))
             for module in head.modules():
                 if isinstance(module, nn.Linear):
                     module.reset_parameters()
