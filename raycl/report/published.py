@@ -37,7 +37,7 @@ def join_published(
                 value = by_method.get(row["method"]) if isinstance(by_method, Mapping) else None
                 revisions = dict(value) if isinstance(value, Mapping) else {}
                 if revisions:
-                    value = next(iter(value.values()))
+                    value = next(iter(revisions.values()))
                 number = float(value) if isinstance(value, int | float) else None
                 if number is not None and (row["benchmark"], row["method"]) in without:
                     spared.add(row["method"])
