@@ -84,6 +84,6 @@ def sweep_record(sweep: Sweep, sweep_id: str, yaml_text: str) -> SweepRecord:
         sweep_id=sweep_id,
         note="\n\n".join(note),
         yaml_text=yaml_text,
-        resolved=sweep.model_dump(mode="json"),
+        resolved=sweep.resolved(),
         kind=sweep.kind.name,
     )
