@@ -62,7 +62,8 @@ class Space:
 
     def steps(self, value: float) -> int:
         """How many steps a value of a quantised space is, the nearest whole number of them."""
-        return int(round(value / self.args[2]))
+        step: float = self.args[2]
+        return round(value / step)
 
     def on_grid(self, steps: int) -> float:
         """The value of a quantised space that is so many steps: 0.3, not 0.30000000000000004."""
