@@ -183,7 +183,8 @@ def submit(
     """Run a sweep as a Ray job: the driver runs on the cluster, with the current directory.
 
     The exit code is the job's own, see raycl run. Ctrl-C leaves the job alone (exit code 130).
-    Variables RAYCL_*, MLFLOW_*, AWS_* and those of other stores are passed on.
+    Variables RAYCL_*, MLFLOW_*, AWS_* and those of other stores are passed on, those with secrets
+    in a file of mode 0600 instead of the job's metadata.
     """
     from raycl.sweep import submit as jobs
 
