@@ -235,6 +235,19 @@ def test_rays_metadata_have_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert WORD not in repr(Settings("/x", 1, 2, "m", "max", variables=hidden))
 
 
+def test_tune_shows_no_keys() -> None:
+    """Its actors take their runtime environment from this set."""
+    from ray.tune.execution import class_cache
+
+    from raycl.sweep import stage
+
+    stage.hide_keys()
+    left = class_cache.ENV_VARS_TO_PROPAGATE
+    assert left
+    assert not [name for name in left if secrets.is_secret(name, "")]
+    assert "AWS_SECRET_ACCESS_KEY" not in left
+
+
 def test_a_jobs_metadata_have_no_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """They travel in a file of mode 0600."""
     monkeypatch.chdir(tmp_path)

@@ -46,7 +46,8 @@ class EWC(FisherAnchored):
           with it, it stays finite, but tosses about. Fbar falls with the training loss: on
           scikit-learn's digits, in tasks of two, at a rate of 0.05, its maximum is 0.27 after one
           epoch of the first and 0.16 after two (too much for 5000, fine for 100) and 0.003 to 0.008
-          where each has 20 (fine for both).
+          where each has 20 (fine for both). The default was 5000 once: a sweep that was begun
+          without a ``lam`` then goes on with ``lam: 5000``, for the keys of its trials are of that.
         * Batch normalisation is in eval mode in the pass for F, which would otherwise move the
           running statistics after the epoch was selected. Those are neither protected nor frozen.
         * The pass for F is shuffled by a generator of its own.
