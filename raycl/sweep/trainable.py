@@ -156,7 +156,7 @@ def _advance(
     try:
         while not run.done:
             row = run.advance()
-            if row["finished"]:
+            if row.get("finished"):
                 row[MADE] = {**settings.made, **machine(device)}
             word = parking.look()
             if row["at_task_end"]:
