@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from raycl import secrets
 from raycl.errors import UserError, nearest
 
 app = typer.Typer(
@@ -56,8 +57,13 @@ Dashboard = Annotated[
 
 def main() -> None:
     """Entry point. Exit codes: see ``raycl run --help``."""
+    job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if job:
+        secrets.unpack()
+    secrets.leave_the_command_line()
+    secrets.guard_output()
     try:
-        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        if job:
             from raycl.sweep.cluster import at_home
 
             at_home()
@@ -177,7 +183,8 @@ def submit(
     """Run a sweep as a Ray job: the driver runs on the cluster, with the current directory.
 
     The exit code is the job's own, see raycl run. Ctrl-C leaves the job alone (exit code 130).
-    Variables RAYCL_*, MLFLOW_*, AWS_* and those of other stores are passed on.
+    Variables RAYCL_*, MLFLOW_*, AWS_* and those of other stores are passed on, those with secrets
+    in a file of mode 0600 instead of the job's metadata.
     """
     from raycl.sweep import submit as jobs
 
@@ -229,6 +236,27 @@ def report(
 
     uri, _ = _store(runs, tracking_uri, name)
     print_report(name, uri, fmt, out, baseline)
+
+
+@app.command()
+def verify(
+    name: Name,
+    share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the finished trials; at least one is run.")
+    ] = 0.05,
+    address: Address = None,
+    runs: RunsDir = None,
+    data: DataDir = None,
+) -> None:
+    """Audit a table: run some of its trials again, and compare every bit of their matrices.
+
+    Exit codes: 0 the same bits, made with the same code and data (another device or other versions
+    are named); 1 something differs; 2 the arguments are wrong.
+    """
+    from raycl.sweep.verify import verify as again
+
+    root, runs = _data(data), _runs(runs)
+    raise typer.Exit(again(name, share, runs, address, root))
 
 
 @app.command()

@@ -61,6 +61,7 @@ def examine(runs: Path | None, data_root: Path, tracking_uri: str | None) -> int
         *_tracking(root, tracking_uri),
         *_orphans(root),
         *ray_token(os.environ, Path.home() / ".ray" / "auth_token"),
+        *token_mode(os.environ, Path.home() / ".ray" / "auth_token"),
         *_data(data_root),
     ):
         findings.append(finding)
@@ -189,6 +190,14 @@ def ray_token(environment: Mapping[str, str], default: Path) -> Iterator[Finding
         )
     else:
         yield Finding("ok", "ray token", "none yet; only clusters need one")
+
+
+def token_mode(environment: Mapping[str, str], default: Path) -> Iterator[Finding]:
+    """Whether others on this machine can read Ray's token; arguments as of ``ray_token``."""
+    file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or default)
+    if file.is_file() and file.stat().st_mode & 0o077:
+        what = f"others can read {file}, and run code on clusters that take it"
+        yield Finding("warn", "ray token", what, f"chmod 600 {file}")
 
 
 def _data(root: Path) -> Iterator[Finding]:

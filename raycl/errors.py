@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from raycl.secrets import redact
+
 
 class UserError(Exception):
-    """Bad input. The command line prints it on one line and exits with code 2.
+    """Bad input. The command line prints it on one line, without secrets, and exits with code 2.
 
     Args:
         where: The place, e.g. ``"sweep.yaml: methods[0].lam"`` or ``"--address"``.
@@ -16,8 +18,8 @@ class UserError(Exception):
     """
 
     def __init__(self, where: str, what: str, hint: str = "") -> None:
-        self.where, self.what, self.hint = where, what, hint
-        super().__init__(where, what, hint)
+        self.where, self.what, self.hint = redact(where), redact(what), redact(hint)
+        super().__init__(self.where, self.what, self.hint)
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what

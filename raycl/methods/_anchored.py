@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
@@ -156,6 +157,18 @@ class FisherAnchored(Anchored):
             new: (P,), of this task.
             tasks: Tasks before this one.
         """
+
+    def remedy(self, lr: float) -> str:
+        """See ``Method.remedy``: how strong the penalty is for plain SGD, once there is one."""
+        largest, lam = float(self.fisher.max()), self.config.lam
+        sgd = self.context.train.optimizer == "sgd"
+        if not (sgd and 0 < largest < math.inf and lam > 0):
+            return super().remedy(lr)
+        return (
+            f"lr x lam x the largest Fisher entry is {lr:.3g} x {lam:g} x {largest:.3g} = "
+            f"{lr * lam * largest:.3g} and must stay below about 2: try a lower lam or lr, or a "
+            "clip_norm"
+        )
 
     def end_task(self, task: Task) -> None:
         """Gather this task's Fisher and move the anchor."""

@@ -329,6 +329,14 @@ class Method(nn.Module, ABC):
         """
         raise NotImplementedError
 
+    def remedy(self, lr: float) -> str:
+        """What to do about a loss that is no number any more; the end of an error message.
+
+        Args:
+            lr: Learning rate at which it happened.
+        """
+        return "try a lower lr or a clip_norm"
+
     def diagnostics(self) -> dict[str, float]:
         """Numbers of its own at a task's end (capacity used, ...), logged as ``method/*``."""
         return {}

@@ -8,11 +8,13 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from secrets import token_hex
 from threading import Thread
 from typing import Any
 
 import psutil
 
+from raycl import secrets
 from raycl.errors import UserError
 from raycl.sweep.expand import Preview
 from raycl.sweep.storage import check_nodes
@@ -98,6 +100,15 @@ def passed_on() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
 
 
+def hidden(address: str | None) -> dict[str, str]:
+    """Those of them that hold secrets, for processes of a cluster; a local Ray's inherit them.
+
+    They are handed over as arguments: Ray shows the variables of a runtime environment to everybody
+    who sees its dashboard, and writes them into its logs.
+    """
+    return {} if is_local(address) else secrets.split(passed_on())[1]
+
+
 def not_uploaded() -> list[str]:
     """What stays here when the current directory is sent to a cluster, as in .gitignore."""
     here = Path.cwd().resolve()
@@ -119,7 +130,8 @@ def _runtime_env(where: str, own_files: bool) -> dict[str, Any] | None:
         return None  # workers are children of this process
     job = json.loads(os.environ.get(JOB, "{}")).get("runtime_env", {})
     has = job.get("env_vars", {})
-    found: dict[str, Any] = {"env_vars": {k: v for k, v in passed_on().items() if k not in has}}
+    visible, _ = secrets.split(passed_on())
+    found: dict[str, Any] = {"env_vars": {k: v for k, v in visible.items() if k not in has}}
     if own_files and "working_dir" not in job:
         found |= {"working_dir": str(Path.cwd()), "excludes": not_uploaded()}
     return found
@@ -160,7 +172,8 @@ def connect(
         alive = [node for node in nodes if node["Alive"]]
         _check(plans, [node["Resources"] for node in alive])
         if len(alive) > 1 and storage is not None:
-            check_nodes(storage, [node for node in alive if node["Resources"].get("CPU")])
+            able = [node for node in alive if node["Resources"].get("CPU")]
+            check_nodes(storage, able, hidden(address))
         yield
     finally:
         ray.shutdown()
@@ -174,6 +187,9 @@ def _init(where: str, runtime_env: dict[str, Any] | None) -> None:
     import ray
     from ray._raylet import Config  # type: ignore[attr-defined]
 
+    if where == "local":
+        make_token_private()
+
     options: dict[str, Any] = {
         "address": where,
         "log_to_driver": False,
@@ -182,13 +198,59 @@ def _init(where: str, runtime_env: dict[str, Any] | None) -> None:
         "runtime_env": runtime_env,
     }
     try:
-        ray.init(**options)
+        with on_loopback() if where == "local" else contextlib.nullcontext():
+            ray.init(**options)
     except ConnectionError:
         if where == "local" or "RAY_AUTH_MODE" in os.environ or token() is None:
             raise
         os.environ["RAY_AUTH_MODE"] = "token"
         Config.initialize("")  # read the environment again
         ray.init(**options)
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Have a Ray that starts meanwhile listen on 127.0.0.1 only.
+
+    Ray does so by itself where it has no clusters (macOS, Windows), for a firewall would ask; on
+    Linux it listens on every interface, whatever address it is given.
+    """
+    from ray._private import ray_constants
+
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    if name in os.environ:  # somebody has decided
+        yield
+        return
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def make_token_private() -> None:
+    """Let only its owner read Ray's token file, which Ray makes with the mode of any file.
+
+    If Ray is about to make one, it is made here. Where neither can be done, Ray says why.
+    """
+    path = Path.home() / ".ray" / "auth_token"
+    wanted = os.environ.get("RAY_AUTH_MODE", "token") == "token"
+    elsewhere = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    with contextlib.suppress(OSError):
+        if path.is_file():
+            path.chmod(0o600)
+        elif wanted and not elsewhere:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft = path.with_name(f"auth_token.{os.getpid()}")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            with os.fdopen(os.open(draft, flags, 0o600), "w") as file:
+                file.write(token_hex(32))
+            try:
+                os.link(draft, path)  # of two that start at once, one makes it
+            finally:
+                draft.unlink()
 
 
 def token() -> str | None:

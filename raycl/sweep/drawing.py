@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from raycl.rl.pictures import Sheet, Tile, number
 from raycl.rl.player import Player
 from raycl.rl.policy import build_policy
 from raycl.rl.seeds import first_seed
+from raycl.secrets import adopt
 from raycl.tracking.names import file_name
 from raycl.training.checkpoint import CheckpointStore
 
@@ -86,8 +88,14 @@ class Unusable(Exception):
     """A checkpoint that nothing can be played from; the text says why."""
 
 
-def draw_cell(job: Job) -> Cell:
-    """Play one game and draw it."""
+def draw_cell(job: Job, variables: Mapping[str, str] | None = None) -> Cell:
+    """Play one game and draw it.
+
+    Args:
+        job: Which.
+        variables: Set in this process, for what the storage asks for.
+    """
+    adopt(variables or {})
     torch.set_num_threads(1)
     try:
         state = _state(job)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -39,9 +40,14 @@ class SweepFolder:
     Args:
         root: The runs folder.
         name: The sweep's name.
+
+    Raises:
+        UserError: A name that would lead out of the runs folder.
     """
 
     def __init__(self, root: Path, name: str) -> None:
+        if re.search(r"[/\\\0]", name) or name.startswith(".") or not name:
+            raise UserError("name", f"'{name}' is no name of a sweep", "see raycl list runs")
         self.root, self.name = root, name
         self.path = root / name
         self._new_id = uuid.uuid4().hex[:16]
@@ -172,6 +178,9 @@ class SweepFolder:
         Raises:
             UserError: Another process holds it, or the folder cannot be written.
         """
+        if self.path.exists() and not self.path.is_dir():
+            what = f"{self.path} is a file, and no folder of a sweep"
+            raise UserError("name", what, "choose another name")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / "lock").open("a+")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def gif(
             say(f"{trial.plan.name}: {trial.note}")
     drawable = [trial for trial in trials if trial.learnt]
     with cluster.connect(address, [], folder.storage(sweep.storage), expand.own_files(sweep)):
-        chapters = _draw(drawable, wish, seed, say)
+        chapters = _draw(drawable, wish, seed, say, cluster.hidden(address))
     _write(out, name, seed, wish.fps, chapters)
     problems = _problems(chapters)
     for problem in problems:
@@ -206,7 +206,9 @@ class _Pending:
     grid: Any
 
 
-def _draw(trials: Sequence[Trial], wish: Wish, seed: int, say: Any) -> list[Chapter]:
+def _draw(
+    trials: Sequence[Trial], wish: Wish, seed: int, say: Any, variables: Mapping[str, str]
+) -> list[Chapter]:
     """One Ray task for each game, and one for each sheet as soon as its games are there."""
     import ray
 
@@ -217,7 +219,7 @@ def _draw(trials: Sequence[Trial], wish: Wish, seed: int, say: Any) -> list[Chap
     last: dict[str, list[Any]] = {}
     for trial in trials:
         plan, jobs = trial.plan, trial.jobs(wish)
-        cells = [play.remote(job) for job in jobs]
+        cells = [play.remote(job, variables) for job in jobs]
         title = f"{plan.method} · {plan.benchmark} · seed {seed}"
         found = _Pending(trial, cells, grid.remote(title, *cells))
         pending.setdefault(plan.benchmark, []).append(found)

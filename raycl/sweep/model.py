@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from raycl.secrets import concealed, masked
 from raycl.sweep import kinds
 from raycl.sweep.source import Source
 from raycl.training.config import EvaluateConfig, FixedSeeds, Readout, Seed
@@ -27,6 +28,10 @@ NO_PBT = (
 Number = float | int | None
 Printed = Number | dict[str, Number]
 """A published number, or several, by the revision in which each was printed, the newest first."""
+THEIRS = re.compile(r"(?i)(mlflow\.db.*|mlruns|mlartifacts|artifacts)\Z")
+"""Names in the runs folder that no sweep may have, on file systems that ignore case, too."""
+DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?\Z")
+"""Names that Windows keeps for devices."""
 
 
 class _Model(BaseModel):
@@ -57,6 +62,13 @@ def _folder(value: str) -> str:
             f"'{value}' names a folder: up to 80 letters, digits and . _ -, "
             "beginning with a letter or digit"
         )
+    if THEIRS.match(value):
+        raise ValueError(
+            f"'{value}' belongs to the runs folder, which keeps mlflow.db and artifacts beside "
+            "the folders of sweeps"
+        )
+    if value.endswith(".") or DEVICES.match(value):
+        raise ValueError(f"'{value}' cannot be the name of a folder on Windows")
     return value
 
 
@@ -237,7 +249,7 @@ class Published(BaseModel):
 class Sweep(_Model):
     """A sweep file, complete: defaults filled in, short forms written out.
 
-    ``Sweep.model_validate(sweep.resolved())`` gives the same sweep.
+    ``Sweep.model_validate(sweep.resolved())`` gives the same sweep, without passwords.
     """
 
     name: Annotated[str, AfterValidator(_folder)] = Field(
@@ -296,13 +308,19 @@ class Sweep(_Model):
     @field_validator("storage")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
+        if value is not None and masked(value) != value:
+            raise ValueError(
+                "a password or key in it would stand in files and messages; set a variable: "
+                "AWS_SECRET_ACCESS_KEY, FSSPEC_SFTP_PASSWORD, ..."
+            )
         if value is not None and not re.match(r"/|[a-z][a-z0-9+.-]*://", value):
             raise ValueError(f"'{value}' must be an absolute path or a URI: workers run elsewhere")
         return value
 
     def resolved(self) -> dict[str, Any]:
-        """As a sweep file would say it, nothing left out; JSON-able."""
-        return self.model_dump(mode="json")
+        """As a sweep file would say it, nothing left out but passwords; JSON-able."""
+        found: dict[str, Any] = concealed(self.model_dump(mode="json"))
+        return found
 
     @property
     def kind(self) -> kinds.Kind:

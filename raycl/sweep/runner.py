@@ -15,7 +15,8 @@ from rich.console import Console
 from raycl import datasets
 from raycl.datasets.base import Dataset
 from raycl.errors import UserError
-from raycl.sweep import cluster, expand, select, spec
+from raycl.secrets import redact
+from raycl.sweep import cluster, expand, made, select, spec
 from raycl.sweep.expand import Preview, TrialPlan
 from raycl.sweep.folder import TRIALS, SweepFolder, runs_root
 from raycl.sweep.outcomes import Outcome, Outcomes, Status
@@ -26,6 +27,7 @@ from raycl.sweep.tracked import Tracked, sweep_record
 from raycl.tracking import store
 from raycl.tracking.records import SweepStatus
 from raycl.tracking.tracker import Tracker
+from raycl.tracking.writer import STATE, State
 
 if TYPE_CHECKING:
     from raycl.sweep.stage import Stage
@@ -110,7 +112,13 @@ class Execution:
     ) -> None:
         self.sweep, self.folder, self.address = sweep, folder, address
         self.data_root = (data_root or datasets.data_root()).resolve()
-        self.store = store.resolve(folder.root, tracking_uri or sweep.tracking.uri)
+        saved = State.saved(folder.path / STATE)
+        self.store = store.resolve(
+            folder.root, tracking_uri or sweep.tracking.uri, used=saved.uri if saved else None
+        )
+        if store.file_of(self.store.uri) == folder.path.absolute():
+            what = f"'{sweep.name}' is the file of the tracking store, {self.store.uri}"
+            raise sweep.source.error(("name",), what, "choose another name")
         self.storage = folder.storage(sweep.storage)
         self.console = Console(stderr=True)
         self.reopened = False
@@ -208,6 +216,8 @@ class Execution:
             metric=sweep.search.metric,
             mode=sweep.search.mode,
             execution=uuid.uuid4().hex,
+            variables=cluster.hidden(self.address),
+            made={"code": made.code(), "data": made.data(data)},
         )
         retries, grace_s = sweep.failures.max_retries, sweep.checkpoint.grace_s
         scratch, weights = folder / "tune" / "last", spec.read_weights(sweep)
@@ -319,7 +329,7 @@ class Execution:
             self._say(f"failed: {outcome.name} {outcome.error}")
         if unsent:
             self._say(
-                f"{unsent} values did not reach {self.store.uri}; they are kept in "
+                f"{unsent} values did not reach {store.shown(self.store.uri)}; they are kept in "
                 f"{self.folder.path} and sent by: raycl sync {name}"
             )
         if self.broken:
@@ -351,7 +361,7 @@ class Execution:
         self._say(f"report: {out}")
 
     def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(redact(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def _short(value: Any) -> str:

@@ -51,10 +51,23 @@ class Space:
             value = math.exp(math.log(low) + u * (math.log(high) - math.log(low)))
         else:
             value = low + u * (high - low)
-        if self.kind.startswith("q"):
-            step = self.args[2]
-            value = float(f"{round(value / step) * step:.12g}")  # 0.3, not 0.30000000000000004
+        if self.is_quantised:
+            value = self.on_grid(self.steps(value))
         return float(min(max(value, low), high))
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether its values are multiples of a step."""
+        return self.kind.startswith("q")
+
+    def steps(self, value: float) -> int:
+        """How many steps a value of a quantised space is, the nearest whole number of them."""
+        step: float = self.args[2]
+        return round(value / step)
+
+    def on_grid(self, steps: int) -> float:
+        """The value of a quantised space that is so many steps: 0.3, not 0.30000000000000004."""
+        return float(f"{steps * self.args[2]:.12g}")
 
     def draw(self, generator: np.random.Generator) -> Any:
         """One value. Takes exactly one number from the generator."""

@@ -14,10 +14,12 @@ from types import FrameType
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import TrialScheduler
 
 from raycl.datasets.base import Dataset
 from raycl.networks.base import Tensors
+from raycl.secrets import is_secret
 from raycl.sweep.cluster import Broken, Interrupted, bundles
 from raycl.sweep.events import Events, Hub
 from raycl.sweep.expand import TrialPlan, packed, plan_of
@@ -123,6 +125,7 @@ class Stage:
 
     def _fit(self, param_space: dict[str, Any], config: tune.TuneConfig) -> None:
         shutil.rmtree(self.scratch, ignore_errors=True)
+        hide_keys()
         config.reuse_actors = True
         config.trial_name_creator = lambda t: f"{plan_of(t.config).name}-{plan_of(t.config).key}"
         config.trial_dirname_creator = lambda t: plan_of(t.config).key
@@ -151,6 +154,15 @@ class Stage:
             raise Broken(self.hub.broken)
         if self.hub.interrupted:
             raise Interrupted
+
+
+def hide_keys() -> None:
+    """Keep Tune from writing keys of AWS into the runtime environment of every trial.
+
+    Everybody who sees the dashboard sees that; trials have them by ``Settings.variables``.
+    """
+    names = class_cache.ENV_VARS_TO_PROPAGATE
+    names -= {name for name in names if is_secret(name, "")}
 
 
 def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:

@@ -18,6 +18,7 @@ from typing import Any
 import fsspec
 
 from raycl.errors import UserError
+from raycl.secrets import adopt
 from raycl.training.checkpoint import make_folder
 
 log = logging.getLogger(__name__)
@@ -132,8 +133,9 @@ def unusable(url: str, error: Exception) -> UserError:
     return UserError("storage", f"{url} cannot be used: {text}", hint)
 
 
-def look(url: str, theirs: str, mine: str) -> bool:
+def look(url: str, theirs: str, mine: str, variables: Mapping[str, str]) -> bool:
     """On a node: whether a file is there; and leave another one."""
+    adopt(variables)
     fs, root = fsspec.url_to_fs(url)
     fs.invalidate_cache()
     there = bool(fs.exists(f"{root}/{theirs}"))
@@ -142,7 +144,7 @@ def look(url: str, theirs: str, mine: str) -> bool:
     return there
 
 
-def check_nodes(url: str, nodes: Sequence[Mapping[str, Any]]) -> None:
+def check_nodes(url: str, nodes: Sequence[Mapping[str, Any]], variables: Mapping[str, str]) -> None:
     """Make sure that all nodes that can run trials write to one place.
 
     Each looks for a file of the driver's, and leaves one that the driver looks for.
@@ -150,6 +152,7 @@ def check_nodes(url: str, nodes: Sequence[Mapping[str, Any]]) -> None:
     Args:
         url: Folder of the sweep in the storage.
         nodes: Of ``ray.nodes()``.
+        variables: Set on each of them, for what the storage asks for.
 
     Raises:
         UserError: A node sees another folder than the driver, or cannot write.
@@ -170,7 +173,7 @@ def check_nodes(url: str, nodes: Sequence[Mapping[str, Any]]) -> None:
         for i, node in enumerate(nodes):
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             mine = f"{probe}-{i}"
-            ref = task.options(scheduling_strategy=there).remote(url, probe, mine)
+            ref = task.options(scheduling_strategy=there).remote(url, probe, mine, variables)
             asked[ref] = (node["NodeManagerAddress"], f"{root}/{mine}")
         ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_S, fetch_local=False)
         for ref, (address, left) in asked.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shlex
 import sys
@@ -13,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import make_url
 
+from raycl import secrets
 from raycl.errors import UserError, nearest
 from raycl.sweep import cluster, spec
 from raycl.sweep.runner import CLOSE_TIMEOUT_S
@@ -203,29 +206,36 @@ def _token_hint() -> str:
 
 def _send(client: JobSubmissionClient, sweep: spec.Sweep, wish: Wish) -> str:
     relative = wish.sweep.resolve().relative_to(Path.cwd().resolve())
-    command = ["python", "-m", "raycl", "run", str(relative)]
-    command += [word for override in wish.overrides for word in ("--set", override)]
-    command += ["--smoke"] if wish.smoke else []
-    command += ["--runs", str(wish.runs)] if wish.runs else []
-    command += ["--tracking-uri", wish.tracking_uri] if wish.tracking_uri else []
+    words = ["run", str(relative)]
+    words += [word for override in wish.overrides for word in ("--set", override)]
+    words += ["--smoke"] if wish.smoke else []
+    words += ["--runs", str(wish.runs)] if wish.runs else []
+    words += ["--tracking-uri", wish.tracking_uri] if wish.tracking_uri else []
     variables = cluster.passed_on() | {
         STOP_WAIT: str(int(sweep.checkpoint.grace_s + CLOSE_TIMEOUT_S) + 10),
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     }
     if wish.data:  # trials need it too
         variables["RAYCL_DATA"] = str(wish.data)
+    visible, hidden = secrets.split(variables)
+    if (shown := [secrets.masked(word) for word in words]) != words:
+        hidden[secrets.WORDS] = json.dumps(words)
+    environment = {
+        "working_dir": ".",
+        "excludes": cluster.not_uploaded(),
+        "env_vars": visible,
+    }
     try:
-        return client.submit_job(
-            # the driver needs no GPU; trials see those that Ray gives them
-            entrypoint=f"CUDA_VISIBLE_DEVICES= exec {shlex.join(command)}",
-            submission_id=f"raycl-{sweep.name}-{uuid.uuid4().hex[:6]}",
-            runtime_env={
-                "working_dir": ".",
-                "excludes": cluster.not_uploaded(),
-                "env_vars": variables,
-            },
-            metadata={SWEEP: sweep.name},
-        )
+        with TemporaryDirectory() as folder:
+            if hidden:
+                environment["py_modules"] = [str(secrets.pack(hidden, Path(folder)))]
+            return client.submit_job(
+                # the driver needs no GPU; trials see those that Ray gives them
+                entrypoint=f"CUDA_VISIBLE_DEVICES= exec python -m raycl {shlex.join(shown)}",
+                submission_id=f"raycl-{sweep.name}-{uuid.uuid4().hex[:6]}",
+                runtime_env=environment,
+                metadata={SWEEP: sweep.name},
+            )
     except (RuntimeError, ValueError) as error:  # too large, refused
         raise UserError("raycl submit", " ".join(str(error).split())[:500]) from error
 

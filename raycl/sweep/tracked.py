@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from raycl.secrets import masked
 from raycl.sweep.blocks import weights_in
 from raycl.sweep.expand import TrialPlan
 from raycl.sweep.model import Sweep
@@ -82,8 +83,8 @@ def sweep_record(sweep: Sweep, sweep_id: str, yaml_text: str) -> SweepRecord:
     return SweepRecord(
         name=sweep.name,
         sweep_id=sweep_id,
-        note="\n\n".join(note),
+        note=masked("\n\n".join(note)),
         yaml_text=yaml_text,
-        resolved=sweep.model_dump(mode="json"),
+        resolved=sweep.resolved(),
         kind=sweep.kind.name,
     )

@@ -14,7 +14,7 @@ import resource
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -24,9 +24,11 @@ from ray.exceptions import RayError, RayTaskError
 
 from raycl.datasets.base import Dataset
 from raycl.networks.base import Tensors
+from raycl.secrets import adopt, redact
 from raycl.sweep import kinds
 from raycl.sweep.cluster import GB
 from raycl.sweep.expand import TrialPlan, plan_of
+from raycl.sweep.made import MADE, machine
 from raycl.sweep.parking import Parking
 from raycl.sweep.shown import Row
 from raycl.sweep.storage import LEASE
@@ -48,6 +50,8 @@ class Settings:
         metric: The row's key a search looks at.
         mode: ``max`` or ``min``.
         execution: Id of this invocation of the sweep, see ``Parking``; empty: nobody will ask.
+        variables: Set in the trial's process; see ``cluster.hidden``.
+        made: What the driver knows of what results are made with; see ``made``.
     """
 
     storage: str
@@ -56,6 +60,8 @@ class Settings:
     metric: str
     mode: str
     execution: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    made: Mapping[str, str] = field(default_factory=dict)
 
 
 def trial(
@@ -65,6 +71,7 @@ def trial(
     weights: Mapping[str, Tensors] | None = None,
 ) -> None:
     """One trial from where it stands to its end."""
+    adopt(settings.variables)
     plan = plan_of(config)
     memory = 0.0 if plan.resources.get("gpu") else plan.resources.get("memory", 0.0)
     try:
@@ -81,7 +88,8 @@ def trial(
         text = " ".join(f"{type(error).__name__}: {error}".split())
         if memory and (isinstance(error, MemoryError) or "can't allocate memory" in text):
             text += f" (resources.memory is {memory:g} GB)"
-        report({"failed": text, "traceback": traceback.format_exc()}, settings)
+        told = {"failed": redact(text), "traceback": redact(traceback.format_exc())}
+        report(told, settings)
 
 
 @contextlib.contextmanager
@@ -129,13 +137,15 @@ def _train(
             raise Unkept(f"{settings.storage} is not one folder for all nodes")
     run = kind.build(plan.config, data, device, plan.resources, weights)
     try:
-        _advance(run, kind, store, settings)
+        _advance(run, kind, store, settings, device)
     finally:
         if kind.close is not None:
             kind.close(run)
 
 
-def _advance(run: Any, kind: kinds.Kind, store: CheckpointStore, settings: Settings) -> None:
+def _advance(
+    run: Any, kind: kinds.Kind, store: CheckpointStore, settings: Settings, device: str
+) -> None:
     """From the last checkpoint to the end."""
     keeper = Keeper(run, kind, store)
     if note := keeper.load():
@@ -146,6 +156,8 @@ def _advance(run: Any, kind: kinds.Kind, store: CheckpointStore, settings: Setti
     try:
         while not run.done:
             row = run.advance()
+            if row.get("finished"):
+                row[MADE] = {**settings.made, **machine(device)}
             word = parking.look()
             if row["at_task_end"]:
                 keeper.keep(row["task"])  # before what says it is there

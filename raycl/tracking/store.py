@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from raycl.errors import UserError, nearest
+from raycl.secrets import MASK, masked, redact, remember, user_end
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https")
@@ -34,11 +35,22 @@ class Store(NamedTuple):
     artifacts: str | None
 
 
-def resolve(runs: Path, uri: str | None = None, artifacts: str | None = None) -> Store:
+def resolve(
+    runs: Path,
+    uri: str | None = None,
+    artifacts: str | None = None,
+    used: str | None = None,
+) -> Store:
     """The store to use: the given URI, else MLFLOW_TRACKING_URI, else SQLite below ``runs``.
 
     A relative SQLite path is taken from the current directory, as MLflow does, and made absolute
     here, because Ray changes the directory of its workers.
+
+    Args:
+        runs: The runs folder.
+        uri: As it is asked for. Files that everybody may read have no password in it.
+        artifacts: Where the files of new experiments go.
+        used: What the sweep was tracked in before: it has the password that ``uri`` may lack.
 
     Raises:
         UserError: The URI is of no kind that raycl can use.
@@ -46,6 +58,12 @@ def resolve(runs: Path, uri: str | None = None, artifacts: str | None = None) ->
     runs = runs.absolute()
     where = "tracking.uri" if uri else "MLFLOW_TRACKING_URI"
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri and MASK in uri:
+        if used is None or masked(used) != uri:
+            hint = "give the whole URI with --tracking-uri, or set MLFLOW_TRACKING_URI"
+            raise UserError(where, f"{uri} is without its password, which no file keeps", hint)
+        uri = used
+    remember(uri or "")
     if not uri:
         uri = URL.create("sqlite", database=str(runs / "mlflow.db")).render_as_string()
     elif kind(uri, where) == "sqlite":
@@ -63,6 +81,8 @@ def kind(uri: str, where: str = "tracking.uri") -> str:
     Raises:
         UserError: Any other.
     """
+    remember(uri)
+    _check_quoting(uri, where)
     scheme = urlsplit(uri).scheme.split("+")[0]
     if scheme in ("", "file"):
         raise UserError(
@@ -84,12 +104,24 @@ def kind(uri: str, where: str = "tracking.uri") -> str:
     return scheme
 
 
+def _check_quoting(uri: str, where: str) -> None:
+    """Refuse a password that would be taken for a host, a port or a path."""
+    rest = uri.partition("://")[2]
+    end = user_end(rest)
+    if end >= 0 and re.search("[/?#@]", rest[:end]):
+        what = "the password has a character that URIs use themselves"
+        raise UserError(where, what, "write @ as %40, / as %2F, ? as %3F, # as %23")
+
+
 def shown(uri: str) -> str:
-    """The URI without its password, for messages."""
-    if urlsplit(uri).scheme.split("+")[0] in DATABASES:
-        return make_url(uri).render_as_string()
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    """The URI without its password, for messages; without the user, where it is a server's."""
+    scheme, _, rest = masked(uri).partition("://")
+    return f"{scheme}://{rest[user_end(rest) + 1 :]}" if scheme in SERVERS else masked(uri)
+
+
+def file_of(uri: str) -> Path | None:
+    """The file of an SQLite store; ``None`` for any other."""
+    return Path(make_url(uri).database or "") if kind(uri) == "sqlite" else None
 
 
 def check(uri: str) -> None:
@@ -200,4 +232,4 @@ def reason(error: Exception) -> str:
     """One line that says why a store failed, without the layers a network error is wrapped in."""
     text = str(error) or type(error).__name__
     found = _NETWORK.search(text)
-    return " ".join((found.group() if found else text.split("\n[SQL")[0]).split())[:300]
+    return " ".join(redact(found.group() if found else text.split("\n[SQL")[0]).split())[:300]

@@ -83,18 +83,19 @@ def page(uri: str, address: str, name: str | None) -> str:
 def _start(uri: str, artifacts: str | None, port: int) -> subprocess.Popen[bytes]:
     """Start the server in a process group of its own, which can be ended as a whole."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", uri, "--registry-store-uri", uri]
-    command += ["--uvicorn-opts", "--log-level warning"]
+    command += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
     if artifacts:
         command += ["--default-artifact-root", artifacts]
-    quiet = {
+    settings = {
+        "MLFLOW_BACKEND_STORE_URI": uri,  # not on the command line, which everybody can read
+        "MLFLOW_REGISTRY_STORE_URI": uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
         "PYTHONWARNINGS": "ignore",
     }
     return subprocess.Popen(
-        command, env=os.environ | quiet, stdout=subprocess.DEVNULL, start_new_session=True
+        command, env=os.environ | settings, stdout=subprocess.DEVNULL, start_new_session=True
     )
 
 

@@ -84,7 +84,8 @@ class State:
     def save(self, path: Path) -> None:
         """Replace the file; only its owner may read it, for a URI can hold a password."""
         new = path.with_suffix(".tmp")
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        new.unlink(missing_ok=True)  # left by a process that was killed, with any mode
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump(asdict(self), file)
         new.replace(path)
 

@@ -307,7 +307,7 @@ class Run:
         if phase.diverged == "fail" or state.kept is None:
             raise TrainingError(
                 f"{name} became {means[name]} in task {self.task_index}, phase {phase.name}, "
-                f"epoch {state.epoch}: try a lower lr or a clip_norm"
+                f"epoch {state.epoch}: {self.method.remedy(state.lr)}"
             )
         self.method.eval()
         return True

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -44,7 +44,8 @@ class Spy(Base):
         super().begin_task(task)
         names = "\\n".join(sorted(str(p) for p in Path(".").rglob("*") if p.is_file()))
         (SEEN / "files.txt").write_text(names)
-        words = [os.environ.get(n, "-") for n in ("RAYCL_DATA", "AWS_REGION", "SECRET")]
+        names = ("RAYCL_DATA", "AWS_REGION", "SECRET", "AWS_SECRET_ACCESS_KEY")
+        words = [os.environ.get(name, "-") for name in names]
         (SEEN / "words.txt").write_text(" ".join(words))
 '''
 
@@ -115,6 +116,16 @@ def wait_for_dashboard(address: str, process: subprocess.Popen[bytes], log: Path
     pytest.fail(f"no dashboard: {log.read_text()}")
 
 
+def everything_ray_knows(address: str, mine: dict[str, str]) -> str:
+    """What the dashboard says of jobs and of workers, with their runtime environments."""
+    token = (Path(mine["HOME"]) / ".ray" / "auth_token").read_text()
+    found = []
+    for page in ("api/jobs/", "api/v0/workers?detail=true", "api/v0/tasks?detail=true"):
+        request = Request(f"{address}/{page}", headers={"Authorization": f"Bearer {token}"})
+        found.append(urlopen(request, timeout=20).read().decode())
+    return "".join(found)
+
+
 def test_a_sweep_as_a_job(lab: Lab, head: tuple[str, dict[str, str]]) -> None:
     """Followed to its end: code, environment, what was uploaded."""
     address, mine = head
@@ -129,13 +140,17 @@ def test_a_sweep_as_a_job(lab: Lab, head: tuple[str, dict[str, str]]) -> None:
     ]
     sweep = lab.sweep("job", methods=methods, seeds=1)
     more = {"RAYCL_SEEN": str(lab.path), "AWS_REGION": "here", "SECRET": "kept", **mine}
+    more["AWS_SECRET_ACCESS_KEY"] = "hush-hush"
     where = ["--address", address, "--data", str(lab.path / "mydata")]
     output = lab.run("submit", sweep.name, *where, code=1, **more)
     assert "failed: bad-s0 ValueError: exploded as asked" in output
     assert "average accuracy" in output, "the report is part of the log"
     assert "failed, code 1" in output
     assert {run.info.status for run in tracked(lab, "job")} == {"FINISHED", "FAILED"}
-    assert (lab.path / "words.txt").read_text() == f"{lab.path / 'mydata'} here -"
+    assert (lab.path / "words.txt").read_text() == f"{lab.path / 'mydata'} here - hush-hush"
+    known = everything_ray_knows(address, mine)
+    assert "AWS_REGION" in known
+    assert "hush-hush" not in known, "it travelled in a file"
     files = (lab.path / "files.txt").read_text().split()
     assert {"spy.py", "fragile.py", "job.yaml", "mydata/file.txt"} <= set(files)
     assert not {"runs/file.txt", "data/file.txt", "big/file.txt"} & set(files)

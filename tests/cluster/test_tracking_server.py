@@ -86,7 +86,6 @@ def server(postgres: int, tmp_path: Path) -> Iterator[str]:
     service = yaml.safe_load(COMPOSE.read_text())["services"]["mlflow"]
     (port,) = free_ports(1)
     changes = {
-        "${POSTGRES_PASSWORD}@database/": f"pass%20word%2F1@127.0.0.1:{postgres}/",
         "--host=0.0.0.0": "--host=127.0.0.1",
         "--port=5000": f"--port={port}",
     }
@@ -98,6 +97,11 @@ def server(postgres: int, tmp_path: Path) -> Iterator[str]:
     assert program == "mlflow"
     given = {k: str(v) for k, v in service["environment"].items()}
     environment = {k: v for k, v in given.items() if not v.startswith("${")}
+    where = environment["MLFLOW_BACKEND_STORE_URI"]
+    assert where.count("${POSTGRES_PASSWORD}@database/") == 1
+    environment["MLFLOW_BACKEND_STORE_URI"] = where.replace(
+        "${POSTGRES_PASSWORD}@database/", f"pass%20word%2F1@127.0.0.1:{postgres}/"
+    )
     environment |= keys | {"MLFLOW_S3_ENDPOINT_URL": f"http://{host}:{s3_port}"}
     environment |= {"MLFLOW_SERVER_ALLOWED_HOSTS": "", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (tmp_path / "server.log").open("w") as log:

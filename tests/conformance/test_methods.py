@@ -14,7 +14,6 @@ OPTIONS: dict[str, dict[str, object]] = {
     "dgr": {"latent": 16, "width": 0.1},
     "e2e": {"memory_size": 12},
     "er": {"memory_size": 12},
-    "ewc": {"lam": 5.0},  # 5000 needs train.clip_norm
     "imm_mode": {"merge": "mode"},
     "lwf_coreset": {"memory_size": 12, "replay": "list_with_duplicates"},
     "lwf_synthetic": {"power_iterations": 6, "latent": 8},

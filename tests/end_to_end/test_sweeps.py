@@ -125,6 +125,7 @@ def test_optuna_and_its_continuation(tmp_path: Path) -> None:
         tmp_path,
         "tpe",
         methods=[{"name": "online_ewc", "lam": {"loguniform": [0.1, 100]}, "fisher_samples": 50}],
+        train={"epochs": 3, "lr": 0.05, "batch_size": {"qloguniform": [8, 32, 8]}},
         search={"num_samples": 4, "algorithm": "optuna", "max_concurrent": 2},
         seeds=1,
     )
@@ -133,6 +134,7 @@ def test_optuna_and_its_continuation(tmp_path: Path) -> None:
     assert sorted(o["kind"] for o in found) == ["search"] * 4 + ["winner"]
     tried = {o["key"]: o["varied"] for o in found if o["kind"] == "search"}
     assert len({v["method.lam"] for v in tried.values()}) == 4
+    assert {v["train.batch_size"] for v in tried.values()} <= {8, 16, 24, 32}
     # as if the driver had died in the middle of the search: two outcomes and the winner are gone
     folder = tmp_path / "runs" / "tpe"
     lost = sorted(tried)[:2]
@@ -144,6 +146,17 @@ def test_optuna_and_its_continuation(tmp_path: Path) -> None:
     again = outcomes(tmp_path, "tpe")
     assert {o["key"] for o in again if o["kind"] == "search"} == set(tried)
     assert "continues from" in progress
+
+    # an auditor runs all of it again; one number was not what came out
+    changed = folder / "outcomes" / f"{lost[0]}.json"
+    outcome = json.loads(changed.read_text())
+    outcome["row"]["result"]["matrices"]["class"][1][0] += 1e-12
+    changed.write_text(json.dumps(outcome))
+    out, _ = raycl(tmp_path, "verify", "tpe", "--share", "1", code=1)
+    assert f"{outcome['name']}: matrices.class[1][0] was " in out
+    assert out.count(": the same to the last bit") == 4
+    assert "not as it was" not in out
+    assert not list(folder.rglob("verify-*")), "nothing is left of it"
 
 
 @pytest.mark.slow

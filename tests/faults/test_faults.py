@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -52,6 +53,15 @@ def tracked(lab: Lab, name: str = "fault") -> list[Any]:
     return trials
 
 
+def listening(processes: list[psutil.Process]) -> set[str]:
+    """Addresses on which any of the processes can be reached."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {c.laddr.ip for c in process.net_connections() if c.status == "LISTEN"}
+    return found
+
+
 def steps(lab: Lab, run: Any, metric: str) -> list[int]:
     client = MlflowClient(f"sqlite:///{lab.runs}/mlflow.db")
     return sorted(point.step for point in client.get_metric_history(run.info.run_id, metric))
@@ -93,6 +103,9 @@ def test_driver_killed(lab: Lab) -> None:
     # when something is finished and something is under way
     lab.wait_for(lambda: lab.outcomes() and len(lab.checkpoints()) > 4, driver)
     family = psutil.Process(driver.pid).children(recursive=True)
+    reached = listening([psutil.Process(driver.pid), *family])
+    assert reached, "Ray listens somewhere"
+    assert reached <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, "and nobody else can reach it"
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     _, alive = psutil.wait_procs(family, timeout=10)

@@ -1,14 +1,23 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raycl import datasets
+from raycl.datasets import DatasetConfig
 from raycl.nn.fisher import fisher_diagonal, squared_gradients
 from raycl.testing import finish
+from raycl.training.phase import TrainingError
+from raycl.training.run import Run
+
+SWEEPS = Path(__file__).parents[2] / "sweeps"
 
 
 def flat(run):
@@ -22,8 +31,7 @@ def clone(generator):
 
 
 def test_penalty_by_hand(build):
-    method = build("ewc").method
-    assert method.config.lam == 5000
+    method = build("ewc", lam=5000).method
     parameters = list(method.protected().values())
     assert len(parameters) == len(list(method.parameters()))
     method.anchor.copy_(method.position())
@@ -131,7 +139,7 @@ def test_single_images(build):
 
 def test_the_published_strength_works_with_the_published_bound(build):
     train = {"epochs": 5, "clip_norm": 100.0}
-    run = build("ewc", train=train)
+    run = build("ewc", lam=5000, train=train)
     plain = build("finetune", outputs="task", train=train)
     while run.task_index == 0:
         run.advance()
@@ -160,3 +168,62 @@ def test_the_batch_estimate_sees_batches_as_training_does(build, monkeypatch):
     run.method.eval().batch_mean_fisher(task)
     assert len(task.train) % 8
     assert sizes == augmented == [8] * (len(task.train) // 8)
+
+
+def digits(method, **options):
+    """A short run on scikit-learn's digits, five tasks of two."""
+    wanted = DatasetConfig(name="digits")
+    config = {
+        "benchmark": {"name": "split", "dataset": "digits", "tasks": 5},
+        "method": {"name": method, **options},
+        "network": {"name": "mlp", "hidden": [100]},
+        "train": {"epochs": 2, "lr": 0.05, "batch_size": 32},
+    }
+    return Run(config, {datasets.key(wanted): datasets.load(wanted, Path())})
+
+
+def test_the_default_strength_trains_where_the_published_one_diverges():
+    run = digits("ewc")
+    assert run.method.config.lam == 100
+    assert finish(run)["metrics"]["task"]["average_accuracy"] > 95
+    with pytest.raises(TrainingError, match="became nan"):
+        finish(digits("ewc", lam=5000))
+
+
+@pytest.mark.parametrize("name, lam", [("ewc", 1e7), ("online_ewc", 1e7)])
+def test_a_loss_that_is_no_number_names_the_remedy(build, name, lam):
+    run = build(name, lam=lam, train={"epochs": 8})
+    while run.task_index == 0:
+        run.advance()
+    largest = run.method.diagnostics()["fisher_max"]
+    with pytest.raises(TrainingError) as caught:
+        finish(run)
+    said = re.search(
+        r"lr x lam x the largest Fisher entry is (\S+) x (\S+) x (\S+) = (\S+) and must "
+        r"stay below about 2: try a lower lam or lr, or a clip_norm$",
+        str(caught.value),
+    )
+    assert said, str(caught.value)
+    lr, strength, entry, product = map(float, said.groups())
+    assert (lr, strength) == (0.05, lam)
+    assert entry == pytest.approx(largest, rel=0.01)
+    assert product == pytest.approx(lr * lam * largest, rel=0.01)
+    assert product > 2
+
+
+def test_without_a_penalty_the_remedy_is_the_usual_one(build):
+    for run in (build("ewc"), build("finetune")):  # the first task has no penalty
+        assert run.method.remedy(0.05) == "try a lower lr or a clip_norm"
+    adam = build("ewc", train={"optimizer": "adam"}).method
+    adam.fisher.fill_(1.0)
+    assert adam.remedy(0.05) == "try a lower lr or a clip_norm", "the bound is that of plain SGD"
+
+
+def test_sweeps_have_the_published_strength():
+    """Written out, so that the keys of their trials are what they were when it was the default."""
+    found = []
+    for path in sorted((SWEEPS / "blip").glob("*.yaml")):
+        methods = yaml.safe_load(path.read_text())["methods"]
+        found += [m["lam"] for m in methods if isinstance(m, dict) and m["name"] == "ewc"]
+        assert "ewc" not in methods
+    assert found == [5000] * 8

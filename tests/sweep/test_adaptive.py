@@ -54,10 +54,52 @@ def test_a_continued_search_knows_what_was_run_and_draws_something_else() -> Non
     assert all(plan.config["train"]["schedule"]["min_lr"] for plan in plans), "not finished"
     two = searcher(len(plans))
     for plan in plans:
-        adaptive._tell(two, finished(plan), "validation/average_accuracy")
+        adaptive._tell(two, finished(plan), "validation/average_accuracy", SPACES)
     assert [trial.value for trial in two._ot_study.trials] == [50.0] * 4
     again = {ask(two, f"trial{i}").key for i in range(4)}
     assert not again & {plan.key for plan in plans}
+
+
+QUANTISED = {
+    "train.batch_size": Space("qloguniform", (8, 64, 8)),
+    "train.lr": Space("quniform", (0.2, 0.8, 0.2)),
+    "train.momentum": Space("quniform", (0, 0.9, 0.3)),
+}
+
+
+@pytest.mark.parametrize("algorithm", ["optuna", "optuna_gp"])
+def test_quantised_spaces_are_quantised(algorithm: str) -> None:
+    """Bounds included; Optuna learns from what was run, in this process or an earlier one."""
+    plan = base()
+    plan.config["train"].update(schedule={"name": "constant"}, batch_size=8, momentum=0.0)
+    spaces = {k: v for k, v in QUANTISED.items() if algorithm == "optuna" or k != "train.momentum"}
+
+    def search(proposed: int, first: list[dict[str, Any]]) -> adaptive.Searcher:
+        sampler = adaptive._sampler(algorithm, 0, proposed)
+        return adaptive.make_searcher(plan, spaces, sampler, "max", first)
+
+    found, plans = search(0, []), []
+    for i in range(60 if algorithm == "optuna" else 12):
+        proposal = found.suggest(f"trial{i}")
+        plans.append(expand.plan_of({"plan": expand.packed(plan), **(proposal or {})}))
+        result = flatten_dict({"score": 1.0 * i, "row": {"finished": True}})
+        found.on_trial_complete(f"trial{i}", result)
+    drawn = {path: {p.varied[path] for p in plans} for path in spaces}
+    assert drawn["train.batch_size"] <= set(range(8, 65, 8))
+    assert all(isinstance(size, int) for size in drawn["train.batch_size"])
+    assert drawn["train.lr"] <= {0.2, 0.4, 0.6, 0.8}, "and not 0.6000000000000001"
+    if algorithm == "optuna":
+        assert {8, 64} <= drawn["train.batch_size"]
+        assert drawn["train.lr"] == {0.2, 0.4, 0.6, 0.8}
+        assert drawn["train.momentum"] == {0.0, 0.3, 0.6, 0.9}
+    again = search(len(plans), [plans[-1].varied])
+    for one in plans:
+        adaptive._tell(again, finished(one), "validation/average_accuracy", spaces)
+    told = [trial.params for trial in again._ot_study.trials if trial.state.is_finished()]
+    assert told == [trial.params for trial in found._ot_study.trials]
+    proposal = again.suggest("trial")
+    assert proposal is not None
+    assert expand.plan_of({"plan": expand.packed(plan), **proposal}).key == plans[-1].key
 
 
 def test_an_unfinished_proposal_comes_first() -> None:

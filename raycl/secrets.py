@@ -1,0 +1,200 @@
+"""Secrets: how they are kept out of lines, files, process lists and the metadata of jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+MASK = "***"
+"""What stands where a secret was."""
+WORDS = "RAYCL_COMMAND_WORDS"
+"""Variable with the words of a command line that does not show them all."""
+PACKAGE, FILE = "raycl_secrets", "variables.json"
+"""Folder and file that bring variables to a job."""
+SHORT = 4
+"""Shorter passwords are not looked for outside of URIs: they would be found everywhere."""
+
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"<>]+)")
+_OPTION = re.compile(r"([?&;](?:amp;)?([^=&;?\s]+)=)([^&;\s'\"<>]+)")
+_ASSIGNED = re.compile(r"(?i)\b((?:ssl)?passw(?:or)?d|pwd)=(?!\*\*\*)[^\s&;'\"]+")
+_OPTION_NAME = re.compile(r"(?i)pass|pwd|secret|token|key|credential|^sig|signature|odbc_connect")
+_VARIABLE = re.compile(r"PASS|PWD|SECRET|TOKEN|KEY|CREDENTIAL|SAS|CONNECTION_STRING|^FSSPEC_")
+_remembered: set[str] = set()
+
+
+def masked(text: str) -> str:
+    """The text with ``***`` for the passwords in its URIs and the secret options of their queries.
+
+    >>> masked("no answer from http://ada:word@host:5000/x?token=1")
+    'no answer from http://ada:***@host:5000/x?token=***'
+    """
+    text = _URI.sub(lambda found: f"{found[1]}://{_without_user(found[1], found[2])}", text)
+    return _ASSIGNED.sub(rf"\1={MASK}", text)
+
+
+def redact(text: str) -> str:
+    """The text as it may be printed: without passwords, tokens and keys.
+
+    Hidden is what ``masked`` hides, what ``remember`` was told of, and the values of this process's
+    variables that hold secrets.
+    """
+    text = masked(text)
+    held = (v for k, v in os.environ.items() if _VARIABLE.search(k) and _worth_hiding(v))
+    for value in sorted({*_remembered, *held}, key=len, reverse=True):
+        if value in text:
+            text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", MASK, text)
+    return text
+
+
+def _without_user(scheme: str, rest: str) -> str:
+    """What follows ``://``, without password and secret options."""
+    end = user_end(rest)
+    shown = rest if end < 0 else rest[end:]
+    shown = _OPTION.sub(lambda o: o[1] + MASK if _OPTION_NAME.search(o[2]) else o[0], shown)
+    if end < 0:
+        return shown
+    user, _, password = rest[:end].partition(":")
+    if password:
+        return f"{user}:{MASK}{shown}"
+    # a name alone, which a web server takes for a token, and a database for a user
+    return f"{MASK}{shown}" if scheme.lower() in ("http", "https") else rest[:end] + shown
+
+
+def user_end(rest: str) -> int:
+    """Index of the ``@`` that ends the user and password of what follows ``://``; -1: none.
+
+    It is the last one, for people write passwords with ``@``, ``/``, ``?`` and ``#`` as they are.
+    """
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    if "@" in authority:
+        return re.split("[?#]", rest, maxsplit=1)[0].rfind("@")
+    port = authority.partition(":")[2]
+    return rest.rfind("@") if port and not port.isdigit() and authority[0] != "[" else -1
+
+
+def _worth_hiding(value: str) -> bool:
+    """Whether a variable's value can be a secret: not short, and not where a file is."""
+    return len(value) >= 2 * SHORT and not value.startswith(("/", "~", "."))
+
+
+def remember(uri: str) -> None:
+    """Hide the password of a URI from now on, also where it stands alone.
+
+    Errors of network and database libraries repeat parts of a URI.
+    """
+    from urllib.parse import unquote
+
+    for _, rest in _URI.findall(uri):
+        found = [option for _, name, option in _OPTION.findall(rest) if _OPTION_NAME.search(name)]
+        if (end := user_end(rest)) > 0:
+            found.append(rest[:end].partition(":")[2])
+        parts = {
+            part for word in found for part in (word, unquote(word), *re.split("[/?#@]", word))
+        }
+        _remembered.update(part for part in parts if len(part) >= SHORT)
+
+
+def concealed(value: Any) -> Any:
+    """A tree of plain values whose texts are ``masked``."""
+    if isinstance(value, dict):
+        return {key: concealed(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [concealed(child) for child in value]
+    return masked(value) if isinstance(value, str) else value
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether a variable holds a secret: its name says so, or there is one in its value."""
+    return name == WORDS or bool(_VARIABLE.search(name)) or masked(value) != value
+
+
+def split(variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Variables that everybody may see, and those that hold secrets."""
+    hidden = {name: value for name, value in variables.items() if is_secret(name, value)}
+    return {k: v for k, v in variables.items() if k not in hidden}, hidden
+
+
+# ---------------------------------------------------------------------- output
+
+
+class _Redacted:
+    """A text stream on which no secret is written."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what may be seen."""
+        self._stream.write(redact(text))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """Write lines."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def guard_output() -> None:
+    """Redact all that this process prints: libraries' warnings and tracebacks, too."""
+    sys.stdout, sys.stderr = _Redacted(sys.stdout), _Redacted(sys.stderr)
+
+
+# ---------------------------------------------------------------------- command line
+
+
+def leave_the_command_line() -> None:
+    """Take secrets out of this process's command line, which everybody on the machine can read.
+
+    Ray writes the driver's command line into its metadata. The process replaces itself by one whose
+    command line is masked and which finds its words in a variable.
+    """
+    given = sys.argv[1:]
+    if words := os.environ.pop(WORDS, None):
+        sys.argv[1:] = json.loads(words)
+    elif given and sys.orig_argv[-len(given) :] == given and list(map(masked, given)) != given:
+        os.environ[WORDS] = json.dumps(given)
+        command = [*sys.orig_argv[: -len(given)], *map(masked, given)]
+        os.execv(sys.executable, command)
+
+
+# ---------------------------------------------------------------------- jobs
+
+
+def pack(variables: Mapping[str, str], into: Path) -> Path:
+    """A folder that brings variables to a job as a Python module of it, to be read by ``unpack``.
+
+    Ray shows a job's variables to everybody who sees its dashboard, but not what is in its files;
+    it unpacks them on the nodes with the mode they have here, 0600.
+    """
+    folder = into / PACKAGE
+    folder.mkdir(mode=0o700)
+    text = json.dumps({"job": secrets.token_hex(8), "variables": dict(variables)})  # a job's own
+    with os.fdopen(os.open(folder / FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
+        f.write(text)
+    return folder
+
+
+def unpack() -> None:
+    """In a job: set the variables that came with ``pack``."""
+    for place in sys.path:
+        file = Path(place) / PACKAGE / FILE
+        if file.is_file():
+            adopt(json.loads(file.read_text())["variables"])
+
+
+def adopt(variables: Mapping[str, str]) -> None:
+    """Set variables in this process, also for fsspec, which reads its own when it is imported."""
+    os.environ.update(variables)
+    if "fsspec" in sys.modules:
+        from fsspec.config import conf, set_conf_env
+
+        set_conf_env(conf)
