@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +21,8 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+
+from raycl.datasets.left_out import LeftOut
 
 
 class Budget(BaseModel):
@@ -141,7 +144,9 @@ class DatasetConfig(BaseModel):
     @field_validator("classes", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        return [str(one) for one in value] if isinstance(value, list | tuple) else value
+        if not isinstance(value, list | tuple):
+            return value
+        return [unicodedata.normalize("NFC", str(one)) for one in value]
 
     @model_validator(mode="before")
     @classmethod
@@ -168,7 +173,8 @@ class DatasetConfig(BaseModel):
         """Name for tables: the data set's, or the stem of its path."""
         if self.path is None:
             return self.name
-        last = re.split(r"[/!]", self.path.rstrip("/"))[-1].removesuffix(".zip")
+        last = re.split(r"[/!]", self.path.rstrip("/"))[-1]
+        last = re.sub(r"(?i)\.zip$", "", last)
         return re.sub(r"[^A-Za-z0-9._]+", "-", last).strip("-") or self.name
 
 
@@ -252,6 +258,7 @@ class Dataset:
         mean: Per channel, in units of 0..1.
         std: Per channel, in units of 0..1.
         validation: Validation images, where the files have a set of them and it was asked for.
+        left_out: Files and folders that were passed over.
     """
 
     name: str
@@ -261,6 +268,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     validation: Arrays | Files | None = None
+    left_out: LeftOut = LeftOut()
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from raycl import datasets
-from raycl.benchmarks.base import StreamInfo
+from raycl.benchmarks.base import Stream, StreamInfo
 from raycl.datasets.base import Dataset
+from raycl.datasets.left_out import LeftOut
 from raycl.errors import UserError
 from raycl.networks.base import Tensors, weights_of
 from raycl.rl.benchmarks.base import build_games
@@ -17,14 +19,18 @@ from raycl.sweep.expand import benchmark_configs, canonical, fill, first_values,
 from raycl.sweep.model import Sweep
 from raycl.sweep.source import undotted
 from raycl.sweep.spaces import Space
-from raycl.training.check import load_from_hub, try_out
+from raycl.training.check import check_batches, load_from_hub, try_out
 from raycl.training.randomness import Seeds
 from raycl.training.run import build_benchmark
 from raycl.training.weights import build_network, named_in, read, sha256
 
+log = logging.getLogger(__name__)
+
 
 def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
     """Load every data set and build every stream once, for the first seed; games need none.
+
+    What was passed over while images were looked for is one line of the log.
 
     Args:
         sweep: The sweep.
@@ -35,8 +41,10 @@ def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
 
     Raises:
         UserError: A data set is missing, or does not fit its benchmark (more tasks than classes),
-            or the benchmark does not define a readout that was asked for.
+            or the benchmark does not define a readout that was asked for, or ``drop_last`` leaves
+            nothing of a task.
     """
+    beside = []
     data: dict[str, Dataset] = {}
     if not sweep.kind.needs_data:
         _check_games(sweep)
@@ -44,17 +52,22 @@ def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
     for index, config in enumerate(benchmark_configs(sweep)):
         benchmark = build_benchmark(config)
         try:
+            beside.append(benchmark.left_out())
             for wanted in benchmark.datasets():
                 key = datasets.key(wanted)
                 if key not in data:
                     data[key] = datasets.load(wanted, root)
             seed = Seeds.derive(sweep.seeds[0], **sweep.fixed_seeds.model_dump()).class_order
-            info = benchmark.stream(data, seed).info
+            stream = benchmark.stream(data, seed)
+            info = stream.info
         except UserError as error:
             raise _placed(sweep, index, error) from error
         _check_top(sweep, index, benchmark.config.top_k, info)
         _check_stream(sweep, config["label"], info)
-        _check_trials(sweep, index, config["label"], info)
+        _check_trials(sweep, index, config["label"], stream)
+    left_out = LeftOut.merged([*beside, *(one.left_out for one in data.values())])
+    if left_out:
+        log.warning("warning: left out: %s", left_out)
     return data
 
 
@@ -93,14 +106,19 @@ def _check_hashed(network: Mapping[str, Any]) -> None:
         raise UserError("network.weights", what, "let it choose whole blocks: {choice: [{...}]}")
 
 
-def _check_trials(sweep: Sweep, index: int, label: str, info: StreamInfo) -> None:
+def _check_trials(sweep: Sweep, index: int, label: str, stream: Stream) -> None:
     """What the networks and the methods on benchmark ``label`` say when they are built."""
     tried = set()
+    info, images = stream.info, [len(task.train) for task in stream.data]
     for group in groups(sweep):
         if group.benchmark != label:
             continue
         for values in _each_value(group.spaces):
             config = fill(group.base, values, 0, "").config
+            try:
+                check_batches(config, images)
+            except UserError as error:
+                raise _in_trial(sweep, index, group.index, config, error) from error
             built = canonical({name: config[name] for name in ("method", "network")})
             if built in tried:
                 continue
