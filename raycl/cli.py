@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from raycl.errors import UserError, nearest
+from raycl.terminal import steady
 
 app = typer.Typer(
     help="Continual-learning experiments as sweeps on Ray, tracked in MLflow.",
@@ -56,6 +57,7 @@ Dashboard = Annotated[
 
 def main() -> None:
     """Entry point. Exit codes: see ``raycl run --help``."""
+    steady()
     try:
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
             from raycl.sweep.cluster import at_home

@@ -15,10 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from raycl.errors import UserError
-from raycl.training.checkpoint import make_folder
+from raycl.training.checkpoint import filesystem, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -92,12 +90,12 @@ class Lease:
     @property
     def fs(self) -> Any:
         """The file system."""
-        return fsspec.url_to_fs(self.url)[0]
+        return filesystem(self.url)[0]
 
     @property
     def place(self) -> str:
         """The file's path on it."""
-        return f"{fsspec.url_to_fs(self.url)[1]}/{LEASE}"
+        return f"{filesystem(self.url)[1]}/{LEASE}"
 
     def _write(self) -> None:
         fs, place = self.fs, self.place
@@ -134,7 +132,7 @@ def unusable(url: str, error: Exception) -> UserError:
 
 def look(url: str, theirs: str, mine: str) -> bool:
     """On a node: whether a file is there; and leave another one."""
-    fs, root = fsspec.url_to_fs(url)
+    fs, root = filesystem(url)
     fs.invalidate_cache()
     there = bool(fs.exists(f"{root}/{theirs}"))
     if there:
@@ -161,7 +159,7 @@ def check_nodes(url: str, nodes: Sequence[Mapping[str, Any]]) -> None:
     probe = f"probe-{uuid.uuid4().hex[:8]}"
     asked: dict[Any, tuple[str, str]] = {}
     try:
-        fs, root = fsspec.url_to_fs(url)
+        fs, root = filesystem(url)
         make_folder(fs, root)
         fs.pipe_file(f"{root}/{probe}", b"")
     except Exception as error:
