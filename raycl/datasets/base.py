@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Self
 
@@ -268,7 +268,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     validation: Arrays | Files | None = None
-    left_out: LeftOut = LeftOut()
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     @property
     def shape(self) -> tuple[int, int, int]:

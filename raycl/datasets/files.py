@@ -150,7 +150,7 @@ def _opened(name: str) -> Iterator[IO[bytes]]:
     """A file or a member of a zip, to be read."""
     path, inner = split_archive(Path(name))
     if not inner or not path.exists():  # a file outside may be called ``a.zip!b.png``
-        with open(name, "rb") as file:
+        with Path(name).open("rb") as file:
             _check_length(os.fstat(file.fileno()).st_size)
             yield file
         return

@@ -249,7 +249,7 @@ def _kind(entry: os.DirEntry[str]) -> str | None:
             return None
         if entry.is_file():
             return ""
-        broken = entry.is_symlink() and not os.path.exists(entry.path)
+        broken = entry.is_symlink() and not Path(entry.path).exists()
     except OSError:  # a link to itself, or through a folder that is closed to us
         broken = True
     if not broken:

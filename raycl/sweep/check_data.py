@@ -44,31 +44,39 @@ def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
             or the benchmark does not define a readout that was asked for, or ``drop_last`` leaves
             nothing of a task.
     """
-    beside = []
     data: dict[str, Dataset] = {}
-    if not sweep.kind.needs_data:
-        _check_games(sweep)
-        return data
+    left_out: list[LeftOut] = []
+    try:
+        if sweep.kind.needs_data:
+            _check_images(sweep, root, data, left_out)
+        else:
+            _check_games(sweep)
+    finally:
+        if said := LeftOut.merged(left_out):
+            log.warning("warning: left out: %s", said)
+    return data
+
+
+def _check_images(
+    sweep: Sweep, root: Path, data: dict[str, Dataset], left_out: list[LeftOut]
+) -> None:
+    """Fill in the data sets, and what was passed over in them."""
     for index, config in enumerate(benchmark_configs(sweep)):
         benchmark = build_benchmark(config)
         try:
-            beside.append(benchmark.left_out())
             for wanted in benchmark.datasets():
                 key = datasets.key(wanted)
                 if key not in data:
                     data[key] = datasets.load(wanted, root)
+                    left_out.append(data[key].left_out)
+            left_out.append(benchmark.left_out())
             seed = Seeds.derive(sweep.seeds[0], **sweep.fixed_seeds.model_dump()).class_order
             stream = benchmark.stream(data, seed)
-            info = stream.info
         except UserError as error:
             raise _placed(sweep, index, error) from error
-        _check_top(sweep, index, benchmark.config.top_k, info)
-        _check_stream(sweep, config["label"], info)
+        _check_top(sweep, index, benchmark.config.top_k, stream.info)
+        _check_stream(sweep, config["label"], stream.info)
         _check_trials(sweep, index, config["label"], stream)
-    left_out = LeftOut.merged([*beside, *(one.left_out for one in data.values())])
-    if left_out:
-        log.warning("warning: left out: %s", left_out)
-    return data
 
 
 def read_weights(sweep: Sweep) -> dict[str, Tensors]:

@@ -127,8 +127,8 @@ def connect(
         own_files: Whether trials need Python files of the current directory.
 
     Raises:
-        UserError: Ray cannot read a variable, the cluster does not answer, a trial fits on none of its nodes, or nodes do not
-            share the storage.
+        UserError: Ray cannot read a variable, the cluster does not answer, a trial fits on none of
+            its nodes, or nodes do not share the storage.
     """
     environment.prepare()
     where = _where(address)

@@ -67,11 +67,11 @@ def test_hidden_ones_are_named(tmp_path: Path) -> None:
 def test_links(tmp_path: Path) -> None:
     write_tree(tmp_path / "far" / "dog")  # a folder that looks like classes 'cat' and 'dog'
     write_tree(tmp_path / "pets", ("cat",))
-    os.symlink(tmp_path / "far" / "dog" / "dog", tmp_path / "pets" / "dog")
-    os.symlink(".", tmp_path / "pets" / "l1")
-    os.symlink("..", tmp_path / "pets" / "cat" / "l2")
-    os.symlink("itself", tmp_path / "pets" / "itself")
-    os.symlink("nowhere", tmp_path / "pets" / "emu")
+    (tmp_path / "pets" / "dog").symlink_to(tmp_path / "far" / "dog" / "dog")
+    (tmp_path / "pets" / "l1").symlink_to(".")
+    (tmp_path / "pets" / "cat" / "l2").symlink_to("..")
+    (tmp_path / "pets" / "itself").symlink_to("itself")
+    (tmp_path / "pets" / "emu").symlink_to("nowhere")
     data = load(tmp_path, "pets")
     assert data.classes == ("cat", "dog")
     assert len(data.train.labels) == 8
@@ -80,7 +80,7 @@ def test_links(tmp_path: Path) -> None:
         "links that lead back": (2, (f"{root}cat/l2", f"{root}l1")),
         "links that lead nowhere": (2, (f"{root}emu", f"{root}itself")),
     }
-    os.symlink("nowhere", tmp_path / "pets" / "cat" / "09.png")
+    (tmp_path / "pets" / "cat" / "09.png").symlink_to("nowhere")
     with pytest.raises(UserError, match=r"cannot read the image '.*cat/09.png': No such file"):
         load(tmp_path, "pets")
 
@@ -88,8 +88,8 @@ def test_links(tmp_path: Path) -> None:
 def test_folders_that_link_to_each_other(tmp_path: Path) -> None:
     write_tree(tmp_path / "a")
     write_tree(tmp_path / "b")
-    os.symlink("../b", tmp_path / "a" / "b")
-    os.symlink("../a", tmp_path / "b" / "a")
+    (tmp_path / "a" / "b").symlink_to("../b")
+    (tmp_path / "b" / "a").symlink_to("../a")
     with pytest.raises(UserError, match="is not in a class folder"):
         load(tmp_path, "a")
 
@@ -112,7 +112,7 @@ def test_a_folder_that_is_closed_to_us(tmp_path: Path, monkeypatch: pytest.Monke
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", closed)
-    with pytest.raises(UserError, match="cannot read the folder '.*/dog': Permission denied"):
+    with pytest.raises(UserError, match=r"cannot read the folder '.*/dog': Permission denied"):
         load(tmp_path)
 
 
@@ -121,7 +121,7 @@ def test_names_of_images_may_be_anything(tmp_path: Path) -> None:
     names = ("a\nb.png", "\x1b[31m.png", f"{LATIN}.png", "a?b#c%d.PNG", "ü '\".png", "a.zip!.png")
     for i, name in enumerate(names):
         write_image(tmp_path / "x.png", 12, seed=i)
-        os.rename(tmp_path / "x.png", tmp_path / "cat" / name)
+        (tmp_path / "x.png").rename(tmp_path / "cat" / name)
     data = load(tmp_path)
     assert np.bincount(data.train.labels).tolist() == [9, 4]
     (tmp_path / "cat" / f"{LATIN}.png").write_bytes(b"")
@@ -146,7 +146,7 @@ def test_names_of_classes_and_tasks_are_text(tmp_path: Path, name: str, text: st
     write_tree(tmp_path / "seq" / "t1", ("cat", name))
     with pytest.raises(UserError, match=f"the name of the folder {text}"):
         load(tmp_path, "seq/t1")
-    os.rename(tmp_path / "seq" / "t1" / name, tmp_path / "seq" / "t1" / "dog")
+    (tmp_path / "seq" / "t1" / name).rename(tmp_path / "seq" / "t1" / "dog")
     shutil.copytree(tmp_path / "seq" / "t1", tmp_path / "seq" / name)
     with pytest.raises(UserError, match=f"the name of the folder {text}"):
         subfolders(tmp_path / "seq")
@@ -181,7 +181,7 @@ def test_one_class_that_is_left_says_what_was_left_out(tmp_path: Path) -> None:
 def test_the_suffix_of_a_zip_in_any_case(tmp_path: Path, name: str) -> None:
     loose = load(write_tree(tmp_path / "pets"))
     shutil.make_archive(str(tmp_path / "made"), "zip", tmp_path)
-    os.rename(tmp_path / "made.zip", tmp_path / name)
+    (tmp_path / "made.zip").rename(tmp_path / name)
     for size in (None, 80):
         zipped = load(tmp_path, name, size=size)
         assert zipped.classes == loose.classes
@@ -192,7 +192,7 @@ def test_the_suffix_of_a_zip_in_any_case(tmp_path: Path, name: str) -> None:
 def test_a_file_that_is_not_called_zip(tmp_path: Path) -> None:
     write_tree(tmp_path / "pets")
     shutil.make_archive(str(tmp_path / "made"), "zip", tmp_path / "pets")
-    os.rename(tmp_path / "made.zip", tmp_path / "made.cbz")
+    (tmp_path / "made.zip").rename(tmp_path / "made.cbz")
     with pytest.raises(UserError, match=r"made.cbz' is neither a folder nor .* ends in .zip"):
         load(tmp_path, "made.cbz")
 
@@ -207,8 +207,8 @@ def test_a_folder_that_is_called_zip(tmp_path: Path) -> None:
 def test_a_link_to_a_zip_in_a_store(tmp_path: Path) -> None:
     loose = load(write_tree(tmp_path / "pets"))
     shutil.make_archive(str(tmp_path / "made"), "zip", tmp_path / "pets")
-    os.rename(tmp_path / "made.zip", tmp_path / "0123abcd")
-    os.symlink("0123abcd", tmp_path / "pets.zip")
+    (tmp_path / "made.zip").rename(tmp_path / "0123abcd")
+    (tmp_path / "pets.zip").symlink_to("0123abcd")
     np.testing.assert_array_equal(load(tmp_path, "pets.zip").train.images, loose.train.images)
 
 
