@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import sys
+from typing import Any, TextIO
 
 GONE = (errno.EPIPE, errno.EIO)
 """Errors that say that nobody reads any more: a pipe, a terminal."""
@@ -31,7 +32,7 @@ def steady() -> None:
     sys.stderr = _steady(sys.stderr, 2)
 
 
-def _steady(stream: io.TextIOBase | None, number: int) -> io.TextIOBase:
+def _steady(stream: TextIO | None, number: int) -> TextIO:
     if stream is None:  # it was closed when Python began
         return io.TextIOWrapper(io.BufferedWriter(_Listener(number)), "utf-8", "raycl")
     if type(stream) is not io.TextIOWrapper or stream.fileno() != number:
@@ -52,7 +53,7 @@ class _Listener(io.FileIO):
     def __init__(self, number: int) -> None:
         super().__init__(number, "w", closefd=False)
 
-    def write(self, data: bytes) -> int:  # type: ignore[override]
+    def write(self, data: Any, /) -> int:
         """Write; where nobody reads, as if it had been read."""
         try:
             return super().write(data)
