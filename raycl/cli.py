@@ -12,6 +12,7 @@ import typer
 
 from raycl import secrets
 from raycl.errors import UserError, nearest
+from raycl.terminal import steady
 
 app = typer.Typer(
     help="Continual-learning experiments as sweeps on Ray, tracked in MLflow.",
@@ -57,6 +58,7 @@ Dashboard = Annotated[
 
 def main() -> None:
     """Entry point. Exit codes: see ``raycl run --help``."""
+    steady()
     job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if job:
         secrets.unpack()

@@ -24,7 +24,25 @@ class UserError(Exception):
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
         text = f"{text}; {self.hint}" if self.hint else text
-        return " ".join(text.split())
+        return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    r"""The text with escapes for what is no printable character, e.g. bytes of a name in Latin-1.
+
+    >>> printable(os.fsdecode(b"caf\xe9\n"))
+    'caf\\xe9\\n'
+    """
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    code = ord(letter)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that was no text, as os.fsdecode keeps it
+        return f"\\x{code - 0xDC00:02x}"
+    return letter.encode("unicode_escape", "surrogatepass").decode()
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from raycl.datasets.base import Dataset
 from raycl.datasets.base import DatasetConfig as DatasetConfig
 from raycl.datasets.examples import Examples
+from raycl.datasets.left_out import LeftOut
 from raycl.errors import UserError
 
 Validation = Annotated[float, Field(ge=0, lt=1)] | Literal["train", "folder"]
@@ -257,6 +258,10 @@ class Benchmark(ABC):
     @abstractmethod
     def datasets(self) -> list[DatasetConfig]:
         """What must be loaded."""
+
+    def left_out(self) -> LeftOut:
+        """What lies beside the data sets and is part of none."""
+        return LeftOut()
 
     @abstractmethod
     def stream(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +27,8 @@ from raycl.datasets.base import (
     without_defaults,
 )
 from raycl.datasets.disk import data_root, resolve
-from raycl.datasets.folder import has_folder, subfolders
+from raycl.datasets.left_out import LeftOut
+from raycl.datasets.listing import beside, has_folder, is_zip, subfolders
 from raycl.errors import UserError
 
 ORDER = "benchmark.order"
@@ -127,7 +129,7 @@ class FolderSequence(Benchmark):
         """
         config = self.config
         tasks = config.tasks or _tasks(config.path, None, config.order) or ()
-        inner = "!" if config.path.endswith(".zip") else "/"
+        inner = "!" if is_zip(resolve(config.path, data_root())) else "/"
         return [
             DatasetConfig(
                 name="folder",
@@ -142,6 +144,10 @@ class FolderSequence(Benchmark):
             )
             for task in tasks
         ]
+
+    def left_out(self) -> LeftOut:
+        """See ``Benchmark.left_out``."""
+        return beside(resolve(self.config.path, data_root()), self.config.tasks or ())
 
     def stream(
         self, data: Mapping[str, Dataset], seed: int, device: torch.device | str = "cpu"
@@ -170,7 +176,7 @@ def _tasks(path: Any, tasks: Any, order: Any) -> list[str] | None:
         if not _all_text(tasks) or has_folder(where, tasks[0]):
             return None
         folders = _called(where)
-        return [folders.get(task, task) for task in tasks]
+        return [folders.get(unicodedata.normalize("NFC", task), task) for task in tasks]
     if order is None:
         return subfolders(where)
     csv = resolve(order, root)
@@ -182,5 +188,6 @@ def _all_text(tasks: Any) -> bool:
 
 
 def _called(path: Path) -> dict[str, str]:
-    """Name of each task to its folder, which may be inside a lone one."""
-    return {folder.rpartition("/")[2]: folder for folder in subfolders(path)}
+    """Composed name (NFC) of each task to its folder, which may be inside a lone one."""
+    folders = {folder.rpartition("/")[2]: folder for folder in subfolders(path)}
+    return {unicodedata.normalize("NFC", name): folder for name, folder in folders.items()}

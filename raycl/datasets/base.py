@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Self
 
@@ -20,6 +21,8 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+
+from raycl.datasets.left_out import LeftOut
 
 
 class Budget(BaseModel):
@@ -165,7 +168,9 @@ class DatasetConfig(BaseModel):
     @field_validator("classes", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        return [str(one) for one in value] if isinstance(value, list | tuple) else value
+        if not isinstance(value, list | tuple):
+            return value
+        return [unicodedata.normalize("NFC", str(one)) for one in value]
 
     @model_validator(mode="before")
     @classmethod
@@ -192,7 +197,8 @@ class DatasetConfig(BaseModel):
         """Name for tables: the data set's, or the stem of its path."""
         if self.path is None:
             return self.name
-        last = re.split(r"[/!]", self.path.rstrip("/"))[-1].removesuffix(".zip")
+        last = re.split(r"[/!]", self.path.rstrip("/"))[-1]
+        last = re.sub(r"(?i)\.zip$", "", last)
         return re.sub(r"[^A-Za-z0-9._]+", "-", last).strip("-") or self.name
 
 
@@ -276,6 +282,7 @@ class Dataset:
         mean: Per channel, in units of 0..1.
         std: Per channel, in units of 0..1.
         validation: Validation images, where the files have a set of them and it was asked for.
+        left_out: Files and folders that were passed over.
     """
 
     name: str
@@ -285,6 +292,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     validation: Arrays | Files | None = None
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     @property
     def shape(self) -> tuple[int, int, int]:

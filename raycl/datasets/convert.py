@@ -28,7 +28,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 from raycl.datasets import task_list
-from raycl.datasets.folder import SUFFIXES
+from raycl.datasets.listing import SUFFIXES
 from raycl.errors import UserError
 
 WHERE = "raycl data convert"

@@ -99,14 +99,15 @@ def load(config: DatasetConfig, root: Path) -> Dataset:
         UserError: Unknown name, missing or damaged files, options that do not fit.
     """
     _check_name(config)
-    train, test, classes, validation = _read(config, root)
+    train, test, classes, validation, left_out = _read(config, root)
     if config.classes is not None:
         wanted = _positions(config.classes, classes, config.label)
         train, test = _only(train, wanted), _only(test, wanted)
         validation = None if validation is None else _only(validation, wanted)
         classes = config.classes
     if len(classes) < 2:
-        raise UserError(WHERE, f"{config.label} has one class only")
+        hint = f"left out: {left_out}" if left_out else ""
+        raise UserError(WHERE, f"{config.label} has one class only", hint)
     if config.part:
         train = _take(train, _in_part(train.labels, config.part, config.label))
     if config.limit:
@@ -129,7 +130,7 @@ def load(config: DatasetConfig, root: Path) -> Dataset:
         part.labels.setflags(write=False)
         if isinstance(part, Arrays):
             part.images.setflags(write=False)
-    data = Dataset(config.label, train, test, classes, mean, std, validation)
+    data = Dataset(config.label, train, test, classes, mean, std, validation, left_out)
     _check(data)
     return data
 

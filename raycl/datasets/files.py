@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import zlib
-from collections.abc import Iterator, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
-from pathlib import Path
-from zipfile import BadZipFile, ZipFile
+from pathlib import Path, PurePosixPath
+from threading import Lock
+from typing import IO, NamedTuple, TypeVar
+from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -23,50 +27,88 @@ from raycl.datasets.base import Files
 from raycl.datasets.crop import OriginalCrop, boxes
 from raycl.datasets.examples import Augment, Batch, Normalised, Transform, in_batches
 from raycl.datasets.transform import crop_batch, resize_batch
-from raycl.errors import UserError
+from raycl.errors import UserError, printable
 
 WHERE = "benchmark.dataset.path"
 CHUNK = 64
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WORKERS = min(4, CORES)
+ZIP = ".zip"
+FORMATS = (
+    "JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "PPM", "TIFF", "TGA", "JPEG2000",
+)  # fmt: skip
+"""What is read, in Pillow's words and whatever a file is called; other readers run programs."""
+MAX_PIXELS, LARGE = 89_478_485, 16_000_000
+"""Pixels of the largest image that is decoded, Pillow's limit; beyond ``LARGE`` one at a time."""
+MAX_BYTES = 8 * MAX_PIXELS
+"""Length of the longest file that is read."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each orientation of EXIF; from 5 on, width and height are exchanged."""
+
+warnings.filterwarnings("ignore", module=r"PIL\.")
+S = TypeVar("S")
+T = TypeVar("T")
+_alone = Lock()
+
+
+class Archive(NamedTuple):
+    """An open zip.
+
+    Attributes:
+        zip: Its handle.
+        members: What it holds, by names whose parts are separated by ``/``.
+    """
+
+    zip: ZipFile
+    members: dict[str, ZipInfo]
 
 
 def split_archive(path: Path) -> tuple[Path, str]:
     """``/a/b.zip!inner/dir`` to the zip and what is inside; anything else to itself and ``""``."""
-    archive, mark, inner = str(path).partition(".zip!")
-    return (Path(archive + ".zip"), inner.strip("/")) if mark else (path, "")
+    mark = re.search(r"\.zip!", text := str(path), re.IGNORECASE)
+    return (Path(text[: mark.end() - 1]), text[mark.end() :].strip("/")) if mark else (path, "")
 
 
-def open_zip(path: Path) -> ZipFile:
+def open_zip(path: Path) -> Archive:
     """The zip, opened once per process (a handle must not be shared across a fork).
 
     Raises:
         UserError: It is not a zip.
     """
-    return _open_zip(path, os.getpid())
+    try:
+        status = path.stat()
+        return _open_zip(path, os.getpid(), status.st_mtime_ns, status.st_size)
+    except Exception as error:  # what zipfile raises for damaged ones is of many types
+        what = f"'{printable(str(path))}' is not a zip file: {_reason(error)}"
+        raise UserError(WHERE, what) from error
 
 
 @lru_cache(maxsize=8)
-def _open_zip(path: Path, _process: int) -> ZipFile:
-    try:
-        return ZipFile(path)
-    except (OSError, BadZipFile) as error:
-        raise UserError(WHERE, f"'{path}' is not a zip file: {error}") from error
+def _open_zip(path: Path, _process: int, _changed: int, _length: int) -> Archive:
+    opened = ZipFile(path)
+    names = ((info.filename.replace("\\", "/"), info) for info in opened.infolist())
+    return Archive(opened, {str(PurePosixPath(name)): info for name, info in names})
 
 
-def open_image(name: str) -> Image.Image:
-    """An image whose pixels are not decoded yet.
+def measure(name: str) -> tuple[int, int]:
+    """Width and height of an image, from its header; nothing is decoded.
 
     Args:
         name: As in ``Files.paths``.
 
     Raises:
-        UserError: Not an image, or damaged.
+        UserError: Not an image, empty, too large, or with more than 8 bits per channel.
     """
-    try:
-        return Image.open(BytesIO(read_bytes(name)))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _damaged(name, error) from error
+    with _named(name), _opened(name) as file, _header(file) as image:
+        return image.size[::-1] if _orientation(image) >= 5 else image.size
 
 
 def decode(
@@ -77,7 +119,7 @@ def decode(
     shorter: int | None = None,
     drawn: Tensor | None = None,
 ) -> NDArray[np.uint8]:
-    """One image.
+    """One image, turned as its EXIF data says; of an animated one the first picture.
 
     Args:
         name: As in ``Files.paths``.
@@ -92,58 +134,121 @@ def decode(
         uint8 (C, H, W) with one channel for a grey image, else three.
 
     Raises:
-        UserError: Not an image, damaged, or with more than 8 bits per channel.
+        UserError: As ``measure``; or the image is damaged.
     """
-    content = read_bytes(name)
-    try:
-        pixels = _decode_jpeg(content) if content.startswith(b"\xff\xd8") else None
-        pixels = _decode_any(content, name) if pixels is None else pixels
-    except (OSError, RuntimeError, SyntaxError, ValueError) as error:
-        raise _damaged(name, error) from error
-    if drawn is not None:
-        top, left, height, width = (
-            int(side) for side in boxes(drawn[..., None], *pixels.shape[1:])
-        )
-        pixels = pixels[:, top : top + height, left : left + width]
-        shorter = None
+    with _named(name):
+        with _opened(name) as file:
+            content = file.read()
+        with _header(BytesIO(content)) as image:
+            large = image.width * image.height > LARGE
+            with _alone if large else contextlib.nullcontext():
+                pixels = _decoded(content, image)
+                if drawn is not None:
+                    sides = (int(side) for side in boxes(drawn[..., None], *pixels.shape[1:]))
+                    top, left, height, width = sides
+                    pixels = pixels[:, top : top + height, left : left + width]
+                pixels = _resized(pixels, size, shorter if drawn is None else None)
+    return (pixels.expand(3, -1, -1) if colour else pixels).numpy()
+
+
+def _resized(pixels: Tensor, size: int | None, shorter: int | None) -> Tensor:
     if size and shorter:
-        pixels = crop_batch(pixels, shorter, size)
-    elif size and pixels.shape[1:] != (size, size):
-        pixels = resize_batch(pixels, size)
-    if colour:
-        pixels = pixels.expand(3, -1, -1)
-    return pixels.numpy()
+        return crop_batch(pixels, shorter, size)
+    if size and pixels.shape[1:] != (size, size):
+        return resize_batch(pixels, size)
+    return pixels
 
 
 def read_bytes(name: str) -> bytes:
-    """The bytes of a file; see ``Files.paths``."""
+    """The bytes of a file; see ``Files.paths``.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    with _named(name), _opened(name) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def _opened(name: str) -> Iterator[IO[bytes]]:
+    """A file or a member of a zip, to be read."""
     path, inner = split_archive(Path(name))
-    try:
-        return open_zip(path).read(inner) if inner else path.read_bytes()
-    except (OSError, BadZipFile, KeyError, RuntimeError, zlib.error) as error:  # or encrypted
-        raise _damaged(name, error) from error
+    if not inner or not path.exists():  # a file outside may be called ``a.zip!b.png``
+        with Path(name).open("rb") as file:
+            _check_length(os.fstat(file.fileno()).st_size)
+            yield file
+        return
+    archive = open_zip(path)
+    if inner not in archive.members:
+        raise ValueError("the zip holds no such file")
+    info = archive.members[inner]
+    _check_length(info.file_size)
+    with archive.zip.open(info) as member:
+        yield member
 
 
-def _decode_jpeg(content: bytes) -> Tensor | None:
-    """A grey or RGB JPEG, in a third of Pillow's time; ``None`` for CMYK."""
-    from torchvision.io import decode_jpeg
+def _check_length(length: int) -> None:
+    if not length:
+        raise ValueError("the file is empty")
+    if length > MAX_BYTES:
+        raise ValueError(f"{length:,} bytes are more than {MAX_BYTES:,}")
 
-    pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-    return pixels if len(pixels) in (1, 3) else None
+
+def _header(file: IO[bytes]) -> Image.Image:
+    """The image, of which no pixel is decoded yet."""
+    image = Image.open(file, formats=FORMATS)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
+    if image.mode[0] in "IF":
+        raise ValueError("it has more than 8 bits per channel")
+    return image
 
 
-def _decode_any(content: bytes, name: str) -> Tensor:
-    with Image.open(BytesIO(content)) as image:
-        if image.mode[0] in "IF":
-            raise UserError(WHERE, f"'{name}' has more than 8 bits per channel")
-        grey = image.mode in ("1", "L", "LA")
-        array = np.array(image.convert("L" if grey else "RGB"))
+def _orientation(image: Image.Image) -> int:
+    """What EXIF says before the pixels; 1 is upright. Pillow itself turns TIFF images."""
+    if image.format == "TIFF" or "exif" not in image.info:
+        return 1
+    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return found if found in TURNS else 1
+
+
+def _decoded(content: bytes, image: Image.Image) -> Tensor:
+    if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):  # a third of Pillow's time
+        from torchvision.io import decode_jpeg
+
+        data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        return decode_jpeg(data, apply_exif_orientation=True)  # type: ignore[no-any-return]
+    turn = TURNS.get(_orientation(image))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    grey = image.mode in ("1", "L", "LA")
+    image = image.convert("L" if grey else "RGB")
+    array = np.array(image if turn is None else image.transpose(turn))
     return torch.from_numpy(array[None] if grey else array.transpose(2, 0, 1).copy())
 
 
-def _damaged(name: str, error: Exception) -> UserError:
-    reason = str(error).partition("\n")[0]
-    return UserError(WHERE, f"cannot read the image '{name}': {reason}")
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Whatever goes wrong inside is one line that names the image."""
+    try:
+        yield
+    except UserError:  # about the zip
+        raise
+    except Exception as error:  # readers of image formats raise what they like
+        what = f"cannot read the image '{printable(name)}': {_reason(error)}"
+        raise UserError(WHERE, what) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a file cannot be read; the same words in every process."""
+    if isinstance(error, UnidentifiedImageError):  # its own words have an address in memory
+        return "it is no image of a known format"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"it has more than {MAX_PIXELS:,} pixels"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def decode_all(
@@ -155,22 +260,25 @@ def decode_all(
     drawn: Tensor | None = None,
 ) -> list[NDArray[np.uint8]]:
     """``decode`` for many images, in parallel threads; with ``drawn[..., i]`` for the i-th."""
+    read = partial(decode, size=size, colour=colour, shorter=shorter)
+    parts = [None] * len(names) if drawn is None else drawn.unbind(-1)
+    return _each(lambda one: read(one[0], drawn=one[1]), list(zip(names, parts, strict=True)))
 
-    def some(start: int) -> list[NDArray[np.uint8]]:
-        return [
-            decode(
-                names[i],
-                size,
-                colour=colour,
-                shorter=shorter,
-                drawn=None if drawn is None else drawn[..., i],
-            )
-            for i in range(start, min(start + CHUNK, len(names)))
-        ]
+
+def measure_all(names: Sequence[str]) -> list[tuple[int, int]]:
+    """``measure`` for many images, in parallel threads."""
+    return _each(measure, names)
+
+
+def _each(one: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    """What ``one`` makes of each item; of several errors that of the first item is raised."""
+
+    def some(start: int) -> list[T]:
+        return [one(item) for item in items[start : start + CHUNK]]
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        parts = pool.map(some, range(0, len(names), CHUNK))
-        return [image for part in parts for image in part]
+        parts = pool.map(some, range(0, len(items), CHUNK))
+        return [made for part in parts for made in part]
 
 
 class FileSet(Normalised):

@@ -10,21 +10,21 @@ around the tree (usual in zips) is skipped. Lists of the images for training and
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raycl.datasets import split_lists
+from raycl.datasets import listing, split_lists
 from raycl.datasets.base import Arrays, Budget, Files
-from raycl.datasets.files import WHERE, decode_all, open_image, open_zip, split_archive
-from raycl.errors import UserError
+from raycl.datasets.files import WHERE, decode_all, measure_all
+from raycl.datasets.left_out import LeftOut
+from raycl.datasets.listing import Listing
+from raycl.errors import UserError, printable
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 SMALL = 64
 """Pixels: up to this side images are held in memory."""
 SAMPLE = 1000
@@ -44,6 +44,7 @@ class Parts(NamedTuple):
     test: Arrays | Files
     classes: tuple[str, ...]
     validation: Arrays | Files | None = None
+    left_out: LeftOut = LeftOut()
 
 
 def load(
@@ -78,13 +79,14 @@ def load(
         UserError: No such path, not a zip, not such a tree, a damaged image, mixed sizes, nothing
             to draw test images from, a budget of less than an image per class.
     """
+    found = listing.images(path)
     if lists is not None:
-        names, start = _listing(path)
-        listed = split_lists.trees(lists, [start + str(name) for name in names], path)
+        names = [found.start + str(name) for name in found.names]
+        listed = split_lists.trees(lists, names, path)
         classes = list(listed[0])
         parts = _parts(listed, classes, size, colour, shorter)
-        return Parts(parts[0], parts[1], tuple(classes))
-    train, val, test = _splits(path, validation)
+        return Parts(parts[0], parts[1], tuple(classes), left_out=found.left_out)
+    train, val, test = _splits(found, path, validation)
     if hold_out is not None:
         if test is not None:
             what = f"'{path}' has test images of its own"
@@ -98,8 +100,9 @@ def load(
         test = _within(budget, test, classes, True, path)
         val = None if val is None else _within(budget, val, classes, True, path)
     trees = [train, test] if val is None else [train, test, val]
-    found = _parts(trees, tuple(train), size, colour, shorter)
-    return Parts(found[0], found[1], tuple(train), found[2] if val is not None else None)
+    parts = _parts(trees, tuple(train), size, colour, shorter)
+    held = parts[2] if val is not None else None
+    return Parts(parts[0], parts[1], tuple(train), held, found.left_out)
 
 
 def _parts(
@@ -112,10 +115,11 @@ def _parts(
     """One set of images for each tree, all of one kind and size."""
     flat = [_flat(tree, classes) for tree in trees]
     names = [name for some, _ in flat for name in some]
-    side = size or _common_side(names)
+    sizes = measure_all(names)
+    side = size or _common_side(names, sizes)
     if side > SMALL:
         return [Files(tuple(some), labels, side, shorter) for some, labels in flat]
-    images = _stack(decode_all(names, size, colour=colour, shorter=shorter), names)
+    images = _stack(decode_all(names, size, colour=colour, shorter=shorter))
     ends = np.cumsum([len(labels) for _, labels in flat]).tolist()
     return [
         Arrays(images[end - len(labels) : end], labels)
@@ -132,66 +136,9 @@ def sample(part: Arrays | Files) -> NDArray[np.uint8]:
     return np.stack(decode_all(names, part.size, colour=True, shorter=part.shorter))
 
 
-def subfolders(path: Path) -> list[str]:
-    """Names of the folders below ``path`` that hold images, sorted.
-
-    A lone folder around image-folder trees is skipped: its name stands before theirs,
-    ``outer/scenes``.
-    """
-    names, _ = _listing(path)
-    parts = [name.parts for name in names if len(name.parts) > 1]
-    around = ""
-    while _is_around(parts):
-        around, parts = f"{around}{parts[0][0]}/", [p[1:] for p in parts]
-    return [around + name for name in sorted({p[0] for p in parts})]
-
-
-def _is_around(parts: Sequence[tuple[str, ...]]) -> bool:
-    """Whether all images are in one folder that is no image-folder tree itself."""
-    if len({p[0] for p in parts}) != 1:
-        return False
-    return min(map(len, parts)) > 3 and "train" not in {p[1] for p in parts}
-
-
-def has_folder(path: Path, name: str) -> bool:
-    """Whether there is a folder ``name`` below ``path``, which may be a zip."""
-    archive, inner = split_archive(path)
-    if archive.is_dir():
-        return (archive / name).is_dir()
-    if not archive.is_file():
-        return False
-    start = f"{inner}/{name}/".lstrip("/")
-    return any(member.startswith(start) for member in open_zip(archive.resolve()).namelist())
-
-
-def _listing(path: Path) -> tuple[list[PurePosixPath], str]:
-    """Image files below ``path``, relative to it and sorted, and what to put before them."""
-    archive, inner = split_archive(path)
-    if not archive.exists():
-        raise UserError(WHERE, f"there is no '{archive}'", "relative paths start at the data root")
-    if archive.is_dir():
-        found = [
-            os.path.relpath(Path(folder) / file, archive)
-            for folder, _, files in os.walk(archive, followlinks=True)
-            for file in files
-        ]
-        start = f"{archive.resolve()}/"
-    else:
-        prefix = f"{inner}/" if inner else ""
-        members = open_zip(archive.resolve()).namelist()
-        found = [name.removeprefix(prefix) for name in members if name.startswith(prefix)]
-        start = f"{archive.resolve()}!{prefix}"
-    names = [PurePosixPath(name) for name in found if name.lower().endswith(SUFFIXES)]
-    names = [n for n in names if not any(p[0] == "." or p == "__MACOSX" for p in n.parts)]
-    if not names:
-        raise UserError(WHERE, f"'{path}' holds no images", f"known: {', '.join(SUFFIXES)}")
-    return sorted(names), start
-
-
-def _splits(path: Path, validation: bool) -> tuple[Tree, Tree | None, Tree | None]:
+def _splits(found: Listing, path: Path, validation: bool) -> tuple[Tree, Tree | None, Tree | None]:
     """Training, validation and test images; ``None`` for what the tree has no folder of."""
-    names, start = _listing(path)
-    parts = [name.parts for name in names]
+    start, parts = found.start, [name.parts for name in found.names]
     while _is_lone(parts, validation):
         start, parts = f"{start}{parts[0][0]}/", [p[1:] for p in parts]
     top = {p[0] for p in parts}
@@ -285,14 +232,23 @@ def _drawn(tree: Tree, count: int, path: Path) -> tuple[Tree, Tree]:
 
 def _tree(parts: Sequence[tuple[str, ...]], start: str, path: Path) -> Tree:
     tree: Tree = {}
+    folders: dict[str, str] = {}
     for p in parts:
         if len(p) != 2:
             raise UserError(
                 WHERE,
-                f"'{start}{'/'.join(p)}' is not in a class folder of '{path}'",
+                f"'{printable(start + '/'.join(p))}' is not in a class folder of '{path}'",
                 "expected class/image or train|test/class/image",
             )
-        tree.setdefault(p[0], []).append(f"{start}{p[0]}/{p[1]}")
+        name = folders.get(p[0])
+        if name is None:
+            name = folders[p[0]] = listing.readable(p[0], path)
+            if name in tree:
+                what = (
+                    f"'{path}' has two folders for class '{name}', written in two ways (NFC, NFD)"
+                )
+                raise UserError(WHERE, what, "rename one")
+        tree.setdefault(name, []).append(f"{start}{p[0]}/{p[1]}")
     return dict(sorted(tree.items()))
 
 
@@ -303,33 +259,22 @@ def _flat(tree: Tree, classes: Sequence[str]) -> tuple[list[str], NDArray[np.int
     return names, np.repeat(np.arange(len(classes), dtype=np.int64), counts)
 
 
-def _common_side(names: Sequence[str]) -> int:
-    """The larger side of the first image; if that is not small, all images must be as large."""
-    with open_image(names[0]) as image:
-        first = image.size
-    if max(first) <= SMALL:
-        return max(first)
-    for name in names:
-        with open_image(name) as image:
-            if image.size != first:
-                raise _mixed(names[0], first, name, image.size)
-    if first[0] != first[1]:
+def _common_side(names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> int:
+    """The larger side of the images, all of which must have one size."""
+    first = sizes[0]
+    for name, size in zip(names, sizes, strict=True):
+        if size != first:
+            pairs = ((names[0], first), (name, size))
+            text = " and ".join(f"{w} x {h} ('{printable(n)}')" for n, (w, h) in pairs)
+            raise UserError(WHERE, f"images of several sizes: {text}", "set size")
+    if max(first) > SMALL and first[0] != first[1]:
         raise UserError(WHERE, f"images of {first[0]} x {first[1]} pixels", "set size")
-    return first[0]
+    return max(first)
 
 
-def _stack(images: list[NDArray[np.uint8]], names: Sequence[str]) -> NDArray[np.uint8]:
-    first = images[0].shape[1:]
-    for image, name in zip(images, names, strict=True):
-        if image.shape[1:] != first:
-            raise _mixed(names[0], first[::-1], name, image.shape[:0:-1])
+def _stack(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     channels = max(len(image) for image in images)
-    stacked = np.empty((len(images), channels, *first), np.uint8)
+    stacked = np.empty((len(images), channels, *images[0].shape[1:]), np.uint8)
     for target, image in zip(stacked, images, strict=True):
         target[:] = image
     return stacked
-
-
-def _mixed(a: str, a_size: tuple[int, ...], b: str, b_size: tuple[int, ...]) -> UserError:
-    sizes = f"{a_size[0]} x {a_size[1]} ('{a}') and {b_size[0]} x {b_size[1]} ('{b}')"
-    return UserError(WHERE, f"images of several sizes: {sizes}", "set size")

@@ -7,6 +7,7 @@ authors had their images. The lists of ImageNet-R in the code of CODA-Prompt hav
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,8 @@ def _by_end(names: Sequence[str], path: Path) -> dict[str, str]:
 
 
 def _end(name: str) -> str:
-    """The folder of a class and a file in it."""
-    return "/".join(name.replace("\\", "/").split("/")[-2:])
+    """The folder of a class and a file in it, composed (NFC)."""
+    return unicodedata.normalize("NFC", "/".join(name.replace("\\", "/").split("/")[-2:]))
 
 
 def _read(part: str, file: Path) -> list[tuple[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,9 @@ def read(path: Path, where: str) -> list[Listed]:
 
 
 def _cell(row: Sequence[str], column: int | None) -> str:
-    return row[column].strip() if column is not None and column < len(row) else ""
+    """The text of a cell, composed (NFC) as the names of folders are."""
+    text = row[column].strip() if column is not None and column < len(row) else ""
+    return unicodedata.normalize("NFC", text)
 
 
 def _check(tasks: Sequence[Listed], path: Path, where: str) -> None:

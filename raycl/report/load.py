@@ -124,7 +124,7 @@ def connect(uri: str) -> MlflowClient:
         store.quiet()
     else:
         store.check(uri)
-    return MlflowClient(uri)
+    return MlflowClient(store.for_mlflow(uri))
 
 
 def _load(client: MlflowClient, name: str, uri: str) -> TrackedSweep:

@@ -17,6 +17,7 @@ from raycl.report import pictures
 from raycl.report.formats import FORMATS, WIDTH, print_table, render
 from raycl.report.load import load
 from raycl.report.table import Table, make_table
+from raycl.tracking import store
 
 
 def report(
@@ -53,7 +54,7 @@ def report(
     else:
         file.write(render(table, fmt))
     if out is not None:
-        _write(report_files(table, MlflowClient(uri)), out)
+        _write(report_files(table, MlflowClient(store.for_mlflow(uri))), out)
 
 
 def write_report(
@@ -81,7 +82,7 @@ def write_report(
     """
     sweep = load(name, uri)
     table = make_table(sweep, baseline)
-    client = MlflowClient(uri)
+    client = MlflowClient(store.for_mlflow(uri))
     files = report_files(table, client)
     _write(files, out)
     if log_to_parent:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from raycl import datasets
-from raycl.benchmarks.base import StreamInfo
+from raycl.benchmarks.base import Stream, StreamInfo
 from raycl.datasets.base import Dataset
+from raycl.datasets.left_out import LeftOut
 from raycl.errors import UserError
 from raycl.networks.base import Tensors, weights_of
 from raycl.rl.benchmarks.base import build_games
@@ -17,14 +19,18 @@ from raycl.sweep.expand import benchmark_configs, canonical, fill, first_values,
 from raycl.sweep.model import Sweep
 from raycl.sweep.source import undotted
 from raycl.sweep.spaces import Space
-from raycl.training.check import load_from_hub, try_out
+from raycl.training.check import check_batches, load_from_hub, try_out
 from raycl.training.randomness import Seeds
 from raycl.training.run import build_benchmark
 from raycl.training.weights import build_network, named_in, read, sha256
 
+log = logging.getLogger(__name__)
+
 
 def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
     """Load every data set and build every stream once, for the first seed; games need none.
+
+    What was passed over while images were looked for is one line of the log.
 
     Args:
         sweep: The sweep.
@@ -35,12 +41,26 @@ def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
 
     Raises:
         UserError: A data set is missing, or does not fit its benchmark (more tasks than classes),
-            or the benchmark does not define a readout that was asked for.
+            or the benchmark does not define a readout that was asked for, or ``drop_last`` leaves
+            nothing of a task.
     """
     data: dict[str, Dataset] = {}
-    if not sweep.kind.needs_data:
-        _check_games(sweep)
-        return data
+    left_out: list[LeftOut] = []
+    try:
+        if sweep.kind.needs_data:
+            _check_images(sweep, root, data, left_out)
+        else:
+            _check_games(sweep)
+    finally:
+        if said := LeftOut.merged(left_out):
+            log.warning("warning: left out: %s", said)
+    return data
+
+
+def _check_images(
+    sweep: Sweep, root: Path, data: dict[str, Dataset], left_out: list[LeftOut]
+) -> None:
+    """Fill in the data sets, and what was passed over in them."""
     for index, config in enumerate(benchmark_configs(sweep)):
         benchmark = build_benchmark(config)
         try:
@@ -48,14 +68,15 @@ def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
                 key = datasets.key(wanted)
                 if key not in data:
                     data[key] = datasets.load(wanted, root)
+                    left_out.append(data[key].left_out)
+            left_out.append(benchmark.left_out())
             seed = Seeds.derive(sweep.seeds[0], **sweep.fixed_seeds.model_dump()).class_order
-            info = benchmark.stream(data, seed).info
+            stream = benchmark.stream(data, seed)
         except UserError as error:
             raise _placed(sweep, index, error) from error
-        _check_top(sweep, index, benchmark.config.top_k, info)
-        _check_stream(sweep, config["label"], info)
-        _check_trials(sweep, index, config["label"], info)
-    return data
+        _check_top(sweep, index, benchmark.config.top_k, stream.info)
+        _check_stream(sweep, config["label"], stream.info)
+        _check_trials(sweep, index, config["label"], stream)
 
 
 def read_weights(sweep: Sweep) -> dict[str, Tensors]:
@@ -95,14 +116,19 @@ def _check_hashed(config: Mapping[str, Any]) -> None:
             raise UserError(f"{where}.weights", what, hint)
 
 
-def _check_trials(sweep: Sweep, index: int, label: str, info: StreamInfo) -> None:
+def _check_trials(sweep: Sweep, index: int, label: str, stream: Stream) -> None:
     """What the networks and the methods on benchmark ``label`` say when they are built."""
     tried = set()
+    info, images = stream.info, [len(task.train) for task in stream.data]
     for group in groups(sweep):
         if group.benchmark != label:
             continue
         for values in _each_value(group.spaces):
             config = fill(group.base, values, 0, "").config
+            try:
+                check_batches(config, images)
+            except UserError as error:
+                raise _in_trial(sweep, index, group.index, config, error) from error
             built = canonical({name: config[name] for name in ("method", "network")})
             if built in tried:
                 continue

@@ -16,21 +16,9 @@ import psutil
 
 from raycl import secrets
 from raycl.errors import UserError
+from raycl.sweep import environment
 from raycl.sweep.expand import Preview
 from raycl.sweep.storage import check_nodes
-
-ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON or TensorBoard files
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # we print each error once ourselves
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours turns SIGINT and SIGTERM into Tune's SIGUSR1
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean what they meant to the user
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AIR_NEW_OUTPUT": "1",
-}
-
 
 PASSED_ON = ("RAYCL_", "MLFLOW_", "AWS_", "AZURE_STORAGE_", "FSSPEC_", "GOOGLE_")
 """Beginnings of the names of variables that mean the same on another node."""
@@ -151,10 +139,10 @@ def connect(
         own_files: Whether trials need Python files of the current directory.
 
     Raises:
-        UserError: The cluster does not answer, a trial fits on none of its nodes, or nodes do not
-            share the storage.
+        UserError: Ray cannot read a variable, the cluster does not answer, a trial fits on none of
+            its nodes, or nodes do not share the storage.
     """
-    os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
+    environment.prepare()
     where = _where(address)
     import ray
 

@@ -185,7 +185,7 @@ def _trial(sweep: spec.Sweep, folder: SweepFolder, plan: TrialPlan, several: boo
     count = min(len(games.games), plan.config["tasks"] or len(games.games))
     kept = CheckpointStore(storage)
     kept.fs.invalidate_cache()
-    names = [Path(path).stem for path in kept.fs.glob(f"{kept.root}/after-*.pt")]
+    names = [Path(path).stem for path in kept.named("after-*.pt")]
     learnt = max((int(name.removeprefix("after-")) + 1 for name in names), default=0)
     ended = {o.key for o in folder.outcomes.all() if o.status == "finished"}
     if plan.key in ended:  # what is missing now was there

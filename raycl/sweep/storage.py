@@ -15,11 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from raycl.errors import UserError
 from raycl.secrets import adopt
-from raycl.training.checkpoint import make_folder
+from raycl.training.checkpoint import filesystem, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -93,12 +91,12 @@ class Lease:
     @property
     def fs(self) -> Any:
         """The file system."""
-        return fsspec.url_to_fs(self.url)[0]
+        return filesystem(self.url)[0]
 
     @property
     def place(self) -> str:
         """The file's path on it."""
-        return f"{fsspec.url_to_fs(self.url)[1]}/{LEASE}"
+        return f"{filesystem(self.url)[1]}/{LEASE}"
 
     def _write(self) -> None:
         fs, place = self.fs, self.place
@@ -136,7 +134,7 @@ def unusable(url: str, error: Exception) -> UserError:
 def look(url: str, theirs: str, mine: str, variables: Mapping[str, str]) -> bool:
     """On a node: whether a file is there; and leave another one."""
     adopt(variables)
-    fs, root = fsspec.url_to_fs(url)
+    fs, root = filesystem(url)
     fs.invalidate_cache()
     there = bool(fs.exists(f"{root}/{theirs}"))
     if there:
@@ -164,7 +162,7 @@ def check_nodes(url: str, nodes: Sequence[Mapping[str, Any]], variables: Mapping
     probe = f"probe-{uuid.uuid4().hex[:8]}"
     asked: dict[Any, tuple[str, str]] = {}
     try:
-        fs, root = fsspec.url_to_fs(url)
+        fs, root = filesystem(url)
         make_folder(fs, root)
         fs.pipe_file(f"{root}/{probe}", b"")
     except Exception as error:

@@ -31,10 +31,16 @@ def copy(names: Sequence[str], folder: str, sweep: Path, to: Path) -> list[Path]
     for name in names:
         url, path = f"{folder}/{name}.png", to / f"{name}.png"
         try:
-            fs, place = fsspec.url_to_fs(url)
-            path.write_bytes(fs.cat_file(place))
+            path.write_bytes(_content(url))
         except Exception as error:  # noqa: BLE001  (file systems raise what they like)
             log.warning("no picture: %s cannot be read (%s)", url, type(error).__name__)
         else:
             copies.append(path)
     return copies
+
+
+def _content(url: str) -> bytes:
+    if url.startswith("/"):  # to fsspec some characters of a path mean more
+        return Path(url).read_bytes()
+    fs, place = fsspec.url_to_fs(url)
+    return fs.cat_file(place)  # type: ignore[no-any-return]

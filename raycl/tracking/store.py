@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from raycl.errors import UserError, nearest
+from raycl.errors import UserError, nearest, printable
 from raycl.secrets import MASK, masked, redact, remember, user_end
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -53,9 +57,14 @@ def resolve(
         used: What the sweep was tracked in before: it has the password that ``uri`` may lack.
 
     Raises:
-        UserError: The URI is of no kind that raycl can use.
+        UserError: The URI is of no kind that raycl can use, or the folder's name is not UTF-8.
     """
     runs = runs.absolute()
+    try:
+        str(runs).encode()
+    except UnicodeEncodeError as error:
+        what = f"MLflow cannot keep runs in '{printable(str(runs))}', whose name is not UTF-8"
+        raise UserError("--runs", what, "take another folder") from error
     where = "tracking.uri" if uri else "MLFLOW_TRACKING_URI"
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri and MASK in uri:
@@ -65,14 +74,43 @@ def resolve(
         uri = used
     remember(uri or "")
     if not uri:
-        uri = URL.create("sqlite", database=str(runs / "mlflow.db")).render_as_string()
+        uri = _sqlite(runs / "mlflow.db")
     elif kind(uri, where) == "sqlite":
-        url = make_url(uri)
-        path = Path(url.database or "").absolute()
-        uri = url.set(database=str(path)).render_as_string(hide_password=False)
+        uri = _sqlite(Path(make_url(uri).database or "").absolute(), uri)
     if artifacts is None and kind(uri, where) not in SERVERS:
         artifacts = (runs / "artifacts").as_uri()
     return Store(uri, artifacts)
+
+
+def _sqlite(path: Path, given: str = "sqlite:") -> str:
+    """The URI of a file, with the path as it is but for what would be read otherwise.
+
+    MLflow makes the folder that stands in the URI, SQLAlchemy opens the file that it means.
+    """
+    scheme, _, rest = given.partition(":")
+    query = rest.partition("?")[2]
+    coded = re.sub(r"%(?=[0-9A-Fa-f]{2})", "%25", str(path)).replace("?", "%3F")
+    return f"{scheme}:///{coded}" + (f"?{query}" if query else "")
+
+
+@cache
+def for_mlflow(uri: str) -> str:
+    """The URI to give to MLflow: where a path needs escapes, a link without them leads to the file.
+
+    Without it MLflow makes a folder called as the path is written in the URI. The link lives as
+    long as this process.
+    """
+    if kind(uri) != "sqlite" or "%" not in uri.partition("?")[0]:
+        return uri
+    path = make_url(uri).database or ""
+    if _sqlite(Path(path)) == f"sqlite:///{path}":
+        return _sqlite(Path(path), uri)  # escapes that nobody needs
+    plain = (p for p in (tempfile.gettempdir(), "/tmp", "/var/tmp") if not re.search("[%?]", p))
+    folder = tempfile.mkdtemp(prefix="raycl-mlflow-", dir=next(plain))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    link = Path(folder) / "mlflow.db"
+    link.symlink_to(path)
+    return _sqlite(link, uri)
 
 
 def kind(uri: str, where: str = "tracking.uri") -> str:
@@ -115,6 +153,8 @@ def _check_quoting(uri: str, where: str) -> None:
 
 def shown(uri: str) -> str:
     """The URI without its password, for messages; without the user, where it is a server's."""
+    if uri.startswith("sqlite"):
+        return unquote(masked(uri))
     scheme, _, rest = masked(uri).partition("://")
     return f"{scheme}://{rest[user_end(rest) + 1 :]}" if scheme in SERVERS else masked(uri)
 
@@ -149,7 +189,7 @@ def check(uri: str) -> None:
         MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT=f"{ANSWER_S:.0f}"
     ):
         try:
-            MlflowClient(uri).search_experiments(max_results=1)
+            MlflowClient(for_mlflow(uri)).search_experiments(max_results=1)
         except Exception as error:  # noqa: BLE001  (stores raise whatever their drivers do)
             what = f"{shown(uri)} does not work: {reason(error)}"
             raise UserError("tracking.uri", what) from None
@@ -172,7 +212,9 @@ def _usable(path: Path, uri: str) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError("tracking.uri", f"cannot make the folder of {uri}: {error}") from None
+        raise UserError(
+            "tracking.uri", f"cannot make the folder of {shown(uri)}: {error}"
+        ) from None
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UserError("tracking.uri", f"{path} cannot be written")
     return path.exists() and path.stat().st_size > 0

@@ -72,7 +72,7 @@ def page(uri: str, address: str, name: str | None) -> str:
     store.quiet()
     from mlflow import MlflowClient
 
-    found = MlflowClient(uri).get_experiment_by_name(name) if name else None
+    found = MlflowClient(store.for_mlflow(uri)).get_experiment_by_name(name) if name else None
     if name and found is None:
         raise UserError("raycl ui", f"no experiment {name!r} in {store.shown(uri)}")
     base = f"{store.shown(address).rstrip('/')}/#/experiments"
@@ -82,6 +82,7 @@ def page(uri: str, address: str, name: str | None) -> str:
 
 def _start(uri: str, artifacts: str | None, port: int) -> subprocess.Popen[bytes]:
     """Start the server in a process group of its own, which can be ended as a whole."""
+    uri = store.for_mlflow(uri)
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
     command += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
     if artifacts:

@@ -369,7 +369,7 @@ def _client(uri: str) -> MlflowClient:
     store.quiet()
     from mlflow import MlflowClient
 
-    return MlflowClient(uri)
+    return MlflowClient(store.for_mlflow(uri))
 
 
 def _find_runs(client: MlflowClient, experiment_id: str, sweep_id: str) -> dict[str, str]:

@@ -55,6 +55,31 @@ def check_networks(method: type[Method], name: str, networks: Sequence[Mapping[s
         )
 
 
+def check_batches(config: Mapping[str, Any], images: Sequence[int]) -> None:
+    """Refuse ``drop_last`` where it leaves no batch of a task.
+
+    A method that keeps images trains on them, too; of its tasks only the first is sure to be alone.
+
+    Args:
+        config: A finished configuration.
+        images: Training images of each task.
+
+    Raises:
+        UserError: A task has fewer images than a batch.
+    """
+    trial = TrialConfig.model_validate(config)
+    train = trial.train
+    if not train.drop_last:
+        return
+    method = registry.find("raycl.methods", Method, trial.method["name"], where="method")  # type: ignore[type-abstract]
+    alone = images[: trial.tasks] if method.memory is None else images[:1]
+    for task, count in enumerate(alone, 1):
+        if count < train.batch_size:
+            what = f"leaves nothing of task {task}: {count} images, and batches of"
+            hint = "set a smaller batch_size, or drop_last: false"
+            raise UserError("train.drop_last", f"{what} {train.batch_size}", hint)
+
+
 def try_out(config: Mapping[str, Any], info: StreamInfo) -> None:
     """Build a trial's networks and its method, to find out before any work what does not fit.
 

@@ -13,6 +13,7 @@ import io
 import os
 import uuid
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ class Loaded:
     damaged: tuple[str, ...]
 
 
+def filesystem(url: str) -> tuple[Any, str]:
+    """The file system of a path or a URL, and the path on it; a path may have any character."""
+    if url.startswith("/"):
+        return fsspec.filesystem("file"), os.path.normpath(url)
+    return fsspec.url_to_fs(url)  # type: ignore[no-any-return]
+
+
 class CheckpointStore:
     """The checkpoints of one trial.
 
@@ -67,7 +75,7 @@ class CheckpointStore:
     def __init__(self, url: str, keep: int = 2) -> None:
         if keep < 2:
             raise ValueError(f"keep must be at least 2, not {keep}")
-        self.fs, self.root = fsspec.url_to_fs(url)
+        self.fs, self.root = filesystem(url)
         self.keep = keep
 
     def save(self, state: dict[str, Any], step: int) -> str:
@@ -138,7 +146,15 @@ class CheckpointStore:
     def paths(self) -> list[str]:
         """Checkpoints there are, oldest first."""
         self.fs.invalidate_cache()
-        return sorted(self.fs.glob(f"{self.root}/step-*.pt"))
+        return self.named("step-*.pt")
+
+    def named(self, pattern: str) -> list[str]:
+        """Paths of the files whose names match, sorted; the folder's own name is no pattern."""
+        try:
+            inside = self.fs.ls(self.root, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(path for path in inside if fnmatch(path.rpartition("/")[2], pattern))
 
     def load(self) -> Loaded | None:
         """The newest intact state, or ``None`` if there is none at all.

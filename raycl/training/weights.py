@@ -17,7 +17,6 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,7 +34,7 @@ from raycl.networks.base import (
     find_network,
     load_tensors,
 )
-from raycl.training.checkpoint import TRIALS, CheckpointStore, runs_root
+from raycl.training.checkpoint import TRIALS, CheckpointStore, filesystem, runs_root
 
 WHERE = "network.weights"
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
@@ -306,7 +305,7 @@ def _in_runs(trial: str) -> Place:
     except ValueError as error:
         raise UserError(f"{WHERE}.trial", str(error)) from error
     if path is None:
-        beside = store.fs.glob(f"{store.root.rpartition('/')[0]}/*")
+        beside = CheckpointStore(url).named("*")
         known = [one.rpartition("/")[2] for one in beside]
         what = f"run '{run}' has no checkpoint of a trial '{key}'"
         raise UserError(f"{WHERE}.trial", what, nearest(key, known[:20]))
@@ -340,7 +339,8 @@ def _read(place: Place) -> tuple[str, dict[str, NDArray[Any]]]:
 
 def _content(place: Place) -> bytes:
     try:
-        with fsspec.open(place.path, "rb") as file:
+        fs, path = filesystem(place.path)
+        with fs.open(path, "rb") as file:
             content: bytes = file.read()
     except OSError as error:
         what = f"{place.path} cannot be read: {error.strerror or error}"

@@ -280,3 +280,85 @@ def test_a_dataset_without_validation_images(data: Path) -> None:
     loaded = {datasets.key(benchmark.datasets()[0]): datasets.load(plain, data)}
     with pytest.raises(UserError, match="a has no validation images of a: 2 classes"):
         benchmark.stream(loaded, 0)
+
+
+ALONE = """
+name: s
+benchmark: {name: folder_sequence, path: PATH, validation: 0}
+methods: [finetune]
+network: {name: mlp, hidden: [8]}
+train: {epochs: 1, batch_size: 4}
+"""
+
+
+def checked(folder: Path, path: str, *overrides: str) -> list[str]:
+    """Names of the data sets that are loaded."""
+    (folder / "s.yaml").write_text(ALONE.replace("PATH", path))
+    found = spec.check_data(spec.load(folder / "s.yaml", list(overrides)), folder)
+    return [one.name for one in found.values()]
+
+
+def test_all_that_was_left_out_is_one_line(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(data / "seq", {"t1": "ab", "t2": "ab"}, {"train": 4, "test": 2})
+    for name in ("t1/train/c/0.heic", "t2/train/c/0.heic", "t3/a/0.heic", "t1/.DS_Store"):
+        (data / "seq" / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / "seq" / name).write_bytes(b"x")
+    assert checked(data, "seq") == ["t1", "t2"]
+    start = f"{data}/seq"
+    assert caplog.messages == [
+        f"warning: left out: 2 files of other kinds ('{start}/t1/train/c/0.heic', "
+        f"'{start}/t2/train/c/0.heic'); 3 folders without images ('{start}/t1/train/c', "
+        f"'{start}/t2/train/c', '{start}/t3')"
+    ]
+    caplog.clear()
+    shutil.rmtree(data / "seq" / "t1" / "train" / "b")
+    with pytest.raises(UserError, match=r"class 'b' of '.*/t1' is in test but not in train"):
+        checked(data, "seq")
+    shutil.rmtree(data / "seq" / "t1" / "test" / "b")
+    (data / "seq" / "t1" / "test" / "b").mkdir()
+    with pytest.raises(UserError, match=r"t1 has one class only; left out: .*/t1/test/b'"):
+        checked(data, "seq")
+
+
+@pytest.mark.parametrize("name", ["SEQ.ZIP", "seq.zip"])
+def test_the_suffix_of_a_zip_in_any_case(data: Path, name: str) -> None:
+    write(data / "made", {"t1": "ab", "t2": "ab"}, {"train": 4, "test": 2})
+    shutil.make_archive(str(data / "made"), "zip", data / "made")
+    (data / "made.zip").rename(data / name)
+    assert checked(data, name) == ["t1", "t2"]
+
+
+def test_a_folder_that_is_called_zip(data: Path) -> None:
+    write(data / "seq.zip", {"t1.zip": "ab", "t2": "ab"}, {"train": 4, "test": 2})
+    assert checked(data, "seq.zip") == ["t1", "t2"]
+
+
+def test_a_task_that_vanishes_is_named(data: Path) -> None:
+    write(data / "seq", {"t1": "ab"}, {"train": 4, "test": 2})
+    with pytest.raises(UserError, match=r"there is no '.*/seq/t2'"):
+        checked(data, "seq", "benchmark.tasks=[t1, t2]")
+
+
+@pytest.mark.parametrize(
+    "method, batch_size, wrong",
+    [("finetune", 8, None), ("finetune", 9, 1), ("naive_rehearsal", 8, None), ("joint", 9, 1)],
+)
+def test_drop_last_that_leaves_nothing_is_refused(
+    data: Path, method: str, batch_size: int, wrong: int | None
+) -> None:
+    write(data / "seq", {"t1": "ab", "t2": "ab"}, {"train": 4, "test": 2})
+    options = (f"methods=[{method}]", "train.drop_last=true", f"train.batch_size={batch_size}")
+    if wrong is None:
+        assert checked(data, "seq", *options) == ["t1", "t2"]
+        return
+    with pytest.raises(UserError, match=f"leaves nothing of task {wrong}: 8 images, and batches"):
+        checked(data, "seq", *options)
+
+
+def test_drop_last_looks_at_every_task_that_is_learnt_alone(data: Path) -> None:
+    write(data / "seq", {"t1": "abc", "t2": "ab"}, {"train": 4, "test": 2})
+    options = ("train.drop_last=true", "train.batch_size=12")
+    assert checked(data, "seq", *options, "methods=[joint]") == ["t1", "t2"]
+    assert checked(data, "seq", *options, "stop.tasks=1") == ["t1", "t2"]
+    with pytest.raises(UserError, match="leaves nothing of task 2: 8 images, and batches of 12"):
+        checked(data, "seq", *options)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from raycl import datasets
 from raycl.datasets import Arrays, Dataset, DatasetConfig, Files
-from raycl.datasets.folder import subfolders
+from raycl.datasets.listing import subfolders
 from raycl.errors import UserError
 
 
@@ -68,7 +68,7 @@ def test_without_test_folder_every_fifth_image_is_held_out(tmp_path: Path) -> No
 
 
 def drawn(root: Path, path: str = ".", hold_out: int = 100) -> tuple[list[str], list[str]]:
-    """Names of training and test images; their content is not read."""
+    """Names of training and test images; of their content only the header is read."""
     given = {"size": 80, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     data = load(root, path, hold_out=hold_out, **given)
     sides = []
@@ -81,11 +81,14 @@ def drawn(root: Path, path: str = ".", hold_out: int = 100) -> tuple[list[str], 
 
 
 def test_hold_out_draws_as_blip_does_on_mini_imagenet(tmp_path: Path) -> None:
+    write_image(tmp_path / "one.jpg", 12)
+    content = (tmp_path / "one.jpg").read_bytes()
+    (tmp_path / "one.jpg").unlink()
     for name in ("b", "a"):
         for i in reversed(range(600)):
             path = tmp_path / name / f"{i:03}.jpg"
             path.parent.mkdir(exist_ok=True)
-            path.touch()
+            path.write_bytes(content)
     rng = np.random.RandomState(1234)
     orders = {name: rng.permutation(600) for name in "ab"}
     train, test = drawn(tmp_path)

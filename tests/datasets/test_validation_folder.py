@@ -17,7 +17,7 @@ from torchvision.transforms import Resize
 from raycl import datasets
 from raycl.datasets import Arrays, Dataset, DatasetConfig, Files
 from raycl.datasets.base import Budget
-from raycl.datasets.folder import has_folder, subfolders
+from raycl.datasets.listing import has_folder, subfolders
 from raycl.datasets.transform import resize_batch
 from raycl.errors import UserError
 

@@ -10,7 +10,7 @@ from tracking_helpers import free_port
 
 from raycl.errors import UserError
 from raycl.tracking import Store, check, resolve
-from raycl.tracking.store import quiet, reason, shown
+from raycl.tracking.store import for_mlflow, quiet, reason, shown
 
 
 @pytest.fixture(autouse=True)
@@ -113,3 +113,63 @@ def test_reasons_are_short() -> None:
     assert reason(ValueError("(sqlite3.Error) no such table: runs\n[SQL: SELECT *]")) == (
         "(sqlite3.Error) no such table: runs"
     )
+
+
+NAMES = (
+    "müller",
+    "a b",
+    "a#b",
+    "a?b",
+    "a%41b",
+    "100%",
+    "o'b\"r",
+    "a;b&c=d",
+    "x@y:z",
+    "[a]*",
+    "a::b",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_of_a_folder_with_any_name(tmp_path: Path, name: str) -> None:
+    """MLflow makes the folder that is written in a URI; SQLAlchemy opens the file that is meant."""
+    from sqlalchemy import create_engine
+
+    runs = tmp_path / name / "runs"
+    runs.mkdir(parents=True)
+    uri = resolve(runs).uri
+    assert resolve(runs, uri).uri == uri
+    assert resolve(runs, uri + "?timeout=3").uri == uri + "?timeout=3"
+    given = for_mlflow(uri)
+    assert Path(given.removeprefix("sqlite:///")).parent.is_dir()
+    with create_engine(given).connect() as connection:
+        connection.exec_driver_sql("create table t (a)")
+    assert (runs / "mlflow.db").stat().st_size
+    assert shown(uri) == f"sqlite:///{runs}/mlflow.db"
+
+
+def test_escapes_that_were_written_before_are_understood(tmp_path: Path) -> None:
+    assert for_mlflow(f"sqlite:///{tmp_path}/m%C3%BCller/mlflow.db") == (
+        f"sqlite:///{tmp_path}/müller/mlflow.db"
+    )
+
+
+def test_mlflow_in_a_folder_with_every_such_character(tmp_path: Path) -> None:
+    quiet()
+    from mlflow import MlflowClient
+
+    runs = tmp_path / " ".join(NAMES) / "runs"
+    runs.mkdir(parents=True)
+    used = resolve(runs)
+    client = MlflowClient(for_mlflow(used.uri))
+    experiment = client.create_experiment("x", artifact_location=used.artifacts)
+    run = client.create_run(experiment).info.run_id
+    client.log_text(run, "hello", "a.txt")
+    assert [file.path for file in client.list_artifacts(run)] == ["a.txt"]
+    assert sorted(path.name for path in runs.iterdir()) == ["artifacts", "mlflow.db"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [" ".join(NAMES)]
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot keep runs in '.*/caf\\xe9', .* is not UTF-8"):
+        resolve(tmp_path / os.fsdecode(b"caf\xe9"))

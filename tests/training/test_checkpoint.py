@@ -76,3 +76,13 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 def test_keep_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 2"):
         CheckpointStore(str(tmp_path), keep=1)
+
+
+@pytest.mark.parametrize("name", ["[a]*", "a::b", "a?b", "ü #%41"])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    found = store(tmp_path / name, 1, 2)
+    assert len(found.paths()) == 2
+    loaded = found.load()
+    assert loaded is not None
+    assert loaded.state["step"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == [name]

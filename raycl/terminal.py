@@ -1,0 +1,71 @@
+"""Standard output and standard error that never fail for what is printed, or for who listens.
+
+A sweep goes on when its terminal has closed or ``| head`` has seen enough, and letters that a
+terminal cannot print are replaced.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import sys
+from typing import Any, TextIO
+
+GONE = (errno.EPIPE, errno.EIO)
+"""Errors that say that nobody reads any more: a pipe, a terminal."""
+PLAIN = {"↑": "^", "↓": "v", "→": "->", "±": "+-", "−": "-", "–": "-", "·": "-", "•": "*"}
+PLAIN |= {"≤": "<=", "≥": ">=", "…": "..."}
+"""Signs that we print, and what stands for them where only ASCII can be printed."""
+
+
+def steady() -> None:
+    """Make ``sys.stdout`` and ``sys.stderr`` such streams; what replaced them before stays."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: else the next file opened would get what is printed
+            os.open(os.devnull, os.O_RDWR)
+    codecs.register_error("raycl", _plain)
+    sys.stdout = _steady(sys.stdout, 1)
+    sys.stderr = _steady(sys.stderr, 2)
+
+
+def _steady(stream: TextIO | None, number: int) -> TextIO:
+    if stream is None:  # it was closed when Python began
+        return io.TextIOWrapper(io.BufferedWriter(_Listener(number)), "utf-8", "raycl")
+    if type(stream) is not io.TextIOWrapper or stream.fileno() != number:
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Listener(number)),
+        stream.encoding,
+        "raycl",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+class _Listener(io.FileIO):
+    """A descriptor whose reader may go away; what is told on standard error may also be lost."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, "w", closefd=False)
+
+    def write(self, data: Any, /) -> int:
+        """Write; where nobody reads, as if it had been read."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if self.fileno() == 1 and error.errno not in GONE:
+                raise
+            return len(data)
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    escaped = (PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in letters)
+    return "".join(escaped), error.end
