@@ -27,7 +27,7 @@ COVERING = {
     ("coda_prompt", "cdl_prompt"),
 }
 """Pairs that the default run tries."""
-FIRST_TASK = {("l2p", "kdp"), ("coda_prompt", "cdl_prompt")}
+FIRST_TASK = {("l2p", "kdp")}
 """Pairs that are tried on networks which the first task trains, too."""
 
 
@@ -76,5 +76,5 @@ for _learner, _scheme in PAIRS:
     _pair, _both = (_learner, _scheme), {"method": "cdl", "given": _given}
     _add(f"Test_{_learner}_{_scheme}", _pair not in COVERING, **_both)
     if _pair in FIRST_TASK:
-        _first = {"anchor": "first_task", "train": {**Prompts.train, "epochs": 6, "lr": 0.01}}
+        _first = {"anchor": "first_task", "train": {**Prompts.train, "epochs": 8}}
         _add(f"Test_{_learner}_{_scheme}_first_task", True, **_both, **_first)
