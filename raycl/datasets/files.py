@@ -351,7 +351,7 @@ class FileSet(Normalised):
         """See ``Normalised.stream``."""
         indices, device = torch.split(index, list(sizes)), self.labels.device
         drawn = [None if crop is None else crop.draws(size).cpu() for size in sizes]
-        flipped = (lambda images: images) if crop is None else crop.flip
+        flipped: Transform = (lambda images: images) if crop is None else crop.flip
         workers = min(WORKERS // share, len(sizes))
         if not workers:  # more sets than cores: decoded in threads of this process
             for one, numbers in zip(indices, drawn, strict=True):
@@ -382,7 +382,9 @@ class _Decoded(TorchDataset[Tensor | UserError]):
     def __getitem__(self, item: int) -> Tensor | UserError:
         size, shorter, drawn = self.files.size, self.files.shorter, self.drawn[item]
         names = [self.files.paths[row] for row in self.batches[item].tolist()]
-        parts = [None] * len(names) if drawn is None else drawn.unbind(-1)
+        parts: Sequence[Tensor | None] = [None] * len(names)
+        if drawn is not None:
+            parts = drawn.unbind(-1)
         try:
             images = [
                 decode(name, size, colour=True, shorter=shorter, drawn=part)
