@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_every_sweep_file_is_valid_with_a_header(path):
     assert sweep.name == "-".join(path.relative_to(SWEEPS).with_suffix("").parts)
     assert sweep.description
     header = path.read_text().split("name:")[0]
-    assert f"raycl run sweeps/{path.relative_to(SWEEPS)}" in header
+    assert re.search(rf"raycl (run|pretrain) sweeps/{path.relative_to(SWEEPS)}\b", header)
     assert "What one should see" in header
 
 

@@ -122,16 +122,13 @@ def test_53_tiny_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_budget_in_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYCL_DATA", str(tmp_path))
-    write(
-        tmp_path / "skill53",
-        "many",
-        67,
-        {"train": [b""] * 80, "val": [b""] * 9, "test": [b""] * 10},
-    )
-    write(
-        tmp_path / "skill53", "few", 9, {"train": [b""] * 300, "val": [b""] * 5, "test": [b""] * 40}
-    )
-    made = benchmark(size=80, mean=(0.5,) * 3, std=(0.5,) * 3)  # so that no image is read
+    buffer = BytesIO()
+    Image.new("RGB", (1, 1)).save(buffer, "PNG")
+    pixel = buffer.getvalue()
+    root = tmp_path / "skill53"
+    write(root, "many", 67, {"train": [pixel] * 80, "val": [pixel] * 9, "test": [pixel] * 10})
+    write(root, "few", 9, {"train": [pixel] * 300, "val": [pixel] * 5, "test": [pixel] * 40})
+    made = benchmark(size=80, mean=(0.5,) * 3, std=(0.5,) * 3)  # so that no pixel is read
     data = {datasets.key(one): datasets.load(one, tmp_path) for one in made.datasets()}
     sizes = [
         (len(t.train), len(t.validation or ()), len(t.test)) for t in made.stream(data, 0).data
