@@ -28,11 +28,11 @@ BOTH = {"precision": "bfloat16", "channels_last": True}
 NETWORK = {"name": "resnet32", "blocks": 1}
 
 
-def build(method: str = "finetune", options: Any = None, **train: Any) -> Run:
+def build(method: str = "finetune", options: Any = None, network: Any = None, **train: Any) -> Run:
     config: dict[str, Any] = {
         "benchmark": {"name": "split", "dataset": "digits", "tasks": 2, "validation": 0.2},
         "method": {"name": method, **(options or {})},
-        "network": NETWORK,
+        "network": network or NETWORK,
         "train": {"epochs": 2, "batch_size": 16, "lr": 0.05, "momentum": 0.9, **train},
     }
     return Run(config, toy_data())
@@ -251,7 +251,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dgr": {"latent": 8, "width": 0.05},
     "lwf_synthetic": {"power_iterations": 2, "latent": 8},
     "qdi": {"inversion_steps": 4, "synthetic_images": 20},
+    "regress_features": {"source": {"name": "mlp", "hidden": [24]}},
 }
+VIT = {
+    "name": "timm",
+    "model": "vit_tiny_patch16_224",
+    "model_args": {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
+}
+PROMPTS: dict[str, dict[str, Any]] = {
+    "apt": {},
+    "cdl": {"learner": {"name": "l2p", "size": 5}, "teacher_network": VIT},
+    "coda_prompt": {"size": 6, "blocks": [0, 1]},
+    "dual_prompt": {"size": 3, "blocks": [1], "general_blocks": [0]},
+    "l2p": {"size": 5},
+    "no_prompt": {},
+    "one_prompt": {},
+}
+"""Methods that need a transformer, which the first task trains here."""
 
 
 @pytest.mark.parametrize("method", sorted(set(registry.names("raycl.methods")) - {"finetune"}))
@@ -259,6 +275,9 @@ def test_methods_run_with_both(method: str) -> None:
     """Killed after the first step of the second task, and resumed to the same bits."""
 
     def run() -> Run:
+        if method in PROMPTS:
+            options = {"anchor": "first_task", **PROMPTS[method]}
+            return build(method, options, VIT, epochs=1, **BOTH)
         return build(method, OPTIONS.get(method, {}), epochs=1, **BOTH)
 
     reference = run()
