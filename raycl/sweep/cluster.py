@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
@@ -14,13 +15,14 @@ from typing import Any
 import psutil
 
 from raycl.errors import UserError
+from raycl.sweep import ray_here, signals
 from raycl.sweep.expand import Preview
 from raycl.sweep.storage import check_nodes
 
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON or TensorBoard files
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # we print each error once ourselves
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours turns SIGINT and SIGTERM into Tune's SIGUSR1
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours turn signals into Tune's SIGUSR1
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean what they meant to the user
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -42,7 +44,7 @@ GB = 1e9
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM: the trials were told to save and to stop."""
+    """A signal came: the trials were told to save and to stop."""
 
 
 class Broken(Exception):
@@ -148,22 +150,49 @@ def connect(
 
     meanwhile = Thread(target=_import_meanwhile, daemon=True)
     meanwhile.start()
-    try:
-        _init(where, _runtime_env(where, own_files))
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        what = "Ray does not start" if where == "local" else f"no Ray cluster answers at '{where}'"
-        raise UserError("--address", f"{what}: {error}") from error
-    try:
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        meanwhile.join()  # MLflow must not be imported by two threads at once
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        alive = [node for node in nodes if node["Alive"]]
-        _check(plans, [node["Resources"] for node in alive])
-        if len(alive) > 1 and storage is not None:
-            check_nodes(storage, [node for node in alive if node["Resources"].get("CPU")])
-        yield
-    finally:
-        ray.shutdown()
+    local, watch = where == "local", ray_here.Watch()
+    with ray_here.reaped() if local else contextlib.nullcontext() as reaper:
+        try:
+            with signals.blocked():
+                _init(where, _runtime_env(where, own_files))
+        except Exception as error:
+            raise _not_started(where, error) from error
+        try:
+            ray_here.tell(reaper)
+            with watch.watching() if local else contextlib.nullcontext():
+                _look(plans, storage, meanwhile)
+                yield
+        finally:
+            with signals.unheard():
+                if watch.died:
+                    atexit.unregister(ray.shutdown)  # it would wait for what is dead
+                else:
+                    ray_here.tell(reaper)
+                    ray.shutdown()
+
+
+def _not_started(where: str, error: Exception) -> UserError:
+    """Why there is no Ray, in one line."""
+    text = " ".join(str(error).split())[:500] or type(error).__name__
+    if where != "local":
+        return UserError("--address", f"no Ray cluster answers at '{where}': {text}")
+    if isinstance(error, OSError):
+        hint = f"its files are in {ray_here.default_folder()}: see TMPDIR, or set RAY_TMPDIR"
+        return UserError("ray", f"Ray does not start: {text}", hint)
+    return UserError("ray", f"Ray does not start: {text}")
+
+
+def _look(plans: Sequence[Preview], storage: str | None, meanwhile: Thread) -> None:
+    """Refuse what does not fit on the cluster, or cannot be kept by it."""
+    import ray
+
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    meanwhile.join()  # MLflow must not be imported by two threads at once
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    alive = [node for node in nodes if node["Alive"]]
+    _check(plans, [node["Resources"] for node in alive])
+    if len(alive) > 1 and storage is not None:
+        check_nodes(storage, [node for node in alive if node["Resources"].get("CPU")])
 
 
 def _init(where: str, runtime_env: dict[str, Any] | None) -> None:
@@ -181,6 +210,8 @@ def _init(where: str, runtime_env: dict[str, Any] | None) -> None:
         "include_dashboard": False if where == "local" else None,
         "runtime_env": runtime_env,
     }
+    if where == "local" and (folder := ray_here.temporary_folder()) is not None:
+        options["_temp_dir"] = folder
     try:
         ray.init(**options)
     except ConnectionError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,13 +12,16 @@ import yaml
 from rich.console import Console
 
 from raycl import datasets
+from raycl.atomic import Damaged
 from raycl.datasets.base import Dataset
 from raycl.errors import UserError
-from raycl.sweep import cluster, expand, select, spec
+from raycl.sweep import cluster, expand, local, select, signals, spec
 from raycl.sweep.expand import Preview, TrialPlan
-from raycl.sweep.folder import TRIALS, SweepFolder, runs_root
+from raycl.sweep.folder import HASH, TRIALS, SweepFolder, runs_root
+from raycl.sweep.made_of import MadeOf
 from raycl.sweep.outcomes import Outcome, Outcomes, Status
 from raycl.sweep.progress import Progress
+from raycl.sweep.ray_here import RayDied
 from raycl.sweep.storage import Lease
 from raycl.sweep.tracked import Tracked, sweep_record
 from raycl.tracking import store
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
     from raycl.sweep.stage import Stage
 
 CLOSE_TIMEOUT_S = 60.0
+RAY_DIED = 3
+"""Exit code."""
+NAMED = 10
+"""So many missing trials are named."""
 
 
 def run(
@@ -40,18 +46,19 @@ def run(
     runs: Path | None,
     data_root: Path | None,
     tracking_uri: str | None,
+    accept_changes: bool = False,
 ) -> int:
     """Start a sweep, or continue what is there under its name.
 
     Returns:
-        0 all trials finished; 1 some failed; 130 interrupted.
+        0 all trials finished and are in the table; 1 some did not; 3 Ray died; 130 interrupted.
 
     Raises:
         UserError: Something is wrong with the file, the arguments or the surroundings.
     """
     sweep = spec.load(sweep_path, overrides, smoke)
     folder = SweepFolder(runs_root(runs), sweep.name)
-    return Execution(sweep, folder, address, data_root, tracking_uri).run()
+    return Execution(sweep, folder, address, data_root, tracking_uri, accept_changes).run()
 
 
 def resume(
@@ -60,18 +67,23 @@ def resume(
     address: str | None,
     data_root: Path | None,
     tracking_uri: str | None,
+    accept_changes: bool = False,
 ) -> int:
     """Continue a sweep by its name, and run its failed trials again."""
     folder = SweepFolder.existing(runs_root(runs), name)
+    with folder.lock():
+        mended = folder.mend()
     sweep = spec.load(folder.resolved_file)
-    return Execution(sweep, folder, address, data_root, tracking_uri).run(retry_errors=True)
+    execution = Execution(sweep, folder, address, data_root, tracking_uri, accept_changes)
+    execution.mended(mended)
+    return execution.run(retry_errors=True)
 
 
 class Recorder:
     """The listener that writes outcomes; a killed trial has none, so that it is continued."""
 
-    def __init__(self, outcomes: Outcomes) -> None:
-        self.outcomes = outcomes
+    def __init__(self, outcomes: Outcomes, made_of: str) -> None:
+        self.outcomes, self.made_of = outcomes, made_of
 
     def started(self, plan: TrialPlan) -> None:
         """Nothing is over yet."""
@@ -85,7 +97,7 @@ class Recorder:
     def ended(self, plan: TrialPlan, status: Status, row: dict[str, Any], error: str) -> None:
         """Write it down."""
         if status != "killed":
-            self.outcomes.add(Outcome.of(plan, status, row, error))
+            self.outcomes.add(Outcome.of(plan, status, row, error, self.made_of))
 
 
 class Execution:
@@ -97,6 +109,7 @@ class Execution:
         address: Ray cluster, see ``cluster.connect``.
         data_root: Where data sets lie; default: see ``datasets.data_root``.
         tracking_uri: MLflow; default: the sweep file's, ``MLFLOW_TRACKING_URI``, or SQLite.
+        accept_changes: Go on although code or data are not what the sweep was begun with.
     """
 
     def __init__(
@@ -106,7 +119,11 @@ class Execution:
         address: str | None,
         data_root: Path | None,
         tracking_uri: str | None,
+        accept_changes: bool = False,
     ) -> None:
+        self.accept_changes = accept_changes
+        self.made_of: MadeOf | None = None
+        self.repaired: list[str] = []
         self.sweep, self.folder, self.address = sweep, folder, address
         self.data_root = (data_root or datasets.data_root()).resolve()
         self.store = store.resolve(folder.root, tracking_uri or sweep.tracking.uri)
@@ -114,13 +131,24 @@ class Execution:
         self.console = Console(stderr=True)
         self.reopened = False
         self.broken = ""
+        self.lost = self.unsent = 0
+        self.accepted: list[str] = []
 
     def run(self, retry_errors: bool = False) -> int:
         """Everything, in order; what can be refused is refused before Ray starts."""
         try:
-            return self._run(retry_errors)
+            with signals.raised():
+                return self._run(retry_errors)
         except cluster.TooMuch as error:
             raise self._placed(error) from error
+        except KeyboardInterrupt:  # before anything was under way, or when all was over
+            return self._interrupted()
+
+    def mended(self, lines: Sequence[str]) -> None:
+        """Say which files were damaged, now and at the end."""
+        self.repaired += lines
+        for line in lines:
+            self._say(line)
 
     def _placed(self, error: cluster.TooMuch) -> UserError:
         """With its place in the file: the method's own resources, or those of all."""
@@ -137,19 +165,52 @@ class Execution:
         if cluster.is_local(self.address):
             cluster.fits_here(requests)
         with self.folder.lock():
+            self.mended(self.folder.mend())
             self.outcomes = self.folder.outcomes  # nobody else writes any more
+            self.mended(self.outcomes.set_aside())
             spec_hash, resolved = expand.spec_hash(self.sweep), self.sweep.resolved()
             self.folder.check(spec_hash, resolved)
+            self.mended(self._mend_winners())
             self.reopened = retry_errors and bool(self._without_winner())
             if retry_errors and (count := self.outcomes.forget_errors(self._open_kinds())):
                 self._say(f"{count} failed trials run again")
-            try:
-                if self._missing_search() or self._missing_final():
-                    return self._with_cluster(requests, data)
-                self._say("every trial is over; nothing to run")
-                return self._conclude(*self._tracked(None))
-            except KeyboardInterrupt:  # while Ray started, or a second time
-                return self._interrupted()
+            if self._missing_search() or self._missing_final():
+                self._accept(MadeOf.of(self.sweep, self.data_root, self.folder.root))
+                return self._with_cluster(requests, data)
+            self._say("every trial is over; nothing to run")
+            return self._conclude(*self._tracked(None))
+
+    def _mend_winners(self) -> list[str]:
+        """Choose the winners again if their file is damaged: what finals ran with, else as then."""
+        try:
+            self.folder.winners()
+        except Damaged as error:
+            search = self.sweep.search
+            chosen = {}
+            if any(group.spaces for group in expand.groups(self.sweep)):
+                known = self.outcomes.all()
+                chosen = select.winners(known, search.metric, search.mode, search.seeds)
+                chosen |= {(o.benchmark, o.method): o.varied for o in known if o.kind == "winner"}
+            self.folder.record_winners(chosen)
+            return [f"{error.path} {error.what}: written again from the outcomes"]
+        return []
+
+    def _accept(self, now: MadeOf) -> None:
+        """Refuse to go on with other code or data than the sweep was begun with.
+
+        Raises:
+            UserError: They differ, and that was not accepted.
+        """
+        self.made_of = now
+        before = self.folder.made_of()
+        changed = now.changes(before) if before is not None else []
+        if changed and self.folder.begun and not self.accept_changes:
+            what = f"'{self.sweep.name}' was begun with other code or data: {', '.join(changed)}"
+            hint = "put them back, or choose another name, or go on with --accept-changes"
+            raise UserError("name", what, hint)
+        if changed and self.folder.begun:
+            self._say(f"accepted: {', '.join(changed)} changed since the sweep was begun")
+            self.accepted = changed
 
     def _with_cluster(self, requests: Sequence[Preview], data: Mapping[str, Dataset]) -> int:
         lease = Lease(self.storage, self.folder.sweep_id, self.folder.path)
@@ -157,6 +218,9 @@ class Execution:
         with lease.held(), cluster.connect(self.address, requests, self.storage, own_files):
             try:
                 return self._conclude(*self._tracked(data))
+            except RayDied:
+                self._say(f"Ray on this machine has died; {self._again}")
+                return RAY_DIED
             finally:
                 if lease.taken_by:
                     self._say(f"stopped: {self.storage} was taken over by {lease.taken_by}")
@@ -166,12 +230,18 @@ class Execution:
     def _tracked(self, data: Mapping[str, Dataset] | None) -> tuple[SweepStatus, int]:
         """Run what is missing under the tracker; how it went, and how many values are unsent."""
         resolved = self.sweep.resolved()
-        sweep_id = self.folder.claim(expand.spec_hash(self.sweep), resolved)
+        spec_hash = expand.spec_hash(self.sweep)
+        sweep_id = self.folder.claim(spec_hash, resolved)
+        if self.made_of is not None:
+            self.folder.record_made_of(self.made_of, self.accepted)
+        tags = {HASH: spec_hash}
+        if changes := self.folder.changes():
+            tags["changes"] = "; ".join(changes)
         text = yaml.safe_dump(resolved, sort_keys=False)
-        record = sweep_record(self.sweep, sweep_id, text)
+        record = sweep_record(self.sweep, sweep_id, text, tags)
         tracker = Tracker(record, self.folder.path, *self.store)
         status: SweepStatus = "KILLED"
-        tracker.start()
+        tracker.start(local.ends(self.folder, self.outcomes.all()))
         try:
             if data is not None:
                 self._on_cluster(data, tracker)
@@ -182,7 +252,9 @@ class Execution:
         except cluster.Broken as error:
             self.broken = str(error)
         finally:
-            unsent = tracker.close(status, CLOSE_TIMEOUT_S)
+            with signals.unheard():
+                unsent = tracker.close(status, CLOSE_TIMEOUT_S)
+                self.lost = tracker.lost
         return status, unsent
 
     def _on_cluster(self, data: Mapping[str, Dataset], tracker: Tracker) -> None:
@@ -190,11 +262,12 @@ class Execution:
         from raycl.sweep.stage import Stage
         from raycl.sweep.trainable import Settings
 
-        # between stages too, SIGTERM ends like SIGINT; Ray has set a handler of its own
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         sweep, folder = self.sweep, self.folder.path
         relative = self.storage if sweep.storage else TRIALS
-        hub = Hub([Tracked(tracker, relative), Recorder(self.outcomes)])  # an outcome is tracked
+        assert self.made_of is not None
+        made_of = self.made_of.key
+        # an outcome is tracked
+        hub = Hub([Tracked(tracker, relative, made_of), Recorder(self.outcomes, made_of)])
         settings = Settings(
             storage=self.storage,
             every_s=sweep.checkpoint.every_s,
@@ -202,6 +275,7 @@ class Execution:
             metric=sweep.search.metric,
             mode=sweep.search.mode,
             execution=uuid.uuid4().hex,
+            code=self.made_of.code,
         )
         retries, grace_s = sweep.failures.max_retries, sweep.checkpoint.grace_s
         scratch, weights = folder / "tune" / "last", spec.read_weights(sweep)
@@ -211,7 +285,7 @@ class Execution:
             if self._missing_search():
                 self._search(stage, tasks)
             self._final(stage, tasks)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RayDied):
             hub.end_all("killed")
             raise
 
@@ -311,41 +385,79 @@ class Execution:
         failed = self._failed()
         for outcome in failed:
             self._say(f"failed: {outcome.name} {outcome.error}")
-        if unsent:
+        if self.lost:
             self._say(
-                f"{unsent} values did not reach {self.store.uri}; they are kept in "
+                f"{self.lost} values could not be written to {self.folder.path}, and are lost"
+            )
+        if unsent > self.lost:
+            self._say(
+                f"{unsent - self.lost} values did not reach {self.store.uri}; they are kept in "
                 f"{self.folder.path} and sent by: raycl sync {name}"
             )
         if self.broken:
             self._say(f"stopped: results cannot be kept: {self.broken}")
-            self._say(f"when there is room again, continue with: raycl resume {name}")
+            self._say(f"when that is put right, continue with: raycl resume {name}")
             return 1
         if status == "KILLED":
             return self._interrupted()
         for benchmark, method in self._without_winner():
             self._say(f"not in the table: {method} on {benchmark}; its search finished nothing")
-        if not unsent:
-            self._report()
+        self.unsent = unsent
+        complete = self._report()
         if failed:
             self._say(f"{len(failed)} failed; run them again with: raycl resume {name}")
         self._say(f"runs: {self.folder.path}   compare them in a browser: raycl ui")
-        return 0 if status == "FINISHED" else 1
+        for line in self.repaired:
+            self._say(f"repaired: {line}")
+        return 0 if status == "FINISHED" and complete else 1
+
+    @property
+    def _again(self) -> str:
+        """How the sweep is continued, or started if it has not been."""
+        begun = self.folder.spec_file.is_file()
+        name = self.sweep.name
+        return f"continue with: raycl resume {name}" if begun else "nothing had begun; run it again"
 
     def _interrupted(self) -> int:
-        self._say(f"interrupted; continue with: raycl resume {self.sweep.name}")
+        self._say(f"interrupted; {self._again}")
         return 130
 
-    def _report(self) -> None:
-        from raycl.report.formats import WIDTH, print_table  # pandas and MLflow: seconds
-        from raycl.report.main import write_report
+    def _report(self) -> bool:
+        """Print the table from what there is, and write the report; whether it is all there."""
+        from raycl.report import main as report  # pandas and MLflow: seconds
+        from raycl.report.formats import WIDTH, print_table
+        from raycl.report.table import make_table
 
-        out = self.folder.path / "report"
-        table = write_report(self.sweep.name, self.store.uri, out, log_to_parent=True)
-        print_table(table, Console(width=None if self.console.is_terminal else WIDTH))
-        self._say(f"report: {out}")
+        found = local.load(self.folder)
+        assert found is not None, "the tracker has just written the journal"
+        sweep, differences = local.with_store(found, self.store.uri)
+        for line in [] if self.unsent else differences:
+            self._say(line)
+        table, out, whole = make_table(sweep), self.folder.path / "report", True
+        try:
+            print_table(table, Console(width=None if self.console.is_terminal else WIDTH))
+        except OSError:  # nobody reads it any more
+            signals.abandon(1)
+        try:
+            report.write(sweep, table, out, log_to_parent=not self.unsent)
+            self._say(f"report: {out}")
+        except OSError as error:
+            self._say(f"the report cannot be written to {out}: {error}")
+            whole = False
+        except Exception as error:  # noqa: BLE001  (stores raise whatever their drivers do)
+            self._say(f"report: {out}; MLflow did not take it: {store.reason(error)}")
+        there = {run.trial_key for group in table.groups for run in group.runs}
+        lacks = [plan.name for plan in self._final_plans() or [] if plan.key not in there]
+        if lacks:
+            more = f" and {len(lacks) - NAMED} more" if len(lacks) > NAMED else ""
+            self._say(f"not in the table: {', '.join(lacks[:NAMED])}{more}")
+        return whole and not lacks
 
     def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        try:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        except OSError:  # the terminal is gone
+            signals.abandon(2)
 
 
 def _short(value: Any) -> str:

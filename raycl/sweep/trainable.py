@@ -14,7 +14,7 @@ import resource
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -27,6 +27,7 @@ from raycl.networks.base import Tensors
 from raycl.sweep import kinds
 from raycl.sweep.cluster import GB
 from raycl.sweep.expand import TrialPlan, plan_of
+from raycl.sweep.made_of import changed_since
 from raycl.sweep.parking import Parking
 from raycl.sweep.shown import Row
 from raycl.sweep.storage import LEASE
@@ -48,6 +49,7 @@ class Settings:
         metric: The row's key a search looks at.
         mode: ``max`` or ``min``.
         execution: Id of this invocation of the sweep, see ``Parking``; empty: nobody will ask.
+        code: What own code the sweep is made of, see ``made_of.MadeOf``.
     """
 
     storage: str
@@ -56,6 +58,7 @@ class Settings:
     metric: str
     mode: str
     execution: str = ""
+    code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def trial(
@@ -128,6 +131,8 @@ def _train(
         if settings.execution and not store.fs.exists(lease):
             raise Unkept(f"{settings.storage} is not one folder for all nodes")
     run = kind.build(plan.config, data, device, plan.resources, weights)
+    if changed := changed_since(settings.code, plan.config):
+        raise Unkept(f"{', '.join(changed)} changed since the sweep was started")
     try:
         _advance(run, kind, store, settings)
     finally:
