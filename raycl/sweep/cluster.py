@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -129,7 +129,11 @@ def _runtime_env(where: str, own_files: bool) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def connect(
-    address: str | None, plans: Sequence[Preview], storage: str | None, own_files: bool = False
+    address: str | None,
+    plans: Sequence[Preview],
+    storage: str | None,
+    own_files: bool = False,
+    stuck: Callable[[], None] | None = None,
 ) -> Iterator[None]:
     """A Ray cluster for the time of a sweep.
 
@@ -139,8 +143,10 @@ def connect(
         plans: What will run, to refuse what cannot fit.
         storage: Folder of the sweep's checkpoints; ``None``: nothing is kept.
         own_files: Whether trials need Python files of the current directory.
+        stuck: See ``ray_here.Watch``.
 
     Raises:
+        RayDied: The Ray that was started here died.
         UserError: The cluster does not answer, a trial fits on none of its nodes, or nodes do not
             share the storage.
     """
@@ -150,7 +156,7 @@ def connect(
 
     meanwhile = Thread(target=_import_meanwhile, daemon=True)
     meanwhile.start()
-    local, watch = where == "local", ray_here.Watch()
+    local, watch = where == "local", ray_here.Watch(stuck)
     with ray_here.reaped() if local else contextlib.nullcontext() as reaper:
         try:
             with signals.blocked():

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +27,7 @@ SOCKET = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.s
 LONGEST = 107
 """Bytes in the path of a socket; Linux."""
 AGAIN_S = 0.5
+STUCK_S = 5.0
 
 
 class RayDied(BaseException):
@@ -88,23 +90,29 @@ def tell(process: subprocess.Popen[str] | None) -> None:
 class Watch:
     """Raises ``RayDied`` in the main thread when the raylet or the control service is gone.
 
+    Args:
+        stuck: Called in another thread if the main one does not come out of Ray's library, which
+            waits for what is dead; does not return.
+
     Attributes:
         died: Whether it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stuck: Callable[[], None] | None = None) -> None:
         self.died = False
+        self._stuck = stuck
         self._over = threading.Event()
+        self._pids: list[int] = []
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Watch the Ray that was started."""
-        pids = self._pids()
-        if not pids or not hasattr(os, "pidfd_open"):
+        self._pids = self._processes()
+        if not self._pids or not hasattr(os, "pidfd_open"):
             yield
             return
         before = signal.signal(RAY_DIED, self._raise)
-        thread = threading.Thread(target=self._wait, args=(pids,), name="ray-watch", daemon=True)
+        thread = threading.Thread(target=self._wait, name="ray-watch", daemon=True)
         thread.start()
         try:
             yield
@@ -114,7 +122,7 @@ class Watch:
             signal.signal(RAY_DIED, before)
 
     @staticmethod
-    def _pids() -> list[int]:
+    def _processes() -> list[int]:
         import ray
 
         node = ray._private.worker._global_node
@@ -122,21 +130,19 @@ class Watch:
         kinds = ("raylet", "gcs_server")
         return [info.process.pid for kind in kinds for info in found.get(kind, ())]
 
-    def _wait(self, pids: list[int]) -> None:
-        handles = {os.pidfd_open(pid): pid for pid in pids}
+    def _wait(self) -> None:
+        handles = [os.pidfd_open(pid) for pid in self._pids]
         try:
-            gone: list[int] = []
-            while not gone and not self._over.is_set():
-                gone, _, _ = select.select(list(handles), [], [], AGAIN_S)
-            if not gone:
-                return
-            self.died = True
-            for handle in handles.keys() - set(gone):  # it would tell Ray's library, which exits
-                with contextlib.suppress(OSError):
-                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+            while not self.died and not self._over.is_set():
+                gone, _, _ = select.select(handles, [], [], AGAIN_S)
+                self.died = bool(gone)
+            since = time.monotonic()
             while not self._over.is_set():
                 os.kill(os.getpid(), RAY_DIED)
                 self._over.wait(AGAIN_S)
+                if self._stuck is not None and time.monotonic() - since > STUCK_S:
+                    self._end_all()
+                    self._stuck()
         finally:
             for handle in handles:
                 os.close(handle)
@@ -144,4 +150,11 @@ class Watch:
     def _raise(self, number: int, frame: FrameType | None) -> None:
         if self.died and not self._over.is_set():
             self._over.set()
+            self._end_all()
             raise RayDied
+
+    def _end_all(self) -> None:
+        """End the other one too: it would tell Ray's library, which then ends this process."""
+        for pid in self._pids:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)

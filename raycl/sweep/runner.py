@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from raycl.tracking.records import SweepStatus
 from raycl.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
+    from raycl.sweep.events import Hub
     from raycl.sweep.stage import Stage
 
 CLOSE_TIMEOUT_S = 60.0
@@ -132,6 +134,8 @@ class Execution:
         self.reopened = False
         self.broken = ""
         self.lost = self.unsent = 0
+        self.hub: Hub | None = None
+        self.tracker: Tracker | None = None
         self.accepted: list[str] = []
 
     def run(self, retry_errors: bool = False) -> int:
@@ -215,15 +219,25 @@ class Execution:
     def _with_cluster(self, requests: Sequence[Preview], data: Mapping[str, Dataset]) -> int:
         lease = Lease(self.storage, self.folder.sweep_id, self.folder.path)
         own_files = expand.own_files(self.sweep)
-        with lease.held(), cluster.connect(self.address, requests, self.storage, own_files):
-            try:
+        where = (self.address, requests, self.storage, own_files, self._stuck)
+        try:
+            with lease.held(), cluster.connect(*where):
                 return self._conclude(*self._tracked(data))
-            except RayDied:
-                self._say(f"Ray on this machine has died; {self._again}")
-                return RAY_DIED
-            finally:
-                if lease.taken_by:
-                    self._say(f"stopped: {self.storage} was taken over by {lease.taken_by}")
+        except RayDied:
+            self._say(f"Ray on this machine has died; {self._again}")
+            return RAY_DIED
+        finally:
+            if lease.taken_by:
+                self._say(f"stopped: {self.storage} was taken over by {lease.taken_by}")
+
+    def _stuck(self) -> None:
+        """End everything from another thread: the main one waits in Ray's library for the dead."""
+        if self.hub is not None:
+            self.hub.end_all("killed")
+        if self.tracker is not None:
+            self.tracker.close("KILLED", CLOSE_TIMEOUT_S)
+        self._say(f"Ray on this machine has died; {self._again}")
+        os._exit(RAY_DIED)
 
     # ------------------------------------------------------------------ stages
 
@@ -239,7 +253,7 @@ class Execution:
             tags["changes"] = "; ".join(changes)
         text = yaml.safe_dump(resolved, sort_keys=False)
         record = sweep_record(self.sweep, sweep_id, text, tags)
-        tracker = Tracker(record, self.folder.path, *self.store)
+        tracker = self.tracker = Tracker(record, self.folder.path, *self.store)
         status: SweepStatus = "KILLED"
         tracker.start(local.ends(self.folder, self.outcomes.all()))
         try:
@@ -268,6 +282,7 @@ class Execution:
         made_of = self.made_of.key
         # an outcome is tracked
         hub = Hub([Tracked(tracker, relative, made_of), Recorder(self.outcomes, made_of)])
+        self.hub = hub
         settings = Settings(
             storage=self.storage,
             every_s=sweep.checkpoint.every_s,

@@ -113,12 +113,20 @@ def read(
                 continue
             event = _parsed(line)
             if event is None:
-                log.warning("%s: skipped an unreadable line at byte %d", path, start)
+                _warn(path, start)
             else:
                 yield start, end, event
             start = end
 
 
+def _warn(path: Path, start: int) -> None:
+    """Name the first unreadable line of a journal, once."""
+    if path not in _WARNED:
+        _WARNED.add(path)
+        log.warning("%s: skipped an unreadable line at byte %d, and any further ones", path, start)
+
+
+_WARNED: set[Path] = set()
 _METRICS = b'{"event":"metrics"'
 
 

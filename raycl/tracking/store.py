@@ -133,6 +133,8 @@ def check(uri: str) -> None:
         if not _usable(path, uri):
             return
         _clear_half_made(path)
+        if not path.exists():
+            return
     else:
         _reach(uri, scheme)
     quiet()

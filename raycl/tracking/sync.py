@@ -100,7 +100,8 @@ def orphans(runs: Path) -> list[Path]:
     found = []
     for path in sorted(runs.glob(f"*/{JOURNAL}")):
         saved = State.saved(path.parent / STATE)
-        unsent = saved is None or saved.offset < path.stat().st_size or bool(saved.files)
+        waits = saved is not None and (saved.files or saved.refused)
+        unsent = saved is None or saved.offset < path.stat().st_size or bool(waits)
         if (unsent or not Ledger.of(path).closed) and not locked(path.parent):
             found.append(path.parent)
     return found
