@@ -159,6 +159,7 @@ def submit(
             show_default=False,
         ),
     ] = None,
+    accept_changes: Accept = False,
 ) -> None:
     """Run a sweep as a Ray job: the driver runs on the cluster, with the current directory.
 
@@ -167,7 +168,7 @@ def submit(
     """
     from raycl.sweep import submit as jobs
 
-    wish = jobs.Wish(sweep, overrides or [], smoke, runs, data, tracking_uri)
+    wish = jobs.Wish(sweep, overrides or [], smoke, runs, data, tracking_uri, accept_changes)
     raise typer.Exit(jobs.submit(wish, address, wait))
 
 

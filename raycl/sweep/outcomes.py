@@ -144,3 +144,24 @@ class Outcomes:
             (self.directory / f"{outcome.key}.json").unlink()
             del self._known[outcome.key]
         return len(failed)
+
+
+class Recorder:
+    """The listener that writes outcomes; a killed trial has none, so that it is continued."""
+
+    def __init__(self, outcomes: Outcomes, made_of: str) -> None:
+        self.outcomes, self.made_of = outcomes, made_of
+
+    def started(self, plan: TrialPlan) -> None:
+        """Nothing is over yet."""
+
+    def row(self, plan: TrialPlan, row: dict[str, Any]) -> None:
+        """Nothing is over yet."""
+
+    def lost(self, plan: TrialPlan, error: str) -> None:
+        """Nothing is over yet."""
+
+    def ended(self, plan: TrialPlan, status: Status, row: dict[str, Any], error: str) -> None:
+        """Write it down."""
+        if status != "killed":
+            self.outcomes.add(Outcome.of(plan, status, row, error, self.made_of))

@@ -20,7 +20,7 @@ from raycl.sweep import cluster, expand, local, select, signals, spec
 from raycl.sweep.expand import Preview, TrialPlan
 from raycl.sweep.folder import HASH, TRIALS, SweepFolder, runs_root
 from raycl.sweep.made_of import MadeOf
-from raycl.sweep.outcomes import Outcome, Outcomes, Status
+from raycl.sweep.outcomes import Outcome, Recorder
 from raycl.sweep.progress import Progress
 from raycl.sweep.ray_here import RayDied
 from raycl.sweep.storage import Lease
@@ -79,27 +79,6 @@ def resume(
     execution = Execution(sweep, folder, address, data_root, tracking_uri, accept_changes)
     execution.mended(mended)
     return execution.run(retry_errors=True)
-
-
-class Recorder:
-    """The listener that writes outcomes; a killed trial has none, so that it is continued."""
-
-    def __init__(self, outcomes: Outcomes, made_of: str) -> None:
-        self.outcomes, self.made_of = outcomes, made_of
-
-    def started(self, plan: TrialPlan) -> None:
-        """Nothing is over yet."""
-
-    def row(self, plan: TrialPlan, row: dict[str, Any]) -> None:
-        """Nothing is over yet."""
-
-    def lost(self, plan: TrialPlan, error: str) -> None:
-        """Nothing is over yet."""
-
-    def ended(self, plan: TrialPlan, status: Status, row: dict[str, Any], error: str) -> None:
-        """Write it down."""
-        if status != "killed":
-            self.outcomes.add(Outcome.of(plan, status, row, error, self.made_of))
 
 
 class Execution:
@@ -439,34 +418,15 @@ class Execution:
 
     def _report(self) -> bool:
         """Print the table from what there is, and write the report; whether it is all there."""
-        from raycl.report import main as report  # pandas and MLflow: seconds
-        from raycl.report.formats import WIDTH, print_table
-        from raycl.report.table import make_table
+        from raycl.sweep.printed import print_report
 
-        found = local.load(self.folder)
-        assert found is not None, "the tracker has just written the journal"
-        sweep, differences = local.with_store(found, self.store.uri)
-        for line in [] if self.unsent else differences:
-            self._say(line)
-        table, out, whole = make_table(sweep), self.folder.path / "report", True
-        try:
-            print_table(table, Console(width=None if self.console.is_terminal else WIDTH))
-        except OSError:  # nobody reads it any more
-            signals.abandon(1)
-        try:
-            report.write(sweep, table, out, log_to_parent=not self.unsent)
-            self._say(f"report: {out}")
-        except OSError as error:
-            self._say(f"the report cannot be written to {out}: {error}")
-            whole = False
-        except Exception as error:  # noqa: BLE001  (stores raise whatever their drivers do)
-            self._say(f"report: {out}; MLflow did not take it: {store.reason(error)}")
-        there = {run.trial_key for group in table.groups for run in group.runs}
-        lacks = [plan.name for plan in self._final_plans() or [] if plan.key not in there]
+        width = self.console.is_terminal
+        printed = print_report(self.folder, self.store.uri, not self.unsent, width, self._say)
+        lacks = [plan.name for plan in self._final_plans() or [] if plan.key not in printed.trials]
         if lacks:
             more = f" and {len(lacks) - NAMED} more" if len(lacks) > NAMED else ""
             self._say(f"not in the table: {', '.join(lacks[:NAMED])}{more}")
-        return whole and not lacks
+        return printed.written and not lacks
 
     def _say(self, text: str) -> None:
         try:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
+from raycl import atomic
 from raycl.errors import UserError
 from raycl.sweep.reaper import began
 from raycl.training.checkpoint import make_folder
@@ -105,8 +107,12 @@ class Lease:
     def _write(self) -> None:
         fs, place = self.fs, self.place
         make_folder(fs, place.rpartition("/")[0])
+        text = json.dumps(self.mine | {"beat": time.time()})
+        if isinstance(fs, LocalFileSystem):
+            atomic.write(Path(place), text)
+            return
         draft = f"{place}.{self.mine['sweep_id']}"
-        fs.pipe_file(draft, json.dumps(self.mine | {"beat": time.time()}).encode())
+        fs.pipe_file(draft, text.encode())
         fs.mv(draft, place)
 
     def _other(self) -> Mapping[str, Any] | None:
