@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from raycl.sweep import reaper
-from raycl.sweep.signals import RAY_DIED, unheard
+from raycl.sweep.signals import RAY_DIED, are_unheard, unheard
 
 MARK = "RAYCL_RAY"
 """Variable by which processes of one Ray are found."""
@@ -140,6 +140,8 @@ class Watch:
             while not self._over.is_set():
                 os.kill(os.getpid(), RAY_DIED)
                 self._over.wait(AGAIN_S)
+                if are_unheard():
+                    since = time.monotonic()
                 if self._stuck is not None and time.monotonic() - since > STUCK_S:
                     self._end_all()
                     self._stuck()

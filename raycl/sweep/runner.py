@@ -199,15 +199,19 @@ class Execution:
         lease = Lease(self.storage, self.folder.sweep_id, self.folder.path)
         own_files = expand.own_files(self.sweep)
         where = (self.address, requests, self.storage, own_files, self._stuck)
+        ended = None
         try:
             with lease.held(), cluster.connect(*where):
-                return self._conclude(*self._tracked(data))
+                ended = self._tracked(data)
         except RayDied:
-            self._say(f"Ray on this machine has died; {self._again}")
-            return RAY_DIED
+            if ended is None:
+                self._say(f"Ray on this machine has died; {self._again}")
+                return RAY_DIED
         finally:
             if lease.taken_by:
                 self._say(f"stopped: {self.storage} was taken over by {lease.taken_by}")
+        assert ended is not None
+        return self._conclude(*ended)
 
     def _stuck(self) -> None:
         """End everything from another thread: the main one waits in Ray's library for the dead."""

@@ -70,11 +70,21 @@ def raised() -> contextlib.AbstractContextManager[None]:
 def unheard() -> Iterator[None]:
     """Signals do nothing, nor does the death of Ray."""
     before = signal.signal(RAY_DIED, lambda number, frame: None)
+    _UNHEARD.append(1)
     try:
         with handled(lambda number: None):
             yield
     finally:
+        _UNHEARD.pop()
         signal.signal(RAY_DIED, before)
+
+
+_UNHEARD: list[int] = []
+
+
+def are_unheard() -> bool:
+    """Whether the main thread is doing what must not be cut short."""
+    return bool(_UNHEARD)
 
 
 def noted(note: Callable[[], None], grace_s: float) -> contextlib.AbstractContextManager[None]:
