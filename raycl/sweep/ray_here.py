@@ -31,10 +31,7 @@ STUCK_S = 5.0
 
 
 class RayDied(BaseException):
-    """Ray's own process on this machine has died; raised in the main thread, wherever it is.
-
-    Not an ``Exception``: Tune would go on, and Ray's library would end the driver at the next call.
-    """
+    """Ray's own process on this machine has died."""
 
 
 def temporary_folder() -> str | None:
@@ -90,6 +87,9 @@ def tell(process: subprocess.Popen[str] | None) -> None:
 class Watch:
     """Raises ``RayDied`` in the main thread when the raylet or the control service is gone.
 
+    Until ``watching`` is left it is a ``KeyboardInterrupt``: Ray's library drops all others, and
+    Tune would go on after an ``Exception``, into a call at which the library ends this process.
+
     Args:
         stuck: Called in another thread if the main one does not come out of Ray's library, which
             waits for what is dead; does not return.
@@ -116,6 +116,10 @@ class Watch:
         thread.start()
         try:
             yield
+        except KeyboardInterrupt:
+            if self.died:
+                raise RayDied from None
+            raise
         finally:
             self._over.set()
             thread.join()
@@ -136,10 +140,10 @@ class Watch:
             while not self.died and not self._over.is_set():
                 gone, _, _ = select.select(handles, [], [], AGAIN_S)
                 self.died = bool(gone)
-            since = time.monotonic()
-            while not self._over.is_set():
+            if self.died and not self._over.is_set():
                 os.kill(os.getpid(), RAY_DIED)
-                self._over.wait(AGAIN_S)
+            since = time.monotonic()
+            while not self._over.wait(AGAIN_S):
                 if are_unheard():
                     since = time.monotonic()
                 if self._stuck is not None and time.monotonic() - since > STUCK_S:
@@ -151,9 +155,8 @@ class Watch:
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         if self.died and not self._over.is_set():
-            self._over.set()
             self._end_all()
-            raise RayDied
+            raise KeyboardInterrupt
 
     def _end_all(self) -> None:
         """End the other one too: it would tell Ray's library, which then ends this process."""

@@ -283,7 +283,7 @@ class Execution:
             if self._missing_search():
                 self._search(stage, tasks)
             self._final(stage, tasks)
-        except (KeyboardInterrupt, RayDied):
+        except KeyboardInterrupt:
             hub.end_all("killed")
             raise
 
