@@ -107,6 +107,40 @@ def run(
 
 
 @app.command()
+def pretrain(
+    sweep: Annotated[
+        Path, typer.Argument(help="A sweep of the method regress_features.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The weights file [default: NAME.safetensors in the data folder]."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Instead of the file's seeds.", show_default=False)
+    ] = None,
+    trial: Annotated[
+        str | None,
+        typer.Option(help="Key of the trial to write, if there are several.", show_default=False),
+    ] = None,
+    address: Address = None,
+    runs: RunsDir = None,
+    data: DataDir = None,
+    tracking_uri: Uri = None,
+) -> None:
+    """Run a sweep that pre-trains a network, write its weights, print the block that names them.
+
+    Exit codes: see raycl run. What has run is not run again.
+    """
+    from raycl.sweep import pretrain as command
+
+    root, runs = _data(data), _runs(runs)
+    wish = command.Wish(sweep, overrides or [], smoke, out, seed, trial)
+    raise typer.Exit(command.pretrain(wish, address, runs, root, tracking_uri))
+
+
+@app.command()
 def resume(
     name: Name,
     address: Address = None,

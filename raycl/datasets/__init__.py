@@ -1,4 +1,4 @@
-"""Images as tensors: bundled digits, torchvision sets, IDX files and image folders."""
+"""Images as tensors: digits, glyphs, torchvision sets, IDX files and image folders."""
 
 from raycl.datasets.augment import augment
 from raycl.datasets.base import Arrays, Dataset, DatasetConfig, Files, key

@@ -87,6 +87,27 @@ class SplitFiles(BaseModel):
     test: str = Field(description="YAML file of the test images; from the data root")
 
 
+class Part(BaseModel):
+    """One of several parts of the training images that have no image in common.
+
+    Image i of each class, counted from 0 in the order of the data set, is in part ``i mod of``. So
+    one sweep can pre-train on ``{of: 2, take: 0}`` and another learn ``{of: 2, take: 1}``. Where
+    ``budget`` or ``hold_out`` choose the images, only the same choice has the same parts. Test
+    images stay as they are.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    of: int = Field(ge=2, le=1000, description="number of parts")
+    take: int = Field(ge=0, description="which of them, from 0")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.take >= self.of:
+            raise ValueError(f"take is {self.take}, but {self.of} parts end with {self.of - 1}")
+        return self
+
+
 class DatasetConfig(BaseModel):
     """Which images. In a sweep file a bare name stands for ``{name: NAME}``."""
 
@@ -137,6 +158,9 @@ class DatasetConfig(BaseModel):
     split_file: SplitFiles | None = Field(
         None, description="folder: lists of the images for training and for testing"
     )
+    part: Part | None = Field(
+        None, description="only a part of the training images, e.g. {of: 2, take: 0}; before limit"
+    )
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -172,7 +196,7 @@ class DatasetConfig(BaseModel):
         return re.sub(r"[^A-Za-z0-9._]+", "-", last).strip("-") or self.name
 
 
-LATER = ("budget", "validation", "classes", "test_limit", "invert", "resize", "split_file")
+LATER = ("budget", "validation", "classes", "test_limit", "invert", "resize", "split_file", "part")
 """Options that came after data sets had keys; see ``without_defaults``."""
 
 

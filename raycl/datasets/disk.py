@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from raycl.datasets import folder, idx, packages, transform
 from raycl.datasets import standard as named
-from raycl.datasets.base import Arrays, Dataset, DatasetConfig, Files
+from raycl.datasets.base import Arrays, Dataset, DatasetConfig, Files, Part
 from raycl.datasets.files import split_archive
 from raycl.datasets.standard import STANDARD, WHERE
 from raycl.errors import UserError, nearest
@@ -107,6 +107,8 @@ def load(config: DatasetConfig, root: Path) -> Dataset:
         classes = config.classes
     if len(classes) < 2:
         raise UserError(WHERE, f"{config.label} has one class only")
+    if config.part:
+        train = _take(train, _in_part(train.labels, config.part, config.label))
     if config.limit:
         train = _take(train, transform.first_per_class(train.labels, config.limit))
     if config.test_limit:
@@ -211,6 +213,21 @@ def _only(part: Arrays | Files, wanted: Sequence[int]) -> Arrays | Files:
     number[list(wanted)] = np.arange(len(wanted))
     part = _take(part, number[part.labels] >= 0)
     return replace(part, labels=number[part.labels])
+
+
+def _in_part(labels: NDArray[np.int64], part: Part, label: str) -> NDArray[np.bool_]:
+    """Which images are in a part.
+
+    Raises:
+        UserError: The part has none of a class.
+    """
+    chosen = np.equal(transform.rank_in_class(labels) % part.of, part.take)
+    counts = np.bincount(labels)
+    if len(np.unique(labels[chosen])) < len(np.unique(labels)):
+        fewest = counts[counts > 0].min()
+        what = f"{part.of} parts are too many: {label} has a class of {fewest} training images"
+        raise UserError(f"{WHERE}.part", what)
+    return chosen
 
 
 def _inverted(part: Arrays | Files) -> Arrays | Files:

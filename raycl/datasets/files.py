@@ -63,7 +63,7 @@ def open_image(name: str) -> Image.Image:
         UserError: Not an image, or damaged.
     """
     try:
-        return Image.open(BytesIO(_content(name)))
+        return Image.open(BytesIO(read_bytes(name)))
     except (OSError, SyntaxError, ValueError) as error:
         raise _damaged(name, error) from error
 
@@ -86,7 +86,7 @@ def decode(
     Raises:
         UserError: Not an image, damaged, or with more than 8 bits per channel.
     """
-    content = _content(name)
+    content = read_bytes(name)
     try:
         pixels = _decode_jpeg(content) if content.startswith(b"\xff\xd8") else None
         pixels = _decode_any(content, name) if pixels is None else pixels
@@ -101,7 +101,8 @@ def decode(
     return pixels.numpy()
 
 
-def _content(name: str) -> bytes:
+def read_bytes(name: str) -> bytes:
+    """The bytes of a file; see ``Files.paths``."""
     path, inner = split_archive(Path(name))
     try:
         return open_zip(path).read(inner) if inner else path.read_bytes()

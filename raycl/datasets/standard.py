@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from raycl.datasets import digits, idx, tiny_imagenet
+from raycl.datasets import digits, glyphs, idx, tiny_imagenet
 from raycl.datasets.base import Arrays
 from raycl.errors import UserError
 
@@ -73,6 +73,7 @@ FASHION = (
 )  # fmt: skip
 STANDARD = {
     "digits": Standard(10, (1, 8, 8), names=DIGITS),
+    "glyphs": Standard(64, (1, 16, 16), names=tuple(map(str, range(64)))),
     "mnist": Standard(10, GREY, _idx_files("MNIST"), "MNIST", DIGITS, (0.1307,), (0.3081,)),
     "fashion_mnist": Standard(
         10, GREY, _idx_files("FashionMNIST"), "FashionMNIST", FASHION, (0.2860,), (0.3530,)
@@ -115,7 +116,8 @@ def load(name: str, root: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
     """
     known = STANDARD[name]
     if not known.files:
-        return *digits.load(), known.names
+        images = glyphs.load() if name == "glyphs" else digits.load()
+        return *images, known.names
     if missing := known.missing(root):
         looked = f"{missing}, or the same with .gz" if known.is_idx else str(missing)
         raise UserError(

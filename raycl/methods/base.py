@@ -22,13 +22,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from raycl.benchmarks.base import StreamInfo, Task, TaskInfo
 from raycl.datasets.examples import Augment, Batch, Examples
 from raycl.errors import UserError
-from raycl.networks.base import Backbone
+from raycl.networks.base import Backbone, Tensors, Weights, complete_block, named_block
 from raycl.nn.fisher import fisher_diagonal
 from raycl.nn.optim import TrainConfig, make_optimizer, make_schedule
 
@@ -43,11 +43,49 @@ Outputs = Annotated[
 
 
 class MethodConfig(BaseModel):
-    """Hyper-parameters of a method, each once: type, bounds, unit, default, one-line meaning."""
+    """Hyper-parameters of a method, each once: type, bounds, unit, default, one-line meaning.
+
+    Attributes:
+        networks: Options (``dict[str, Any]``, or that and ``None``) that are the block of another
+            network than the sweep's, for ``Context.build_network``: a name, or a mapping as under
+            ``network``. Defaults are filled in, and weights that such a network starts from are
+            treated as those of the sweep's network are: hashed, checked and read by the driver.
+        other_weights: Options (``Weights``, or that and ``None``) that are weights for the method
+            itself, for ``Context.read_tensors``; treated likewise.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    networks: ClassVar[tuple[str, ...]] = ()
+    other_weights: ClassVar[tuple[str, ...]] = ()
 
     name: str
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class whose ``networks`` names what is no option."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for kind, names in (("networks", cls.networks), ("other_weights", cls.other_weights)):
+            if unknown := [name for name in names if name not in cls.model_fields]:
+                raise TypeError(f"{cls.__qualname__}.{kind} names no option: {unknown[0]}")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _network(cls, value: Any, info: ValidationInfo) -> Any:
+        """Fill in the defaults of an option that is a network's block."""
+        if info.field_name not in cls.networks:
+            return value
+        block = named_block(value)
+        return complete_block(block) if isinstance(block, Mapping) else block
+
+    def network_options(self) -> dict[str, dict[str, Any]]:
+        """The blocks of other networks that are given, by the name of the option."""
+        found = {name: getattr(self, name) for name in self.networks}
+        return {name: block for name, block in found.items() if block is not None}
+
+    def weights_options(self) -> dict[str, Weights]:
+        """The weights for the method itself that are given, by the name of the option."""
+        found = {name: getattr(self, name) for name in self.other_weights}
+        return {name: block for name, block in found.items() if block is not None}
 
 
 @dataclass(frozen=True)
@@ -59,12 +97,14 @@ class Context:
         train: The ``train`` block of the sweep file.
         build_network: Makes a fresh backbone on ``device``: without argument the network of the
             first task, with ``task=i`` that of task i, or that of a given block
-            (``{"name": "mlp", ...}``).
+            (``{"name": "mlp", ...}``, see ``MethodConfig.networks``); with ``shape=(C, H, W)`` for
+            images of another shape than the stream's.
         device: Where the run happens; the loop moves the method there.
         data_generator: CPU generator of data order, saved with the run.
         method_generator: CPU generator of everything else a method samples, saved with the run.
         augment: The training augmentation (uint8 to uint8), or ``None``.
         augmentation: Name to another augmentation than the training one, for stored images.
+        read_tensors: All tensors of weights, by name; for ``MethodConfig.other_weights``.
         networks: The ``network`` block of each task; empty: one network for all.
         seen_accuracy: Percent right on the validation data of all tasks so far, which only the loop
             sees: the mean over tasks, and over the readouts ``class`` (else ``domain``) and
@@ -79,6 +119,7 @@ class Context:
     method_generator: torch.Generator
     augment: Augment | None = None
     augmentation: Callable[[str], Augment | None] = lambda name: None
+    read_tensors: Callable[[Weights], Tensors] = lambda weights: {}
     networks: tuple[Mapping[str, Any], ...] = ()
     seen_accuracy: Callable[[], float] = lambda: math.nan
 
@@ -120,6 +161,10 @@ class Phase:
             ``"stop"`` ends the phase with the kept epoch, if there is one.
         validate: Whether the accuracy on the current task is measured after each epoch; not where
             the phase leaves the outputs as they are.
+        draws: Name of random numbers that begin anew with this phase (data order, augmentation,
+            ``method_generator``), by the run's seed, the task and the name. Then what the phase
+            draws depends on no phase before it, and phases of other methods draw the same under
+            the same name. ``None``: they go on.
     """
 
     name: str
@@ -142,6 +187,7 @@ class Phase:
     stop: Callable[[float, float], bool] | None = None
     diverged: Literal["fail", "stop"] = "fail"
     validate: bool = True
+    draws: str | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -170,6 +216,9 @@ class Method(nn.Module, ABC):
             nothing ever changes, e.g. ``("backbone.",)`` if that is pre-trained and frozen. They
             are counted, but not written into every checkpoint, which has their hash instead.
             Options may decide: then the constructor sets it.
+        frozen_alone: Whether ``frozen_values`` are all that the method looks at; see ``FrozenSet``.
+        frozen_training: Whether ``frozen_values`` are for training only. Sets of validation and
+            test images then go without.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -180,6 +229,7 @@ class Method(nn.Module, ABC):
     any_network: ClassVar[bool] = False
     isolated: ClassVar[bool] = False
     frozen_alone: ClassVar[bool] = False
+    frozen_training: ClassVar[bool] = False
     fixed: tuple[str, ...] = ()
     predictors: tuple[str, ...] = ()
 

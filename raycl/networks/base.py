@@ -12,13 +12,14 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
+    ValidationError,
     model_serializer,
 )
 from pydantic_core import CoreSchema
 from torch import Tensor, nn
 
 from raycl import registry
-from raycl.errors import UserError
+from raycl.errors import UserError, nearest
 from raycl.networks._weights import SOURCES as SOURCES
 from raycl.networks._weights import Normalisation as Normalisation
 from raycl.networks._weights import Tensors as Tensors
@@ -114,6 +115,48 @@ def find_network(block: Mapping[str, Any]) -> tuple[type[Backbone], Any]:
     """
     cls = registry.find("raycl.networks", Backbone, block["name"], where="network")  # type: ignore[type-abstract]
     return cls, cls.Config.model_validate(block)
+
+
+def named_block(value: Any) -> Any:
+    """A network's block; a bare name stands for ``{name: NAME}``."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def complete_block(block: Mapping[str, Any], whose: str = "a network") -> dict[str, Any]:
+    """The block of one network with every default filled in.
+
+    Args:
+        block: ``name`` and options.
+        whose: What needs a name, where there is none.
+
+    Raises:
+        ValueError: What is wrong with it, in one line.
+    """
+    if not isinstance(block.get("name"), str):
+        raise ValueError(f"{whose} needs a name")
+    try:
+        cls, config = find_network(block)
+    except UserError as error:
+        raise ValueError(f"{error.what}; {error.hint}") from error
+    except ValidationError as error:
+        raise ValueError(_line(block["name"], error)) from error
+    if cls.per_task(config) is not None:
+        raise ValueError(f"{block['name']} stands for several networks, and one is needed")
+    done: dict[str, Any] = config.model_dump(mode="json")
+    return done
+
+
+def _line(name: str, error: ValidationError) -> str:
+    """The first error of a network's options."""
+    first = error.errors(include_url=False)[0]
+    option = ".".join(str(part) for part in first["loc"] if part != Weights.__name__)
+    if first["type"] == "extra_forbidden":
+        own = find_network({"name": name})[0].Config.model_fields
+        options = Weights.model_fields if option.startswith("weights.") else own
+        hint = nearest(str(first["loc"][-1]), options)
+        return f"network {name} has no option '{option}'; {hint}"
+    what = first["msg"].removeprefix("Value error, ")
+    return f"option {option} of network {name}: {what}"
 
 
 def weights_of(block: Mapping[str, Any]) -> Weights | None:

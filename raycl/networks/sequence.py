@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Never
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from torch import Tensor
 
-from raycl.errors import UserError, nearest
-from raycl.networks.base import Backbone, NetworkConfig, Weights, find_network
+from raycl.networks.base import (
+    Backbone,
+    NetworkConfig,
+    Weights,
+    complete_block,
+    named_block,
+)
 
 REPEAT = "repeat"
 """The key of a member that says how many tasks in a row it is for."""
-
-
-def _named(value: Any) -> Any:
-    """A bare name stands for ``{name: NAME}``."""
-    return {"name": value} if isinstance(value, str) else value
 
 
 def _member(value: dict[str, Any]) -> dict[str, Any]:
@@ -30,34 +30,13 @@ def _member(value: dict[str, Any]) -> dict[str, Any]:
     repeat = value.get(REPEAT, 1)
     if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
         raise ValueError(f"repeat must be a number of tasks, at least 1, not {repeat!r}")
-    if not isinstance(block.get("name"), str):
-        raise ValueError("every network of a sequence needs a name")
-    try:
-        cls, config = find_network(block)
-    except UserError as error:
-        raise ValueError(f"{error.what}; {error.hint}") from error
-    except ValidationError as error:
-        raise ValueError(_line(block["name"], error)) from error
-    if cls.per_task(config) is not None:
+    if block.get("name") == "sequence":
         raise ValueError("a sequence cannot be a network of another sequence")
-    done: dict[str, Any] = config.model_dump(mode="json")
+    done = complete_block(block, "every network of a sequence")
     return done | ({REPEAT: repeat} if REPEAT in value else {})
 
 
-def _line(name: str, error: ValidationError) -> str:
-    """The first error of a member's options."""
-    first = error.errors(include_url=False)[0]
-    option = ".".join(str(part) for part in first["loc"] if part != Weights.__name__)
-    if first["type"] == "extra_forbidden":
-        own = find_network({"name": name})[0].Config.model_fields
-        options = Weights.model_fields if option.startswith("weights.") else own
-        hint = nearest(str(first["loc"][-1]), options)
-        return f"network {name} has no option '{option}'; {hint}"
-    what = first["msg"].removeprefix("Value error, ")
-    return f"option {option} of network {name}: {what}"
-
-
-Member = Annotated[dict[str, Any], AfterValidator(_member), BeforeValidator(_named)]
+Member = Annotated[dict[str, Any], AfterValidator(_member), BeforeValidator(named_block)]
 
 
 class NetworkSequence(Backbone):

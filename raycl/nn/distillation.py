@@ -6,6 +6,7 @@ ranges are slices of the logits, so that an output which does not take part neve
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -60,3 +61,39 @@ def soft_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) 
     """
     log_p, log_q = ((z / temperature).log_softmax(1) for z in (student, teacher))
     return temperature**2 * F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+
+
+def decoupled_divergence(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 4.0, others: float = 4.0
+) -> Tensor:
+    """Divergence in two parts: the right class against the rest, and the rest among themselves.
+
+    TCKD + ``others`` NCKD. TCKD = T^2 mean_i KL([q_y, 1 - q_y] || [s_y, 1 - s_y]) of softened
+    probabilities; NCKD = T^2 mean_i KL between the softened distributions over the classes that are
+    not right. (Zhao et al., "Decoupled Knowledge Distillation", arXiv 2203.08679, equation 7.)
+    Finite also where the probability of the right class rounds to 1.
+
+    Args:
+        student: Logits s (B, K), K >= 2.
+        teacher: Logits q (B, K), without gradient.
+        labels: int64 (B,), columns of the right classes.
+        temperature: T.
+        others: Weight of NCKD.
+
+    Returns:
+        A scalar.
+    """
+    right = F.one_hot(labels, student.shape[1]).bool()
+
+    def parts(z: Tensor) -> tuple[Tensor, Tensor]:
+        logs = (z / temperature).log_softmax(1)
+        rest = logs[~right].view(len(z), -1)
+        mass = rest.logsumexp(1, keepdim=True)
+        return torch.cat([logs[right].unsqueeze(1), mass], 1), rest.log_softmax(1)
+
+    targets, rests = zip(parts(student), parts(teacher), strict=True)
+    first, second = (
+        F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+        for log_p, log_q in (targets, rests)
+    )
+    return temperature**2 * (first + others * second)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -63,3 +64,64 @@ def joined(prompts: Tensor, rows: Tensor) -> KeysValues:
 def key_loss(scores: Tensor) -> Tensor:
     """Mean over images of the sum of 1 - cosine over the chosen prompts (B, count): a scalar."""
     return (1 - scores).sum(1).mean()
+
+
+def all_pairs_key_loss(scores: Tensor, chosen: Chosen) -> Tensor:
+    """Sum of 1 - cosine over all pairs of an image and a prompt that any image has chosen.
+
+    A prompt counts as often as it was chosen, so there are B * B * count terms: a scalar.
+
+    Args:
+        scores: All cosines, (B, M).
+        chosen: What ``choose`` gave for them.
+    """
+    return (1 - scores[:, chosen.rows]).sum()
+
+
+def weighted(queries: Tensor, attention: Tensor, keys: Tensor, prompts: Tensor) -> Tensor:
+    """Sum of prompts, each weighted by cos(q * A_m, K_m), which may be negative.
+
+    (Smith et al., "CODA-Prompt", CVPR 2023, arXiv 2211.13218, equations 3 and 4.)
+
+    Args:
+        queries: (B, Q).
+        attention: A, (M, Q), which says what of a query a prompt looks at.
+        keys: (M, Q).
+        prompts: (M, L, C).
+
+    Returns:
+        (B, L, C).
+    """
+    looked_at = queries.unsqueeze(1) * attention
+    weights = F.cosine_similarity(looked_at, keys.unsqueeze(0), dim=2)
+    return torch.einsum("bm,mlc->blc", weights, prompts)
+
+
+def orthonormal_rows(earlier: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Random rows of length 1, orthogonal to each other and to all earlier rows.
+
+    Each is v minus the projections of v itself onto the rows before it (classical Gram-Schmidt),
+    with v of independent standard normal numbers. If earlier rows are not orthogonal to each other,
+    the new ones are only nearly orthogonal to them.
+
+    Args:
+        earlier: (M, D).
+        count: Rows wanted; M + count must be at most D.
+        generator: Of the CPU.
+
+    Returns:
+        (count, D).
+    """
+    drawn = torch.randn(count, earlier.shape[1], generator=generator).to(earlier)
+    rows = list(earlier)
+    for vector in drawn:
+        basis = torch.stack(rows) if rows else vector.new_empty(0, len(vector))
+        shares = (basis @ vector) / basis.square().sum(1)
+        rows.append(vector - shares @ basis)
+    return F.normalize(torch.stack(rows[len(earlier) :]), dim=1)
+
+
+def orthogonality_penalty(rows: Tensor) -> Tensor:
+    """Mean of the squared entries of R R^T - I for rows R (M, D): a scalar, 0 if orthonormal."""
+    products = rows @ rows.T
+    return (products - torch.eye(len(rows), device=rows.device)).square().mean()

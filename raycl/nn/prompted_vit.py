@@ -62,6 +62,47 @@ class BlockPrompts:
     tokens: Tensor | None = None
 
 
+def together(*several: Mapping[int, BlockPrompts]) -> dict[int, BlockPrompts]:
+    """Prompts of several makers as one: rows and tokens of the first come before the second's.
+
+    Raises:
+        ValueError: Two of them move the class token of one block.
+    """
+    found: dict[int, BlockPrompts] = {}
+    for prompts in several:
+        for number, added in prompts.items():
+            known = found.get(number, BlockPrompts())
+            if known.class_token is not None and added.class_token is not None:
+                raise ValueError(f"the class token of block {number} is moved twice")
+            found[number] = BlockPrompts(
+                _chained(known.front, added.front),
+                _chained(known.behind, added.behind),
+                known.class_token or added.class_token,
+                _rows(known.tokens, added.tokens),
+            )
+    return found
+
+
+def _chained(first: KeysValues | None, second: KeysValues | None) -> KeysValues | None:
+    """One prefix behind another."""
+    if first is None or second is None:
+        return first or second
+    keys, values = (_rows(a, b) for a, b in zip(first, second, strict=True))
+    assert keys is not None
+    assert values is not None
+    return KeysValues(keys, values)
+
+
+def _rows(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Rows (L, C) or (B, L, C) behind others, per image where either is."""
+    if first is None or second is None:
+        return second if first is None else first
+    if first.ndim != second.ndim:
+        batch = max(first, second, key=lambda rows: rows.ndim).shape[0]
+        first, second = (rows.expand(batch, -1, -1) for rows in (first, second))
+    return torch.cat([first, second], -2)
+
+
 class Encoding(NamedTuple):
     """Results of one pass.
 

@@ -49,6 +49,8 @@ class TrackedRun:
         reason: One line on why it failed, or empty.
         started: Milliseconds since the epoch.
         metrics: The latest value of each logged metric.
+        pretrained: ``"own"`` if its networks start from weights of `raycl pretrain`, else empty.
+        seen: How many images such weights had seen: ``"0 of 60000"``, or ``"unknown"``.
         result: What the trial's last row held (matrices, metrics, costs); ``None`` if it did not
             finish, or if the artifact cannot be read.
         made_of: Stands for the code and the data of the trial; empty: unknown.
@@ -68,6 +70,8 @@ class TrackedRun:
     metrics: Mapping[str, float]
     result: Mapping[str, Any] | None = None
     made_of: str = ""
+    pretrained: str = ""
+    seen: str = ""
 
 
 @dataclass(frozen=True)
@@ -233,6 +237,8 @@ def _tracked(run: Run, text: str | None) -> TrackedRun:
         metrics=run.data.metrics,
         result=json.loads(text) if text else None,
         made_of=tags.get("raycl.made_of", ""),
+        pretrained=tags.get("raycl.pretrained", ""),
+        seen=tags.get("raycl.seen_images", ""),
     )
 
 

@@ -58,6 +58,8 @@ def _begun(event: Event, before: TrackedRun | None, open_end: str) -> TrackedRun
         started=before.started if before else event["ms"],
         metrics={},
         made_of=tags.get("made_of", ""),
+        pretrained=tags.get("pretrained", ""),
+        seen=tags.get("seen_images", ""),
     )
 
 

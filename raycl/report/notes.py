@@ -37,6 +37,29 @@ def notes(
     ]
 
 
+def pretrained_notes(runs: Iterable[TrackedRun], spared: Iterable[str]) -> Iterable[str]:
+    """Lines about weights that were pre-trained here.
+
+    Args:
+        runs: Those of the table.
+        spared: Methods that published figures are not printed for.
+    """
+    found: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for run in runs:
+        if run.pretrained:
+            found[run.benchmark, run.seen or "unknown"][run.method] = None
+    for (benchmark, seen), methods in found.items():
+        yield (
+            f"{', '.join(methods)} on {benchmark}: weights pre-trained here by raycl pretrain; "
+            f"images of its data sets that were seen then: {seen}"
+        )
+    if names := sorted(spared):
+        yield (
+            f"published figures are not printed for {', '.join(names)}: they are of other weights "
+            "than those pre-trained here"
+        )
+
+
 def _left_out(runs: Iterable[TrackedRun], repeated: Sequence[TrackedRun]) -> Iterable[str]:
     runs = [run for run in runs if run.kind != "search"]
     done = {run.trial_key for run in runs if run.result is not None}
@@ -114,8 +137,7 @@ def _selection(spec: Mapping[str, Any]) -> Iterable[str]:
 
 def _weights(spec: Mapping[str, Any]) -> Iterable[str]:
     """Files that networks start from."""
-    methods = [entry for entry in spec.get("methods") or [] if isinstance(entry, Mapping)]
-    found = named_in([spec.get("network"), [entry.get("network") for entry in methods]])
+    found = named_in([spec.get("network"), spec.get("methods")])
     if found:
         files = (f"{one.label}, sha256 {(one.sha256 or 'unknown')[:12]}" for one in found)
         yield f"networks start from {'; '.join(dict.fromkeys(files))}"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 
-def join_published(rows: Sequence[dict[str, Any]], published: Mapping[str, Any]) -> None:
+def join_published(
+    rows: Sequence[dict[str, Any]],
+    published: Mapping[str, Any],
+    without: Container[tuple[str, str]] = (),
+) -> set[str]:
     """Fill ``published`` of each row for which the sweep file has a number.
 
     A key is a metric, of the benchmark's primary readout, or ``readout/metric``. Its value maps
@@ -15,8 +19,12 @@ def join_published(rows: Sequence[dict[str, Any]], published: Mapping[str, Any])
     Args:
         rows: Changed in place; those of one method in the order of its readouts.
         published: The ``published`` block: ``{"source": ..., "average_accuracy": {"blip": 97.1}}``.
+        without: Benchmark and method of the rows that get none.
+
+    Returns:
+        Methods of rows that would have got a number, but for ``without``.
     """
-    primary = _primary(rows)
+    primary, spared = _primary(rows), set()
     for key, numbers in published.items():
         if not isinstance(numbers, Mapping):
             continue  # source, note
@@ -26,7 +34,12 @@ def join_published(rows: Sequence[dict[str, Any]], published: Mapping[str, Any])
             if row["metric"] == metric and row["readout"] == wanted:
                 by_method = numbers.get(row["benchmark"], numbers)
                 value = by_method.get(row["method"]) if isinstance(by_method, Mapping) else None
-                row["published"] = float(value) if isinstance(value, int | float) else None
+                number = float(value) if isinstance(value, int | float) else None
+                if number is not None and (row["benchmark"], row["method"]) in without:
+                    spared.add(row["method"])
+                    number = None
+                row["published"] = number
+    return spared
 
 
 def _primary(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:

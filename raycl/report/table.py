@@ -10,7 +10,7 @@ from typing import Any
 from raycl.errors import UserError, nearest
 from raycl.report import bounds, games
 from raycl.report.load import TrackedRun, TrackedSweep
-from raycl.report.notes import notes
+from raycl.report.notes import notes, pretrained_notes
 from raycl.report.published import join_published
 from raycl.report.statistics import paired, summary
 from raycl.report.words import order
@@ -76,9 +76,11 @@ def make_table(sweep: TrackedSweep, baseline: str | None = None) -> Table:
     usable = bounds.prepare(games.prepare(usable, sweep.spec), sweep.spec)
     groups = _group(usable, methods)
     rows = [row for group in groups for row in _rows(group, _others(groups, group, baseline))]
-    join_published(rows, sweep.spec.get("published") or {})
+    own = {(g.benchmark, g.method) for g in groups if any(run.pretrained for run in g.runs)}
+    spared = join_published(rows, sweep.spec.get("published") or {}, own)
     rows.sort(key=_sort_key(rows))
     above = [*games.notes(usable, sweep.spec), *bounds.notes(usable, sweep.spec)]
+    above += pretrained_notes([run for g in groups for run in g.runs], spared)
     below = [*above, *notes(sweep, rows, repeated, baseline)]
     return Table(sweep.name, baseline, rows, groups, below)
 

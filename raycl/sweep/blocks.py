@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raycl.networks.base import SOURCES
+from raycl.sweep import kinds
 from raycl.sweep.explain import Problem, validate
 from raycl.sweep.kinds import Kind
 from raycl.sweep.model import MethodEntry, Sweep
@@ -87,6 +88,25 @@ def finish(blocks: Mapping[str, Any], kind: Kind) -> Blocks:
         except Problem as problem:
             raise Problem((block, *problem.path), problem.what, problem.hint) from problem
     return done
+
+
+def networks_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The blocks of all networks of a trial's configuration, by where they stand in it."""
+    method = config["method"]
+    options = kinds.of(config["benchmark"]).networks_in(method)
+    own = {f"method.{name}": method[name] for name in options if method.get(name) is not None}
+    return {"network": config["network"], **own}
+
+
+def weights_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """All that holds weights in a trial's configuration, by where it stands in it.
+
+    Networks' blocks, and ``{weights: BLOCK}`` for weights of the method itself.
+    """
+    method = config["method"]
+    options = kinds.of(config["benchmark"]).weights_in(method)
+    own = {name: {"weights": method[name]} for name in options if method.get(name) is not None}
+    return {**networks_in(config), **{f"method.{name}": block for name, block in own.items()}}
 
 
 def digest(name: str, cls: type) -> str:

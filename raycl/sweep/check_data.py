@@ -12,7 +12,7 @@ from raycl.datasets.base import Dataset
 from raycl.errors import UserError
 from raycl.networks.base import Tensors, weights_of
 from raycl.rl.benchmarks.base import build_games
-from raycl.sweep.blocks import place
+from raycl.sweep.blocks import place, weights_in
 from raycl.sweep.expand import benchmark_configs, canonical, fill, first_values, groups
 from raycl.sweep.model import Sweep
 from raycl.sweep.source import undotted
@@ -65,7 +65,7 @@ def read_weights(sweep: Sweep) -> dict[str, Tensors]:
     """
     if not sweep.kind.needs_data:
         return {}
-    found = [w for group in groups(sweep) for w in named_in(group.base.config["network"])]
+    found = [w for group in groups(sweep) for w in named_in(weights_in(group.base.config))]
     return {weights.sha256 or sha256(weights): read(weights) for weights in found}
 
 
@@ -81,16 +81,18 @@ def _check_games(sweep: Sweep) -> None:
                 try:
                     if weights_of(trial["network"]) is not None:
                         build_network(trial["network"], shape)
-                        _check_hashed(trial["network"])
+                        _check_hashed(trial)
                 except UserError as error:
                     raise _in_trial(sweep, index, group.index, trial, error) from error
 
 
-def _check_hashed(network: Mapping[str, Any]) -> None:
+def _check_hashed(config: Mapping[str, Any]) -> None:
     """A file that a search space names has no hash before it is drawn."""
-    if any(weights.sha256 is None for weights in named_in(network)):
-        what = "a search space cannot stand inside weights, whose hash is part of a trial's key"
-        raise UserError("network.weights", what, "let it choose whole blocks: {choice: [{...}]}")
+    for where, block in weights_in(config).items():
+        if any(weights.sha256 is None for weights in named_in(block)):
+            what = "a search space cannot stand inside weights, whose hash is part of a trial's key"
+            hint = "let it choose whole blocks: {choice: [{...}]}"
+            raise UserError(f"{where}.weights", what, hint)
 
 
 def _check_trials(sweep: Sweep, index: int, label: str, info: StreamInfo) -> None:
@@ -108,7 +110,7 @@ def _check_trials(sweep: Sweep, index: int, label: str, info: StreamInfo) -> Non
             try:
                 try_out(config, info)
                 load_from_hub(config, info)
-                _check_hashed(config["network"])
+                _check_hashed(config)
             except UserError as error:
                 raise _in_trial(sweep, index, group.index, config, error) from error
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from raycl.networks.base import named_block
 from raycl.sweep import kinds
-from raycl.sweep.blocks import Blocks, blocks_of, digest, finish, place
+from raycl.sweep.blocks import Blocks, blocks_of, digest, finish, networks_in, place
 from raycl.sweep.explain import Problem, validate
 from raycl.sweep.model import MethodEntry, Sweep
 from raycl.sweep.source import dotted, put, undotted
@@ -288,6 +289,8 @@ def own_files(sweep: Sweep) -> bool:
     """Whether a method, benchmark or network is in a Python file of the user's."""
     blocks: list[Mapping[str, Any]] = [*sweep.benchmark, sweep.network]
     blocks += [block for m in sweep.methods for block in ({"name": m.name}, m.network)]
+    for group in groups(sweep):
+        blocks += [named_block(one) for one in networks_in(group.base.config).values()]
     return any(".py:" in str(block.get("name", "")) for block in blocks)
 
 

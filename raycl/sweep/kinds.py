@@ -122,6 +122,22 @@ class Kind:
             hint = f"it is for {', '.join(others)}; {error.hint}" if others else error.hint
             raise Problem(("name",), error.what, hint) from error
 
+    def networks_in(self, method: Config) -> tuple[str, ...]:
+        """Options of a ``method`` block that are blocks of further networks; none of no method."""
+        try:
+            found = self.named("method", method).Config
+        except Problem:  # it will be refused where it stands
+            return ()
+        return tuple(getattr(found, "networks", ()))
+
+    def weights_in(self, method: Config) -> tuple[str, ...]:
+        """Options of a ``method`` block that are weights for the method itself."""
+        try:
+            found = self.named("method", method).Config
+        except Problem:  # it will be refused where it stands
+            return ()
+        return tuple(getattr(found, "other_weights", ()))
+
     def train_model(self) -> type[BaseModel]:
         """The model of the ``train`` block."""
         model: type[BaseModel] = _loaded(self.train)

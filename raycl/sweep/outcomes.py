@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,7 @@ class Outcome:
         varied: What varies in the sweep, with its values.
         row: The last row.
         config: The finished configuration.
-        made_of: What its code and data were, see ``made_of.MadeOf.key``.
+        tags: Further ones of its run, what it is made of among them.
     """
 
     key: str
@@ -49,11 +49,16 @@ class Outcome:
     varied: dict[str, Any] = field(default_factory=dict)
     row: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
-    made_of: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, plan: TrialPlan, status: Status, row: dict[str, Any], error: str, made_of: str = ""
+        cls,
+        plan: TrialPlan,
+        status: Status,
+        row: dict[str, Any],
+        error: str,
+        tags: Mapping[str, str] | None = None,
     ) -> Outcome:
         """The outcome of a plan."""
         return cls(
@@ -69,7 +74,7 @@ class Outcome:
             varied=dict(plan.varied),
             row=row,
             config=plan.config,
-            made_of=made_of,
+            tags=dict(tags or {}),
         )
 
     @classmethod
@@ -149,8 +154,10 @@ class Outcomes:
 class Recorder:
     """The listener that writes outcomes; a killed trial has none, so that it is continued."""
 
-    def __init__(self, outcomes: Outcomes, made_of: str) -> None:
-        self.outcomes, self.made_of = outcomes, made_of
+    def __init__(
+        self, outcomes: Outcomes, tags: Callable[[TrialPlan], dict[str, str]] = lambda plan: {}
+    ) -> None:
+        self.outcomes, self.tags = outcomes, tags
 
     def started(self, plan: TrialPlan) -> None:
         """Nothing is over yet."""
@@ -164,4 +171,4 @@ class Recorder:
     def ended(self, plan: TrialPlan, status: Status, row: dict[str, Any], error: str) -> None:
         """Write it down."""
         if status != "killed":
-            self.outcomes.add(Outcome.of(plan, status, row, error, self.made_of))
+            self.outcomes.add(Outcome.of(plan, status, row, error, self.tags(plan)))

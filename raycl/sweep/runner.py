@@ -22,6 +22,7 @@ from raycl.sweep.folder import HASH, TRIALS, SweepFolder, runs_root
 from raycl.sweep.made_of import MadeOf
 from raycl.sweep.outcomes import Outcome, Recorder
 from raycl.sweep.progress import Progress
+from raycl.sweep.provenance import Provenance
 from raycl.sweep.ray_here import RayDied
 from raycl.sweep.storage import Lease
 from raycl.sweep.tracked import Tracked, sweep_record
@@ -116,6 +117,7 @@ class Execution:
         self.hub: Hub | None = None
         self.tracker: Tracker | None = None
         self.accepted: list[str] = []
+        self.data: Mapping[str, Dataset] = {}
 
     def run(self, retry_errors: bool = False) -> int:
         """Everything, in order; what can be refused is refused before Ray starts."""
@@ -142,7 +144,7 @@ class Execution:
         return self.sweep.source.error(path, error.what, error.hint)
 
     def _run(self, retry_errors: bool) -> int:
-        data = spec.check_data(self.sweep, self.data_root)
+        data = self.data = spec.check_data(self.sweep, self.data_root)
         store.check(self.store.uri)
         requests = expand.preview(self.sweep)
         if cluster.is_local(self.address):
@@ -261,10 +263,17 @@ class Execution:
 
         sweep, folder = self.sweep, self.folder.path
         relative = self.storage if sweep.storage else TRIALS
+        provenance = Provenance(sweep, data)
+        for line in provenance.lines():
+            self._say(line)
         assert self.made_of is not None
-        made_of = self.made_of.key
+        made_of = {"made_of": self.made_of.key}
+
+        def tags(plan: TrialPlan) -> dict[str, str]:
+            return provenance.tags(plan) | made_of
+
         # an outcome is tracked
-        hub = Hub([Tracked(tracker, relative, made_of), Recorder(self.outcomes, made_of)])
+        hub = Hub([Tracked(tracker, relative, tags), Recorder(self.outcomes, tags)])
         self.hub = hub
         settings = Settings(
             storage=self.storage,

@@ -134,6 +134,9 @@ def _named_blocks(block: str, kinds: Iterable[Kind]) -> list[Schema]:
     for _, name, cls in classes:
         part = inlined(cls.Config)
         part["properties"]["name"] = {"const": name}
+        for option in getattr(cls.Config, "networks", ()):  # blocks of further networks
+            about = {k: v for k, v in part["properties"][option].items() if k == "description"}
+            part["properties"][option] = {"$ref": "#/$defs/network", **about}
         part |= {"title": name, "description": (cls.__doc__ or "").strip().partition("\n")[0]}
         found.append(part)
     external = {"name": EXTERNAL}

@@ -7,13 +7,14 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from raycl.sweep import kinds
 from raycl.sweep.check import check
 from raycl.sweep.check_data import check_data, read_weights
 from raycl.sweep.expand import benchmark_configs
 from raycl.sweep.explain import Problem, validate
 from raycl.sweep.model import Sweep
 from raycl.sweep.source import KeyPath, Source, dotted, get, read
-from raycl.training.weights import with_hashes
+from raycl.training.weights import with_hashes, with_option_hashes
 
 __all__ = ["Sweep", "check_data", "load", "parse", "read_weights"]
 
@@ -66,9 +67,10 @@ def _with_hashes(data: dict[str, Any]) -> dict[str, Any]:
     if "network" in done:
         done["network"] = with_hashes(done["network"])
     if isinstance(done.get("methods"), list):
+        kind = kinds.guess(done.get("benchmark"))
         done["methods"] = [
-            entry | {"network": with_hashes(entry["network"])}
-            if isinstance(entry, dict) and "network" in entry
+            with_option_hashes(entry, {"network", *kind.networks_in(entry)}, kind.weights_in(entry))
+            if isinstance(entry, dict)
             else entry
             for entry in done["methods"]
         ]

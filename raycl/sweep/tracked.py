@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from raycl.sweep.blocks import weights_in
 from raycl.sweep.expand import TrialPlan
 from raycl.sweep.model import Sweep
 from raycl.sweep.outcomes import Outcome, Status
@@ -19,15 +20,20 @@ class Tracked:
     Args:
         tracker: To be told.
         storage: Where each trial has a folder; relative: to the sweep's.
-        made_of: See ``made_of.MadeOf.key``.
+        tags: Further tags of a plan.
     """
 
-    def __init__(self, tracker: Tracker, storage: str, made_of: str) -> None:
-        self.tracker, self.storage, self.made_of = tracker, storage, made_of
+    def __init__(
+        self,
+        tracker: Tracker,
+        storage: str,
+        tags: Callable[[TrialPlan], dict[str, str]] = lambda plan: {},
+    ) -> None:
+        self.tracker, self.storage, self.tags = tracker, storage, tags
 
     def started(self, plan: TrialPlan) -> None:
         """A trial starts, or starts again after its worker was lost."""
-        self.tracker.trial_started(_record(plan, self.storage, self.made_of))
+        self.tracker.trial_started(_record(plan, self.storage, self.tags(plan)))
 
     def row(self, plan: TrialPlan, row: dict[str, Any]) -> None:
         """A trial reports."""
@@ -50,12 +56,12 @@ def end_of(outcome: Outcome, storage: str) -> TrialEnd:
     """
     row = outcome.row
     error = f"{row['failed']}\n{row.get('traceback', '')}" if "failed" in row else outcome.error
-    record = _record(outcome, storage, outcome.made_of)
+    record = _record(outcome, storage, outcome.tags)
     return TrialEnd(record, outcome.status, row, error or None)
 
 
-def _record(of: TrialPlan | Outcome, storage: str, made_of: str) -> TrialRecord:
-    weights = told(of.config.get("network"))
+def _record(of: TrialPlan | Outcome, storage: str, further: Mapping[str, str]) -> TrialRecord:
+    weights = told(list(weights_in(of.config).values())) if of.config else ""
     return TrialRecord(
         key=of.key,
         name=of.name,
@@ -67,7 +73,7 @@ def _record(of: TrialPlan | Outcome, storage: str, made_of: str) -> TrialRecord:
             "config_key": of.config_key,
         }
         | ({"weights": weights} if weights else {})
-        | ({"made_of": made_of} if made_of else {}),
+        | dict(further),
         params={"label": of.method, **of.config},  # two rows may share a method's name
         storage=f"{storage}/{of.key}",
     )

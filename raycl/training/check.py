@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +24,15 @@ from raycl.networks.base import (
 from raycl.networks.sequence import REPEAT
 from raycl.training.config import TrialConfig
 from raycl.training.weights import check_model, normalised, read
+
+
+def find_method(block: Mapping[str, Any]) -> type[Method]:
+    """The class that a ``method`` block names.
+
+    Raises:
+        UserError: There is none.
+    """
+    return registry.find("raycl.methods", Method, block["name"], where="method")  # type: ignore[type-abstract]
 
 
 def check_networks(method: type[Method], name: str, networks: Sequence[Mapping[str, Any]]) -> None:
@@ -64,11 +73,15 @@ def try_out(config: Mapping[str, Any], info: StreamInfo) -> None:
     trial = TrialConfig.model_validate(config)
     tasks = min(len(info.tasks), trial.tasks or len(info.tasks))
     networks = networks_of(trial.network, tasks)
-    for task, block in enumerate(networks):
-        with _member(trial.network, task):
+    for place, block in _each_network(trial, networks):
+        with place:
             if weights := weights_of(block):
                 read(weights)
                 check_model(block)
+    method = find_method(trial.method).Config.model_validate(trial.method)
+    for name, weights in method.weights_options().items():
+        with _option(name, whole="network.weights"):
+            read(weights)
     info = normalised(info, networks)
     try:
         _build_parts(trial, info, torch.device("meta"))
@@ -88,27 +101,35 @@ def load_from_hub(config: Mapping[str, Any], info: StreamInfo) -> None:
     """
     trial = TrialConfig.model_validate(config)
     networks = networks_of(trial.network, min(len(info.tasks), trial.tasks or len(info.tasks)))
-    for task, block in enumerate(networks):
+    for place, block in _each_network(trial, networks):
         cls, options = find_network(block)
         if options.untrained() != options and not isinstance(options.weights, Weights):
             shape = normalised(info, networks).input_shape
-            with _member(trial.network, task):
+            with place:
                 _load_from_hub(cls, options.model_dump_json(), shape)
 
 
 def _build_parts(trial: TrialConfig, info: StreamInfo, device: torch.device) -> None:
-    def build(block: Mapping[str, Any] | None = None, *, task: int = 0) -> Backbone:
-        cls, config = find_network(block or networks[task])
-        network = cls(config.untrained(), info.input_shape)
-        if isinstance(config.weights, Weights):
-            check_tensors(network, config.weights, read(config.weights))
+    def build(
+        block: Mapping[str, Any] | None = None,
+        *,
+        task: int = 0,
+        shape: tuple[int, int, int] | None = None,
+    ) -> Backbone:
+        option = next((name for name, one in options.items() if one == block), None)
+        with nullcontext() if option is None else _option(option):
+            cls, config = find_network(block or networks[task])
+            network = cls(config.untrained(), shape or info.input_shape)
+            if isinstance(config.weights, Weights):
+                check_tensors(network, config.weights, read(config.weights))
         return network
 
     tasks = min(len(info.tasks), trial.tasks or len(info.tasks))
     networks = networks_of(trial.network, tasks)
-    name = trial.method["name"]
-    method = registry.find("raycl.methods", Method, name, where="method")  # type: ignore[type-abstract]
-    check_networks(method, name, networks)
+    method = find_method(trial.method)
+    method_config = method.Config.model_validate(trial.method)
+    options = method_config.network_options()
+    check_networks(method, trial.method["name"], networks)
     context = Context(
         stream=info,
         train=trial.train,
@@ -116,6 +137,7 @@ def _build_parts(trial: TrialConfig, info: StreamInfo, device: torch.device) -> 
         device=device,
         data_generator=torch.Generator(),
         method_generator=torch.Generator(),
+        read_tensors=read,
         networks=networks,
     )
     with torch.random.fork_rng(devices=[]), device:
@@ -123,13 +145,46 @@ def _build_parts(trial: TrialConfig, info: StreamInfo, device: torch.device) -> 
             if not task or context.network_changes(task):
                 with _member(trial.network, task):
                     build(task=task)
-        method(method.Config.model_validate(trial.method), context)
+        method(method_config, context)
 
 
 @lru_cache(64)
 def _load_from_hub(cls: type[Backbone], config: str, input_shape: tuple[int, int, int]) -> None:
     with torch.random.fork_rng(devices=[]):
         cls(cls.Config.model_validate_json(config), input_shape)
+
+
+def _each_network(
+    trial: TrialConfig, networks: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[AbstractContextManager[None], Mapping[str, Any]]]:
+    """The blocks of all networks of a trial, each with what gives an error its place.
+
+    Args:
+        trial: The trial.
+        networks: The block of each task.
+    """
+    for task, block in enumerate(networks):
+        yield _member(trial.network, task), block
+    options = find_method(trial.method).Config.model_validate(trial.method).network_options()
+    for name, block in options.items():
+        yield _option(name), block
+
+
+@contextmanager
+def _option(name: str, whole: str = "network") -> Iterator[None]:
+    """An error about a network, or its weights, that is a method's option names the option.
+
+    Args:
+        name: The option.
+        whole: Where such an error says that it is.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.where != whole and not error.where.startswith(f"{whole}."):
+            raise
+        rest = error.where.removeprefix(whole)
+        raise UserError(f"method.{name}{rest}", error.what, error.hint) from error
 
 
 @contextmanager

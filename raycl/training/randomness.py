@@ -76,10 +76,28 @@ class Randomness:
         random.seed(seeds.init)
         np.random.seed(seeds.init % 2**32)  # noqa: NPY002  (libraries draw from it)
         torch.manual_seed(seeds.init)
-        children = np.random.SeedSequence(seeds.data).generate_state(3)
-        self.data = torch.Generator().manual_seed(int(children[0]))
-        self.method = torch.Generator().manual_seed(int(children[1]))
-        self.augment = torch.Generator(device).manual_seed(int(children[2]))
+        self.seed = seeds.data
+        self.data, self.method = torch.Generator(), torch.Generator()
+        self.augment = torch.Generator(device)
+        self._seed_own([seeds.data])
+
+    def restart(self, name: str, task: int) -> None:
+        """Begin the run's own three generators anew, whatever they have drawn before.
+
+        Args:
+            name: Of what draws from them; every name has numbers of its own.
+            task: Number of the task, from 0.
+        """
+        self._seed_own([self.seed, task, *name.encode()])
+
+    def _seed_own(self, entropy: list[int]) -> None:
+        children = np.random.SeedSequence(entropy).generate_state(3)
+        for generator, child in zip(self._own, children, strict=True):
+            generator.manual_seed(int(child))
+
+    @property
+    def _own(self) -> tuple[torch.Generator, ...]:
+        return self.data, self.method, self.augment
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors only."""
@@ -91,7 +109,7 @@ class Randomness:
             "numpy": (str(kind), torch.from_numpy(keys.astype(np.int64)), *rest),
             "torch": torch.get_rng_state(),
             "cuda": cuda,
-            "own": [g.get_state() for g in (self.data, self.method, self.augment)],
+            "own": [generator.get_state() for generator in self._own],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -102,6 +120,5 @@ class Randomness:
         torch.set_rng_state(state["torch"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.device)
-        own = (self.data, self.method, self.augment)
-        for generator, saved in zip(own, state["own"], strict=True):
+        for generator, saved in zip(self._own, state["own"], strict=True):
             generator.set_state(saved)

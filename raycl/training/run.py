@@ -25,7 +25,7 @@ from raycl.errors import UserError
 from raycl.methods.base import Context, Method, Phase
 from raycl.networks.base import Backbone, Tensors, networks_of
 from raycl.training import pictures, probe
-from raycl.training.check import check_networks
+from raycl.training.check import check_networks, find_method
 from raycl.training.config import PROBE, TrialConfig
 from raycl.training.costs import Costs
 from raycl.training.evaluation import Evaluator
@@ -33,7 +33,13 @@ from raycl.training.matrices import Matrices
 from raycl.training.phase import PhaseState, TrainingError, train_one_epoch
 from raycl.training.precision import to_channels_last, with_precision
 from raycl.training.randomness import Randomness, Seeds
-from raycl.training.weights import build_network, normalisation, with_hashes
+from raycl.training.weights import (
+    build_network,
+    normalisation,
+    tensors_of,
+    with_hashes,
+    with_option_hashes,
+)
 
 Row = dict[str, Any]
 Module = TypeVar("Module", bound=nn.Module)
@@ -67,7 +73,8 @@ class Run:
     ) -> None:
         config = TrialConfig.model_validate(config)
         self.weights = weights
-        self.config = config.model_copy(update={"network": with_hashes(config.network)})
+        hashed = {"network": with_hashes(config.network), "method": _with_hashes(config.method)}
+        self.config = config.model_copy(update=hashed)
         self.device = torch.device(device)
         self.seeds = Seeds.derive(self.config.seed, **self.config.fixed_seeds.model_dump())
         self.random = Randomness(self.seeds, self.device, self.config.threads)
@@ -218,7 +225,7 @@ class Run:
     # ------------------------------------------------------------------ parts of a step
 
     def _build_method(self) -> Method:
-        cls = registry.find("raycl.methods", Method, self.config.method["name"], where="method")  # type: ignore[type-abstract]
+        cls = find_method(self.config.method)
         check_networks(cls, self.config.method["name"], self.networks)
         context = Context(
             stream=self.stream.info,
@@ -229,13 +236,20 @@ class Run:
             method_generator=self.random.method,
             augment=datasets.augment(self.config.train.augment, self.random.augment),
             augmentation=lambda name: datasets.augment(name, self.random.augment),
+            read_tensors=lambda weights: tensors_of(weights, self.weights),
             networks=self.networks,
             seen_accuracy=self._seen_accuracy,
         )
         return cls(cls.Config.model_validate(self.config.method), context)
 
-    def _build_network(self, block: Mapping[str, Any] | None = None, *, task: int = 0) -> Backbone:
-        shape = self.stream.info.input_shape
+    def _build_network(
+        self,
+        block: Mapping[str, Any] | None = None,
+        *,
+        task: int = 0,
+        shape: tuple[int, int, int] | None = None,
+    ) -> Backbone:
+        shape = shape or self.stream.info.input_shape
         return self._placed(build_network(block or self.networks[task], shape, self.weights))
 
     def _with_frozen(self, stream: Stream) -> Stream:
@@ -252,12 +266,14 @@ class Run:
             self.method.train(training)
             return values
 
-        def wrapped(examples: Examples) -> Examples:
+        def wrapped(examples: Examples, training: bool = False) -> Examples:
+            if cls.frozen_training and not training:
+                return examples
             return FrozenSet(examples, function, budget, cls.frozen_alone)
 
         data = [
             TaskData(
-                wrapped(one.train),
+                wrapped(one.train, training=True),
                 None if one.validation is None else wrapped(one.validation),
                 wrapped(one.test),
             )
@@ -290,6 +306,8 @@ class Run:
 
     def _train_epoch(self, phase: Phase) -> Row:
         if self._phase is None:
+            if phase.draws is not None:
+                self.random.restart(phase.draws, self.task_index)
             if phase.before is not None:
                 self.method.eval()
                 phase.before()
@@ -432,6 +450,12 @@ class Run:
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What two states must share; the number of threads may change with the resources."""
     return {k: v for k, v in config.items() if k != "threads"}
+
+
+def _with_hashes(method: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's block with the hashes of weights that networks in its options start from."""
+    options = find_method(method).Config
+    return with_option_hashes(method, options.networks, options.other_weights)
 
 
 def build_benchmark(block: Mapping[str, Any], where: str = "benchmark") -> Benchmark:

@@ -11,7 +11,7 @@ import hashlib
 import io
 import pickle
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -58,6 +58,15 @@ class Place(NamedTuple):
     stamp: tuple[float, int]
 
 
+def tensors_of(weights: Weights, given: Mapping[str, Tensors] | None = None) -> Tensors:
+    """All tensors of weights: those that were given, by the hash of the file, or else the file's.
+
+    Raises:
+        UserError: See ``read``.
+    """
+    return (given or {}).get(weights.sha256 or "") or read(weights)
+
+
 def build_network(
     block: Mapping[str, Any],
     input_shape: tuple[int, int, int],
@@ -79,8 +88,7 @@ def build_network(
     network = cls(config, input_shape)
     if isinstance(config.weights, Weights):
         check_model(block)
-        tensors = (given or {}).get(config.weights.sha256 or "") or read(config.weights)
-        load_tensors(network, config.weights, tensors)
+        load_tensors(network, config.weights, tensors_of(config.weights, given))
     return network
 
 
@@ -158,6 +166,20 @@ def with_hashes(tree: Any) -> Any:
         return tree
     done = {key: with_hashes(value) for key, value in tree.items()}
     return done | ({"weights": _hashed(done["weights"])} if "weights" in done else {})
+
+
+def with_option_hashes(
+    block: Mapping[str, Any], networks: Collection[str], weights: Collection[str]
+) -> dict[str, Any]:
+    """A block some of whose options are networks' blocks, or weights, with the hashes of all files.
+
+    Args:
+        block: A method's, say; options may be search spaces.
+        networks: Names of options that are networks' blocks.
+        weights: Names of options that are weights.
+    """
+    done = {k: with_hashes(v) if k in networks else v for k, v in block.items()}
+    return {k: _hashed(v) if k in weights else v for k, v in done.items()}
 
 
 def _hashed(tree: Any) -> Any:

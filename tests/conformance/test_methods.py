@@ -21,6 +21,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "naive_rehearsal": {"memory_size": 12},
     "qdi": {"inversion_steps": 6, "synthetic_images": 20},
     "online_ewc": {"fisher_samples": 20},
+    "regress_features": {"source": {"name": "mlp", "hidden": [24]}},
     "si": {"c": 5.0},
 }
 

@@ -19,6 +19,7 @@ from raycl.report.local import joined
 from raycl.report.notes import notes
 from raycl.sweep import expand, local, runner, spec, trainable
 from raycl.sweep.adaptive import Proposals
+from raycl.sweep.expand import TrialPlan
 from raycl.sweep.folder import SweepFolder
 from raycl.sweep.made_of import MadeOf, changed_since
 from raycl.sweep.outcomes import Outcome, Outcomes
@@ -85,8 +86,11 @@ def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runner.Execution:
     found = execution(tmp_path)
     found.made_of = MadeOf("1", {}, {"data set digits": "bundled"})
 
+    def tags(plan: TrialPlan) -> dict[str, str]:
+        return {"made_of": "one"}
+
     def on_cluster(data: Any, tracker: Tracker) -> None:
-        listeners = [Tracked(tracker, "trials", "one"), runner.Recorder(found.outcomes, "one")]
+        listeners = [Tracked(tracker, "trials", tags), runner.Recorder(found.outcomes, tags)]
         for plan in expand.final_plans(found.sweep, {}):
             row = {"finished": True, "result": result(80.0 + plan.seed), "cost/seconds": 1.0}
             for listener in listeners:
@@ -240,7 +244,7 @@ def test_a_damaged_outcome_is_set_aside(ended: runner.Execution, how: str) -> No
 def test_an_outcome_of_an_older_raycl_is_read(ended: runner.Execution) -> None:
     for path in (ended.folder.path / "outcomes").glob("*.json"):
         found = json.loads(path.read_text())
-        del found["made_of"], found["config"]
+        del found["tags"], found["config"]
         path.write_text(json.dumps(found))
     assert len(ended.folder.outcomes.all()) == 2
     assert means(local.load(ended.folder)) == [(2, 80.5)]  # type: ignore[arg-type]

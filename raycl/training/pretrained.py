@@ -1,0 +1,124 @@
+"""Weights files that `raycl pretrain` has made: how they are written, what they say of themselves.
+
+A .safetensors file with the tensors of one network. Its metadata has a single key, ``raycl``, whose
+value is JSON: with several keys the library writes them in an order of chance, and the same weights
+would have another hash each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import raycl
+from raycl.networks.base import Normalisation, Weights
+from raycl.training.weights import locate
+
+KEY = "raycl"
+ORIGIN = "pretrain"
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class About:
+    """What a file says of itself.
+
+    Attributes:
+        trial: Key of the trial that made it.
+        recipe: The trial's finished configuration.
+        source: Weights that it learnt from: name and hash; empty: random ones.
+        accuracy: Average accuracy by readout, percent, on the test images of its benchmark.
+        normalisation: Mean and standard deviation that images were normalised with, if all were
+            alike.
+        unit: What ids of images are made of, see ``raycl.datasets.ids.unit``.
+        images: Ids of the training images of its data sets, sorted.
+        version: Of raycl.
+        origin: Always ``pretrain``.
+    """
+
+    trial: str
+    recipe: Mapping[str, Any]
+    source: str
+    accuracy: Mapping[str, float]
+    normalisation: Normalisation | None
+    unit: str
+    images: tuple[str, ...]
+    version: str = field(default_factory=lambda: raycl.__version__)
+    origin: str = ORIGIN
+
+    @property
+    def images_sha256(self) -> str:
+        """Hash of the ids: files with the same one have seen the same images."""
+        return hashlib.sha256("".join(self.images).encode()).hexdigest()
+
+    def as_json(self) -> str:
+        """The value in the metadata, the same text for the same content."""
+        found = asdict(self) | {"images": "".join(self.images), "count": len(self.images)}
+        return json.dumps(found | {"images_sha256": self.images_sha256}, sort_keys=True)
+
+    def seen(self, ids: Iterable[str]) -> int:
+        """How many of these images it has seen."""
+        own = set(self.images)
+        return sum(one in own for one in ids)
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], about: About) -> str:
+    """Write a file, whole or not at all.
+
+    Returns:
+        Its SHA-256, the same for the same tensors and the same ``about``.
+    """
+    from safetensors.torch import save
+
+    content = save(
+        {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+        metadata={KEY: about.as_json()},
+    )
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.write_bytes(content)
+    draft.replace(path)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_about(path: Path) -> About | None:
+    """What a file says of itself; ``None``: it is no weights file of `raycl pretrain`."""
+    if path.suffix != SUFFIX:
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            text = (file.metadata() or {}).get(KEY)
+    except (OSError, SafetensorError):  # whoever needs its tensors says what is wrong with it
+        return None
+    found = {} if text is None else json.loads(text)
+    if found.get("origin") != ORIGIN:
+        return None
+    ids, digits = found["images"], len(found["images"]) // max(1, found["count"])
+    statistics = found["normalisation"]
+    return About(
+        trial=found["trial"],
+        recipe=found["recipe"],
+        source=found["source"],
+        accuracy=found["accuracy"],
+        normalisation=None if statistics is None else (tuple(statistics[0]), tuple(statistics[1])),
+        unit=found["unit"],
+        images=tuple(ids[i : i + digits] for i in range(0, len(ids), max(1, digits))),
+        version=found["version"],
+    )
+
+
+def about(weights: Weights) -> About | None:
+    """What the file of a ``weights`` block says of itself; ``None`` for those made elsewhere.
+
+    Raises:
+        UserError: The file is not there.
+    """
+    return None if weights.file is None else read_about(Path(locate(weights).path))
