@@ -217,7 +217,7 @@ def test_an_orderly_end_of_ray_is_no_death(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_sockets_get_a_shorter_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setenv("TMPDIR", "/tmp/short")
+    monkeypatch.setenv("TMPDIR", "/short")
     assert ray_here.temporary_folder() is None
     deep = "/scratch/of-a-batch-job-with-a-long-name/slurm_jobdir/1355700"
     for name in ("TMPDIR", "RAY_TMPDIR"):
