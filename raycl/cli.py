@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -50,6 +51,10 @@ Overrides = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="E.g. train.epochs=2 or methods.ewc.lam=5."),
 ]
 Smoke = Annotated[bool, typer.Option("--smoke", help="As small as can be, under NAME-smoke.")]
+Accept = Annotated[
+    bool,
+    typer.Option("--accept-changes", help="Go on although own code, data or raycl have changed."),
+]
 Dashboard = Annotated[
     str | None,
     typer.Option("--address", help="The cluster's dashboard, e.g. http://127.0.0.1:8265."),
@@ -89,11 +94,12 @@ def run(
     runs: RunsDir = None,
     data: DataDir = None,
     tracking_uri: Uri = None,
+    accept_changes: Accept = False,
 ) -> None:
     """Run a sweep, or continue it.
 
-    Exit codes: 0 all trials finished; 1 some failed; 2 the file or the arguments are wrong;
-    130 interrupted (the same command continues).
+    Exit codes: 0 all trials finished and are in the table; 1 some are not; 2 the file or the
+    arguments are wrong; 3 Ray died; 130 interrupted. After 3 and 130 the same command continues.
     """
     if dry_run:
         from raycl import describe
@@ -104,7 +110,8 @@ def run(
     from raycl.sweep import runner
 
     root, runs = _data(data), _runs(runs)
-    raise typer.Exit(runner.run(sweep, overrides or [], smoke, address, runs, root, tracking_uri))
+    where = (address, runs, root, tracking_uri)
+    _exit(runner.run(sweep, overrides or [], smoke, *where, accept_changes))
 
 
 @app.command()
@@ -148,12 +155,25 @@ def resume(
     runs: RunsDir = None,
     data: DataDir = None,
     tracking_uri: Uri = None,
+    accept_changes: Accept = False,
 ) -> None:
     """Continue a sweep by its name, and run its failed trials again."""
     from raycl.sweep import runner
 
     root, runs = _data(data), _runs(runs)
-    raise typer.Exit(runner.resume(name, runs, address, root, tracking_uri))
+    _exit(runner.resume(name, runs, address, root, tracking_uri, accept_changes))
+
+
+def _exit(code: int) -> NoReturn:
+    """End with an exit code; at once if Ray died, whose library would wait for it."""
+    from raycl.sweep.runner import RAY_DIED
+
+    if code == RAY_DIED:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -181,6 +201,7 @@ def submit(
             show_default=False,
         ),
     ] = None,
+    accept_changes: Accept = False,
 ) -> None:
     """Run a sweep as a Ray job: the driver runs on the cluster, with the current directory.
 
@@ -190,7 +211,7 @@ def submit(
     """
     from raycl.sweep import submit as jobs
 
-    wish = jobs.Wish(sweep, overrides or [], smoke, runs, data, tracking_uri)
+    wish = jobs.Wish(sweep, overrides or [], smoke, runs, data, tracking_uri, accept_changes)
     raise typer.Exit(jobs.submit(wish, address, wait))
 
 
@@ -233,11 +254,14 @@ def report(
     runs: RunsDir = None,
     tracking_uri: Uri = None,
 ) -> None:
-    """Show a sweep's table, from what is tracked."""
-    from raycl.report.main import report as print_report
+    """Show a sweep's table: its folder's and MLflow's, or with --tracking-uri MLflow's alone."""
+    from raycl.report.main import show as print_report
+    from raycl.sweep.local import read
 
-    uri, _ = _store(runs, tracking_uri, name)
-    print_report(name, uri, fmt, out, baseline)
+    sweep, differences = read(name, runs, tracking_uri)
+    print_report(sweep, fmt, out, baseline)
+    for line in differences:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 @app.command()
@@ -299,10 +323,13 @@ def gif(
 def sync(name: Name, runs: RunsDir = None, tracking_uri: Uri = None) -> None:
     """Send values that were kept on disk while the tracker was away."""
     from raycl.sweep.folder import SweepFolder, runs_root
-    from raycl.tracking.sync import sync as send
+    from raycl.sweep.local import sync as send
+    from raycl.tracking.journal import JOURNAL, count
 
-    done = send(SweepFolder.existing(runs_root(runs), name).path, tracking_uri)
-    print(f"{done.sent} sent, {done.left} left")
+    folder = SweepFolder.existing(runs_root(runs), name)
+    done = send(folder, tracking_uri)
+    has = count(folder.path / JOURNAL, 0) - done.left
+    print(f"{done.sent} sent, {done.left} left; MLflow has {has}")
     if done.left:
         print(f"warning: {done.problem}", file=sys.stderr)
         raise typer.Exit(1)
@@ -479,7 +506,7 @@ def _store(runs: Path | None, uri: str | None, name: str | None) -> Any:
     """URI and artifacts: as asked for, else those the sweep used, else the default ones."""
     from raycl.sweep.folder import runs_root
     from raycl.tracking import store
-    from raycl.tracking.writer import STATE, State
+    from raycl.tracking.state import STATE, State
 
     root = runs_root(runs)
     used = State.saved(root / name / STATE) if name and uri is None else None

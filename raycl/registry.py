@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+from raycl import sources
 from raycl.errors import UserError, nearest
 
 T = TypeVar("T")
@@ -82,9 +83,11 @@ def _load_file(path: Path, where: str) -> ModuleType:
             raise UserError(where, f"cannot import '{path}'")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
+        before = sources.own_modules()
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             del sys.modules[name]
             raise UserError(where, f"'{path}' fails on import: {error!r}") from error
+        sources.LOADED[str(path)] = sources.own_modules() - before - {name}
     return sys.modules[name]

@@ -20,8 +20,8 @@ from raycl.sweep.folder import SweepFolder
 from raycl.sweep.tracked import sweep_record
 from raycl.tracking import store, ui
 from raycl.tracking.journal import JOURNAL
+from raycl.tracking.state import STATE, State
 from raycl.tracking.tracker import Tracker
-from raycl.tracking.writer import STATE, State
 
 WORD = "s3cret-word"
 

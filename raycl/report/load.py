@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from raycl.errors import UserError, nearest
 from raycl.tracking import store
@@ -52,6 +53,7 @@ class TrackedRun:
         seen: How many images such weights had seen: ``"0 of 60000"``, or ``"unknown"``.
         result: What the trial's last row held (matrices, metrics, costs); ``None`` if it did not
             finish, or if the artifact cannot be read.
+        made_of: Stands for the code and the data of the trial; empty: unknown.
     """
 
     run_id: str
@@ -67,6 +69,7 @@ class TrackedRun:
     started: int
     metrics: Mapping[str, float]
     result: Mapping[str, Any] | None = None
+    made_of: str = ""
     pretrained: str = ""
     seen: str = ""
 
@@ -82,6 +85,8 @@ class TrackedSweep:
         parent_id: MLflow's id of the parent run.
         spec: The sweep file with every default filled in.
         runs: Its trials, searches included, by start time.
+        changes: What of the code and the data was changed while the sweep was under way, and
+            accepted.
     """
 
     name: str
@@ -90,22 +95,27 @@ class TrackedSweep:
     parent_id: str
     spec: Mapping[str, Any]
     runs: Sequence[TrackedRun]
+    changes: str = ""
 
 
-def load(name: str, uri: str) -> TrackedSweep:
+def load(
+    name: str, uri: str, sweep_id: str | None = None, known: Container[str] = ()
+) -> TrackedSweep:
     """The latest sweep called ``name`` in a tracking store.
 
     Args:
         name: The sweep's name, which is the experiment's.
         uri: An MLflow tracking URI.
+        sweep_id: The one that is meant; ``None``: the latest.
+        known: Keys of trials whose results need not be read.
 
     Raises:
         UserError: No such store, the server does not answer, no such experiment, or no sweep in it.
     """
     client = connect(uri)
     try:
-        return _load(client, name, uri)
-    except MlflowException as error:
+        return _load(client, name, uri, sweep_id, known)
+    except (MlflowException, SQLAlchemyError) as error:
         what = f"{store.shown(uri)} cannot be read: {store.reason(error)}"
         raise UserError("tracking.uri", what) from error
 
@@ -124,10 +134,16 @@ def connect(uri: str) -> MlflowClient:
         store.quiet()
     else:
         store.check(uri)
-    return MlflowClient(store.for_mlflow(uri))
+    try:
+        return MlflowClient(store.for_mlflow(uri))
+    except (MlflowException, SQLAlchemyError) as error:
+        what = f"{store.shown(uri)} cannot be read: {store.reason(error)}"
+        raise UserError("tracking.uri", what) from error
 
 
-def _load(client: MlflowClient, name: str, uri: str) -> TrackedSweep:
+def _load(
+    client: MlflowClient, name: str, uri: str, sweep_id: str | None, known: Container[str]
+) -> TrackedSweep:
     shown = store.shown(uri)
     experiment = client.get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage != "active":
@@ -136,7 +152,8 @@ def _load(client: MlflowClient, name: str, uri: str) -> TrackedSweep:
         raise UserError("report", f"no sweep named '{name}' in {shown}", hint)
     parents = client.search_runs(
         [experiment.experiment_id],
-        "tags.`raycl.kind` = 'sweep'",
+        "tags.`raycl.kind` = 'sweep'"
+        + (f" and {trials_filter(sweep_id)}" if sweep_id is not None else ""),
         max_results=1,
         order_by=["attributes.start_time DESC"],
     )
@@ -150,7 +167,11 @@ def _load(client: MlflowClient, name: str, uri: str) -> TrackedSweep:
         if run.data.tags.get("raycl.kind") in ("trial", "winner", "search")
     ]
     text = _downloads(client, [parent.info.run_id], RESOLVED)[parent.info.run_id]
-    finished = [run.info.run_id for run in raw if _end(run) == "finished"]
+    finished = [
+        run.info.run_id
+        for run in raw
+        if _end(run) == "finished" and run.data.tags["raycl.trial_key"] not in known
+    ]
     results = _downloads(client, finished, MATRIX)
     runs = [_tracked(run, results.get(run.info.run_id)) for run in raw]
     return TrackedSweep(
@@ -160,6 +181,7 @@ def _load(client: MlflowClient, name: str, uri: str) -> TrackedSweep:
         parent_id=parent.info.run_id,
         spec=yaml.safe_load(text) if text else {},
         runs=sorted(runs, key=lambda run: (run.started, run.name)),
+        changes=parent.data.tags.get("raycl.changes", ""),
     )
 
 
@@ -210,16 +232,17 @@ def _tracked(run: Run, text: str | None) -> TrackedRun:
         config_key=tags["raycl.config_key"],
         trial_key=tags["raycl.trial_key"],
         end=_end(run),
-        reason=_reason(tags.get("raycl.error", "")),
+        reason=reason(tags.get("raycl.error", "")),
         started=run.info.start_time,
         metrics=run.data.metrics,
         result=json.loads(text) if text else None,
+        made_of=tags.get("raycl.made_of", ""),
         pretrained=tags.get("raycl.pretrained", ""),
         seen=tags.get("raycl.seen_images", ""),
     )
 
 
-def _reason(error: str) -> str:
+def reason(error: str) -> str:
     """The line that names the exception: the last of a bare traceback, else the first."""
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     if not lines:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import TextIO
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
+from raycl import atomic
 from raycl.errors import UserError, nearest
 from raycl.report import pictures
 from raycl.report.formats import FORMATS, WIDTH, print_table, render
-from raycl.report.load import load
+from raycl.report.load import TrackedSweep, load
 from raycl.report.table import Table, make_table
 from raycl.tracking import store
 
@@ -28,11 +28,39 @@ def report(
     baseline: str | None = None,
     file: TextIO | None = None,
 ) -> None:
-    """Print the report of the latest sweep called ``name``.
+    """Print the report of the latest sweep called ``name`` in a tracking store.
 
     Args:
         name: The sweep's name.
         uri: An MLflow tracking URI.
+        fmt: See ``show``, also for the rest.
+        out: Folder.
+        baseline: Label.
+        file: Where to print.
+
+    Raises:
+        UserError: Unknown sweep, format or baseline, or the store cannot be read.
+    """
+    _check(fmt)
+    show(load(name, uri), fmt, out, baseline, file)
+
+
+def _check(fmt: str) -> None:
+    if fmt not in FORMATS:
+        raise UserError("--format", f"unknown format '{fmt}'", nearest(fmt, FORMATS))
+
+
+def show(
+    sweep: TrackedSweep,
+    fmt: str = "table",
+    out: Path | None = None,
+    baseline: str | None = None,
+    file: TextIO | None = None,
+) -> None:
+    """Print the report of a sweep.
+
+    Args:
+        sweep: The sweep.
         fmt: One of ``FORMATS``.
         out: Also write ``report.md``, ``table.csv``, ``table.json``, ``figures/`` there, and
             ``pictures/`` if methods made any.
@@ -40,11 +68,10 @@ def report(
         file: Where to print; ``None``: standard output.
 
     Raises:
-        UserError: Unknown sweep, format or baseline, or the store cannot be read.
+        UserError: Unknown format or baseline.
     """
-    if fmt not in FORMATS:
-        raise UserError("--format", f"unknown format '{fmt}'", nearest(fmt, FORMATS))
-    table = make_table(load(name, uri), baseline)
+    _check(fmt)
+    table = make_table(sweep, baseline)
     file = file or sys.stdout
     if fmt == "table":
         console = Console(file=file)
@@ -54,7 +81,7 @@ def report(
     else:
         file.write(render(table, fmt))
     if out is not None:
-        _write(report_files(table, MlflowClient(store.for_mlflow(uri))), out)
+        _write(report_files(table, _client(sweep)), out)
 
 
 def write_report(
@@ -82,19 +109,39 @@ def write_report(
     """
     sweep = load(name, uri)
     table = make_table(sweep, baseline)
-    client = MlflowClient(store.for_mlflow(uri))
-    files = report_files(table, client)
-    _write(files, out)
-    if log_to_parent:
-        _attach(files, client, sweep.parent_id)
+    write(sweep, table, out, log_to_parent=log_to_parent)
     return table
 
 
-def report_files(table: Table, client: MlflowClient) -> dict[str, bytes]:
-    """Every file of a report by its path in the report's folder."""
+def write(sweep: TrackedSweep, table: Table, out: Path, *, log_to_parent: bool = False) -> None:
+    """Write the files of a report.
+
+    Args:
+        sweep: The sweep.
+        table: Its table.
+        out: Folder for the files; see ``show``.
+        log_to_parent: Also attach them to the sweep's parent run, if a store has it.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    client = _client(sweep)
+    files = report_files(table, client)
+    _write(files, out)
+    if log_to_parent and client is not None and sweep.parent_id:
+        _attach(files, client, sweep.parent_id)
+
+
+def _client(sweep: TrackedSweep) -> MlflowClient | None:
+    """Of the store that a sweep was read from, too; ``None`` if none was."""
+    return MlflowClient(store.for_mlflow(sweep.uri)) if sweep.uri else None
+
+
+def report_files(table: Table, client: MlflowClient | None) -> dict[str, bytes]:
+    """Every file of a report by its path in the report's folder; without a store no pictures."""
     from raycl.report import figures  # importing matplotlib takes a second
 
-    of_methods = pictures.fetch(table, client)
+    of_methods = [] if client is None else pictures.fetch(table, client)
     drawn = figures.draw(table)
     shown = [name for name in drawn if name.endswith(".png")]
     figured = "\n".join(f"![{Path(name).stem}](figures/{name})\n" for name in shown)
@@ -112,11 +159,7 @@ def report_files(table: Table, client: MlflowClient) -> dict[str, bytes]:
 def _write(files: Mapping[str, bytes], folder: Path) -> None:
     """Write each file whole or not at all."""
     for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_bytes(data)
-        partial.replace(path)
+        atomic.write(folder / name, data)
 
 
 def _attach(files: Mapping[str, bytes], client: MlflowClient, run_id: str) -> None:

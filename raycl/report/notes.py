@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +25,7 @@ def notes(
     """Lines to print below a table."""
     return [
         *_left_out(sweep.runs, repeated),
+        *_mixed(sweep),
         *([] if sweep.spec else [f"{RESOLVED} cannot be read: no published numbers, no search"]),
         *_search(sweep),
         *_selection(sweep.spec),
@@ -74,6 +75,15 @@ def _left_out(runs: Iterable[TrackedRun], repeated: Sequence[TrackedRun]) -> Ite
     if repeated:
         names = _names(repeated)
         yield f"finished more than once, the latest is used: {names}"
+
+
+def _mixed(sweep: TrackedSweep) -> Iterable[str]:
+    """Results of more than one state of code and data."""
+    counts = Counter(run.made_of for run in sweep.runs if run.result is not None and run.made_of)
+    if len(counts) > 1:
+        what = f"; changed and accepted: {sweep.changes}" if sweep.changes else ""
+        numbers = " and ".join(str(count) for count in counts.values())
+        yield f"not all results are of the same code and data: {numbers} trials{what}"
 
 
 def _names(runs: Sequence[TrackedRun]) -> str:

@@ -72,7 +72,7 @@ def markdown(shown: Iterable[Shown]) -> str:
 def _files(client: MlflowClient, run: TrackedRun) -> dict[str, bytes]:
     with TemporaryDirectory() as folder:
         try:
-            if not client.list_artifacts(run.run_id, PICTURES):
+            if not run.run_id or not client.list_artifacts(run.run_id, PICTURES):
                 return {}
             place = Path(client.download_artifacts(run.run_id, PICTURES, folder))
             return {path.name: path.read_bytes() for path in sorted(place.glob("*.png"))}

@@ -186,7 +186,7 @@ def _rows(group: Group, baseline: Group | None) -> Iterable[Row]:
             "difference_n": pair.get("n"),
             **costs,
             "seeds": sorted(by_seed),
-            "run_ids": [run.run_id for run in group.runs if run.seed in by_seed],
+            "run_ids": [run.run_id for run in group.runs if run.seed in by_seed and run.run_id],
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import Counter
@@ -24,6 +25,7 @@ from raycl.sweep.outcomes import Outcome, Outcomes, Status
 from raycl.sweep.schedulers import make_scheduler
 from raycl.sweep.spaces import Space
 from raycl.sweep.stage import Stage
+from raycl.tracking.journal import Journal
 
 
 def search_adaptively(sweep: Sweep, stage: Stage, outcomes: Outcomes, tasks: int) -> None:
@@ -210,19 +212,20 @@ def _slots(plan: TrialPlan) -> int:
     return max(1, int(min(total.get(kind, 0) / n for kind, n in wanted.items())))
 
 
+_PROPOSED = ("key", "benchmark", "method", "varied")
+
+
 class Proposals:
     """The listener that keeps what a searcher proposed, for a driver that does not come back."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        lines = path.read_text().splitlines() if path.is_file() else []
+        lines = path.read_bytes().splitlines() if path.is_file() else []
         self._rows: dict[str, dict[str, Any]] = {}
         for line in lines:
-            try:
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # written by halves
                 row = json.loads(line)
-            except json.JSONDecodeError:  # the last line of a driver that was killed
-                continue
-            self._rows[row["key"]] = row
+                self._rows[row["key"]] = {name: row[name] for name in _PROPOSED}
 
     def of(self, group: Group) -> dict[str, dict[str, Any]]:
         """Trial key to values, of one group."""
@@ -236,15 +239,11 @@ class Proposals:
         """Write a new proposal down."""
         if plan.key in self._rows:
             return
-        row = {
-            "key": plan.key,
-            "benchmark": plan.benchmark,
-            "method": plan.method,
-            "varied": plan.varied,
-        }
+        row = {name: getattr(plan, name) for name in _PROPOSED}
+        appended = Journal(self.path)
+        appended.append([row])
+        appended.close()
         self._rows[plan.key] = row
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
 
     def row(self, plan: TrialPlan, row: Mapping[str, Any]) -> None:
         """Of no interest here."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from secrets import token_hex
 from threading import Thread
@@ -16,7 +17,7 @@ import psutil
 
 from raycl import secrets
 from raycl.errors import UserError
-from raycl.sweep import environment
+from raycl.sweep import environment, ray_here, signals
 from raycl.sweep.expand import Preview
 from raycl.sweep.storage import check_nodes
 
@@ -32,7 +33,7 @@ GB = 1e9
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM: the trials were told to save and to stop."""
+    """A signal came: the trials were told to save and to stop."""
 
 
 class Broken(Exception):
@@ -127,7 +128,11 @@ def _runtime_env(where: str, own_files: bool) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def connect(
-    address: str | None, plans: Sequence[Preview], storage: str | None, own_files: bool = False
+    address: str | None,
+    plans: Sequence[Preview],
+    storage: str | None,
+    own_files: bool = False,
+    stuck: Callable[[], None] | None = None,
 ) -> Iterator[None]:
     """A Ray cluster for the time of a sweep.
 
@@ -137,8 +142,10 @@ def connect(
         plans: What will run, to refuse what cannot fit.
         storage: Folder of the sweep's checkpoints; ``None``: nothing is kept.
         own_files: Whether trials need Python files of the current directory.
+        stuck: See ``ray_here.Watch``.
 
     Raises:
+        RayDied: The Ray that was started here died.
         UserError: Ray cannot read a variable, the cluster does not answer, a trial fits on none of
             its nodes, or nodes do not share the storage.
     """
@@ -148,23 +155,52 @@ def connect(
 
     meanwhile = Thread(target=_import_meanwhile, daemon=True)
     meanwhile.start()
-    try:
-        _init(where, _runtime_env(where, own_files))
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        what = "Ray does not start" if where == "local" else f"no Ray cluster answers at '{where}'"
-        raise UserError("--address", f"{what}: {error}") from error
-    try:
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        meanwhile.join()  # MLflow must not be imported by two threads at once
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        alive = [node for node in nodes if node["Alive"]]
-        _check(plans, [node["Resources"] for node in alive])
-        if len(alive) > 1 and storage is not None:
-            able = [node for node in alive if node["Resources"].get("CPU")]
-            check_nodes(storage, able, hidden(address))
-        yield
-    finally:
-        ray.shutdown()
+    local, watch = where == "local", ray_here.Watch(stuck)
+    with ray_here.reaped() if local else contextlib.nullcontext() as reaper:
+        try:
+            with signals.blocked():
+                _init(where, _runtime_env(where, own_files))
+        except Exception as error:
+            raise _not_started(where, error) from error
+        try:
+            ray_here.tell(reaper)
+            with watch.watching() if local else contextlib.nullcontext():
+                _look(plans, storage, meanwhile, hidden(address))
+                yield
+        finally:
+            with signals.unheard():
+                if watch.died:
+                    atexit.unregister(ray.shutdown)  # it would wait for what is dead
+                else:
+                    ray_here.tell(reaper)
+                    ray.shutdown()
+
+
+def _not_started(where: str, error: Exception) -> UserError:
+    """Why there is no Ray, in one line."""
+    text = " ".join(str(error).split())[:500] or type(error).__name__
+    if where != "local":
+        return UserError("--address", f"no Ray cluster answers at '{where}': {text}")
+    if isinstance(error, OSError):
+        hint = f"its files are in {ray_here.default_folder()}: see TMPDIR, or set RAY_TMPDIR"
+        return UserError("ray", f"Ray does not start: {text}", hint)
+    return UserError("ray", f"Ray does not start: {text}")
+
+
+def _look(
+    plans: Sequence[Preview], storage: str | None, meanwhile: Thread, variables: Mapping[str, str]
+) -> None:
+    """Refuse what does not fit on the cluster, or cannot be kept by it."""
+    import ray
+
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    meanwhile.join()  # MLflow must not be imported by two threads at once
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    alive = [node for node in nodes if node["Alive"]]
+    _check(plans, [node["Resources"] for node in alive])
+    if len(alive) > 1 and storage is not None:
+        able = [node for node in alive if node["Resources"].get("CPU")]
+        check_nodes(storage, able, variables)
 
 
 def _init(where: str, runtime_env: dict[str, Any] | None) -> None:
@@ -185,6 +221,8 @@ def _init(where: str, runtime_env: dict[str, Any] | None) -> None:
         "include_dashboard": False if where == "local" else None,
         "runtime_env": runtime_env,
     }
+    if where == "local" and (folder := ray_here.temporary_folder()) is not None:
+        options["_temp_dir"] = folder
     try:
         with on_loopback() if where == "local" else contextlib.nullcontext():
             ray.init(**options)

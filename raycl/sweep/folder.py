@@ -8,15 +8,20 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import raycl
+from raycl import atomic
 from raycl.errors import UserError, nearest
-from raycl.sweep.outcomes import Outcomes, write_atomically
+from raycl.sweep.made_of import MadeOf
+from raycl.sweep.outcomes import Outcomes
+from raycl.tracking import journal
+from raycl.tracking.journal import JOURNAL
 from raycl.training.checkpoint import TRIALS as TRIALS
 from raycl.training.checkpoint import runs_root as runs_root
 
@@ -32,6 +37,8 @@ NOT_RESULTS = (
     "smoke",
 )
 """Keys of a sweep file that may change without making it another sweep."""
+HASH = "spec_hash"
+"""Tag of a sweep's record that repeats the hash of its specification."""
 
 
 class SweepFolder:
@@ -60,7 +67,7 @@ class SweepFolder:
             UserError: There is none of that name.
         """
         folder = cls(root, name)
-        if not folder.spec_file.is_file():
+        if not folder.spec_file.is_file() and folder._in_journal() is None:
             known = sorted(p.parent.name for p in root.glob("*/spec.json"))
             hint = nearest(name, known) if known else "nothing was run here yet"
             raise UserError(str(root), f"no sweep named '{name}'", hint)
@@ -90,9 +97,61 @@ class SweepFolder:
         return f"{base}/{self.name}" if base else str(self.path / TRIALS)
 
     def identity(self) -> dict[str, Any]:
-        """What ``claim`` recorded."""
-        identity: dict[str, Any] = json.loads(self.spec_file.read_text())
+        """What ``claim`` recorded.
+
+        Raises:
+            Damaged: The file cannot be read; ``mend`` may help.
+        """
+        identity: dict[str, Any] = atomic.read_json(self.spec_file, dict, self._restore)
+        if not identity.keys() >= {"hash", "sweep_id", "resolved"}:
+            raise atomic.Damaged(self.spec_file, "it is not whole", self._restore)
         return identity
+
+    @property
+    def _restore(self) -> str:
+        return f"restore it from a copy, or choose another name, or remove {self.path}"
+
+    def mend(self) -> list[str]:
+        """Write damaged files again that can be derived; a line about each of them.
+
+        Raises:
+            Damaged: One cannot be.
+        """
+        lines = []
+        try:
+            identity = self.identity()
+        except (FileNotFoundError, atomic.Damaged) as error:
+            last = self._in_journal()
+            if last is None and isinstance(error, atomic.Damaged):
+                raise
+            if last is None:
+                return []
+            identity = last
+            self._write(identity)
+            what = error.what if isinstance(error, atomic.Damaged) else "is gone"
+            lines.append(f"{self.spec_file} {what}: written again from {JOURNAL}")
+        try:
+            whole = isinstance(yaml.safe_load(self.resolved_file.read_bytes()), dict)
+        except (OSError, ValueError, yaml.YAMLError):
+            whole = False
+        if not whole:
+            self._write(identity)
+            lines.append(f"{self.resolved_file} is damaged: written again from {self.spec_file}")
+        return lines
+
+    def _in_journal(self) -> dict[str, Any] | None:
+        """The identity as the journal's last start of this sweep has it, if it has."""
+        found = None
+        for _, _, event in journal.read(self.path / JOURNAL):
+            if event["event"] == "sweep" and HASH in event["tags"]:
+                found = {
+                    "name": event["name"],
+                    "hash": event["tags"][HASH],
+                    "sweep_id": event["sweep_id"],
+                    "version": raycl.__version__,
+                    "resolved": event["resolved"],
+                }
+        return found
 
     @property
     def sweep_id(self) -> str:
@@ -147,10 +206,37 @@ class SweepFolder:
         )
         return self._new_id
 
+    @property
+    def begun(self) -> bool:
+        """Whether trials may have begun."""
+        return (self.path / JOURNAL).is_file()
+
+    def made_of(self) -> MadeOf | None:
+        """What the sweep is made of; ``None``: it has not begun, or an older raycl began it."""
+        return MadeOf.recorded(self.identity()) if self.spec_file.is_file() else None
+
+    def record_made_of(self, made_of: MadeOf, accepted: Sequence[str]) -> None:
+        """Write down what the sweep is made of from now on.
+
+        Args:
+            made_of: That.
+            accepted: What of it differs from before.
+        """
+        identity = self.identity()
+        before = identity.get("changes", [])
+        added = [f"{what} on {date.today().isoformat()}" for what in accepted]
+        new = identity | {"made_of": made_of.plain(), "changes": [*before, *added]}
+        if new != identity:
+            self._write(new)
+
+    def changes(self) -> list[str]:
+        """What of the code and the data was changed on the way, and accepted."""
+        return list(self.identity().get("changes", []))
+
     def _write(self, identity: dict[str, Any]) -> None:
         text = yaml.safe_dump(identity["resolved"], sort_keys=False)
-        write_atomically(self.resolved_file, text)
-        write_atomically(self.spec_file, json.dumps(identity, indent=1))
+        atomic.write(self.resolved_file, text)
+        atomic.write(self.spec_file, json.dumps(identity, indent=1))
 
     @property
     def _winners_file(self) -> Path:
@@ -162,14 +248,21 @@ class SweepFolder:
             {"benchmark": benchmark, "method": method, "values": values}
             for (benchmark, method), values in winners.items()
         ]
-        write_atomically(self._winners_file, json.dumps(rows, indent=1))
+        atomic.write(self._winners_file, json.dumps(rows, indent=1))
 
     def winners(self) -> dict[tuple[str, str], dict[str, Any]] | None:
-        """What ``record_winners`` recorded; ``None`` while the search is open."""
+        """What ``record_winners`` recorded; ``None`` while the search is open.
+
+        Raises:
+            Damaged: The file cannot be read.
+        """
         if not self._winners_file.is_file():
             return None
-        rows = json.loads(self._winners_file.read_text())
-        return {(row["benchmark"], row["method"]): row["values"] for row in rows}
+        rows = atomic.read_json(self._winners_file, list, "run the sweep again: it is made anew")
+        try:
+            return {(row["benchmark"], row["method"]): dict(row["values"]) for row in rows}
+        except (KeyError, TypeError, ValueError) as error:
+            raise atomic.Damaged(self._winners_file, f"no {error}") from error
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

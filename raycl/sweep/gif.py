@@ -294,7 +294,7 @@ def track(
     from mlflow.exceptions import MlflowException
 
     from raycl.report.load import connect, load
-    from raycl.tracking.writer import STATE, State
+    from raycl.tracking.state import STATE, State
 
     saved = State.saved(folder.path / STATE) if uri is None else None
     uri = saved.uri if saved else store.resolve(folder.root, uri).uri

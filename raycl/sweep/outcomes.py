@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
+from raycl import atomic
 from raycl.sweep.expand import TrialPlan
 
 Status = Literal["finished", "stopped-early", "error", "killed"]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_text(text)
-    draft.replace(path)
 
 
 @dataclass(frozen=True)
@@ -39,6 +33,8 @@ class Outcome:
         error: One line, for ``error``.
         varied: What varies in the sweep, with its values.
         row: The last row.
+        config: The finished configuration.
+        tags: Further ones of its run, what it is made of among them.
     """
 
     key: str
@@ -52,9 +48,18 @@ class Outcome:
     error: str = ""
     varied: dict[str, Any] = field(default_factory=dict)
     row: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, plan: TrialPlan, status: Status, row: dict[str, Any], error: str) -> Outcome:
+    def of(
+        cls,
+        plan: TrialPlan,
+        status: Status,
+        row: dict[str, Any],
+        error: str,
+        tags: Mapping[str, str] | None = None,
+    ) -> Outcome:
         """The outcome of a plan."""
         return cls(
             key=plan.key,
@@ -68,18 +73,52 @@ class Outcome:
             error=error,
             varied=dict(plan.varied),
             row=row,
+            config=plan.config,
+            tags=dict(tags or {}),
         )
+
+    @classmethod
+    def read(cls, path: Path) -> Outcome:
+        """An outcome from its file.
+
+        Raises:
+            Damaged: It cannot be read, or is not such a file.
+        """
+        found = atomic.read_json(path, dict)
+        if unknown := found.keys() - cls.__dataclass_fields__.keys():
+            names = ", ".join(sorted(unknown))
+            raise atomic.Damaged(path, f"it is of another raycl: unknown {names}")
+        try:
+            outcome = TypeAdapter(cls).validate_python(found)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise atomic.Damaged(path, f"{where}: {first['msg'].lower()}") from error
+        if outcome.key != path.stem:
+            raise atomic.Damaged(path, f"it is of trial {outcome.key}")
+        if outcome.status == "finished" and outcome.row and "result" not in outcome.row:
+            raise atomic.Damaged(path, "it has no result")
+        return outcome
 
 
 class Outcomes:
-    """The outcomes of a sweep: one small file each, written once, when the trial ends."""
+    """The outcomes of a sweep: one small file each, written once, when the trial ends.
+
+    Attributes:
+        damaged: Files that cannot be read, with what is wrong; their trials have no outcome.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._known: dict[str, Outcome] = {}
+        self.damaged: list[atomic.Damaged] = []
         for path in sorted(directory.glob("*.json")):
-            outcome = Outcome(**json.loads(path.read_text()))
-            self._known[outcome.key] = outcome
+            try:
+                outcome = Outcome.read(path)
+            except atomic.Damaged as error:
+                self.damaged.append(error)
+            else:
+                self._known[outcome.key] = outcome
 
     def __contains__(self, key: str) -> bool:
         return key in self._known
@@ -90,10 +129,18 @@ class Outcomes:
 
     def add(self, outcome: Outcome) -> None:
         """Record a trial's end."""
-        write_atomically(
-            self.directory / f"{outcome.key}.json", json.dumps(asdict(outcome), default=float)
-        )
+        path = self.directory / f"{outcome.key}.json"
+        atomic.write(path, json.dumps(asdict(outcome), default=float))
         self._known[outcome.key] = outcome
+
+    def set_aside(self) -> list[str]:
+        """Rename what is damaged, so that its trials go on; a line about each file."""
+        lines = []
+        for error in self.damaged:
+            error.path.replace(error.path.with_suffix(".damaged"))
+            lines.append(f"{error.path} {error.what}: the trial goes on from its checkpoint")
+        self.damaged = []
+        return lines
 
     def forget_errors(self, kinds: Container[str]) -> int:
         """Let failed trials of these kinds run again; returns how many."""
@@ -102,3 +149,26 @@ class Outcomes:
             (self.directory / f"{outcome.key}.json").unlink()
             del self._known[outcome.key]
         return len(failed)
+
+
+class Recorder:
+    """The listener that writes outcomes; a killed trial has none, so that it is continued."""
+
+    def __init__(
+        self, outcomes: Outcomes, tags: Callable[[TrialPlan], dict[str, str]] = lambda plan: {}
+    ) -> None:
+        self.outcomes, self.tags = outcomes, tags
+
+    def started(self, plan: TrialPlan) -> None:
+        """Nothing is over yet."""
+
+    def row(self, plan: TrialPlan, row: dict[str, Any]) -> None:
+        """Nothing is over yet."""
+
+    def lost(self, plan: TrialPlan, error: str) -> None:
+        """Nothing is over yet."""
+
+    def ended(self, plan: TrialPlan, status: Status, row: dict[str, Any], error: str) -> None:
+        """Write it down."""
+        if status != "killed":
+            self.outcomes.add(Outcome.of(plan, status, row, error, self.tags(plan)))

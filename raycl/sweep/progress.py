@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -61,7 +62,8 @@ class Progress:
 
     def __exit__(self, *exc: object) -> None:
         if self._live:
-            self._live.stop()
+            with contextlib.suppress(OSError):  # the terminal is gone
+                self._live.stop()
 
     def started(self, plan: TrialPlan) -> None:
         """A trial starts."""
@@ -99,7 +101,8 @@ class Progress:
         """Print a line above the live table, or a plain one with the time of day."""
         self.spoke_at = time.monotonic()
         stamp = time.strftime("%H:%M:%S")
-        self.console.print(f"{stamp} {text}", highlight=False, markup=False, soft_wrap=True)
+        with contextlib.suppress(OSError):  # the terminal is gone; the trials are not
+            self.console.print(f"{stamp} {text}", highlight=False, markup=False, soft_wrap=True)
 
     def _left(self, before: str = "") -> str:
         new = self.over - self.before

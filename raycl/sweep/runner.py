@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,26 +13,34 @@ import yaml
 from rich.console import Console
 
 from raycl import datasets
+from raycl.atomic import Damaged
 from raycl.datasets.base import Dataset
 from raycl.errors import UserError
 from raycl.secrets import redact
-from raycl.sweep import cluster, expand, made, select, spec
+from raycl.sweep import cluster, expand, local, made, select, signals, spec
 from raycl.sweep.expand import Preview, TrialPlan
-from raycl.sweep.folder import TRIALS, SweepFolder, runs_root
-from raycl.sweep.outcomes import Outcome, Outcomes, Status
+from raycl.sweep.folder import HASH, TRIALS, SweepFolder, runs_root
+from raycl.sweep.made_of import MadeOf
+from raycl.sweep.outcomes import Outcome, Recorder
 from raycl.sweep.progress import Progress
 from raycl.sweep.provenance import Provenance
+from raycl.sweep.ray_here import RayDied
 from raycl.sweep.storage import Lease
 from raycl.sweep.tracked import Tracked, sweep_record
 from raycl.tracking import store
 from raycl.tracking.records import SweepStatus
+from raycl.tracking.state import STATE, State
 from raycl.tracking.tracker import Tracker
-from raycl.tracking.writer import STATE, State
 
 if TYPE_CHECKING:
+    from raycl.sweep.events import Hub
     from raycl.sweep.stage import Stage
 
 CLOSE_TIMEOUT_S = 60.0
+RAY_DIED = 3
+"""Exit code."""
+NAMED = 10
+"""So many missing trials are named."""
 
 
 def run(
@@ -43,18 +51,19 @@ def run(
     runs: Path | None,
     data_root: Path | None,
     tracking_uri: str | None,
+    accept_changes: bool = False,
 ) -> int:
     """Start a sweep, or continue what is there under its name.
 
     Returns:
-        0 all trials finished; 1 some failed; 130 interrupted.
+        0 all trials finished and are in the table; 1 some did not; 3 Ray died; 130 interrupted.
 
     Raises:
         UserError: Something is wrong with the file, the arguments or the surroundings.
     """
     sweep = spec.load(sweep_path, overrides, smoke)
     folder = SweepFolder(runs_root(runs), sweep.name)
-    return Execution(sweep, folder, address, data_root, tracking_uri).run()
+    return Execution(sweep, folder, address, data_root, tracking_uri, accept_changes).run()
 
 
 def resume(
@@ -63,32 +72,16 @@ def resume(
     address: str | None,
     data_root: Path | None,
     tracking_uri: str | None,
+    accept_changes: bool = False,
 ) -> int:
     """Continue a sweep by its name, and run its failed trials again."""
     folder = SweepFolder.existing(runs_root(runs), name)
+    with folder.lock():
+        mended = folder.mend()
     sweep = spec.load(folder.resolved_file)
-    return Execution(sweep, folder, address, data_root, tracking_uri).run(retry_errors=True)
-
-
-class Recorder:
-    """The listener that writes outcomes; a killed trial has none, so that it is continued."""
-
-    def __init__(self, outcomes: Outcomes) -> None:
-        self.outcomes = outcomes
-
-    def started(self, plan: TrialPlan) -> None:
-        """Nothing is over yet."""
-
-    def row(self, plan: TrialPlan, row: dict[str, Any]) -> None:
-        """Nothing is over yet."""
-
-    def lost(self, plan: TrialPlan, error: str) -> None:
-        """Nothing is over yet."""
-
-    def ended(self, plan: TrialPlan, status: Status, row: dict[str, Any], error: str) -> None:
-        """Write it down."""
-        if status != "killed":
-            self.outcomes.add(Outcome.of(plan, status, row, error))
+    execution = Execution(sweep, folder, address, data_root, tracking_uri, accept_changes)
+    execution.mended(mended)
+    return execution.run(retry_errors=True)
 
 
 class Execution:
@@ -100,6 +93,7 @@ class Execution:
         address: Ray cluster, see ``cluster.connect``.
         data_root: Where data sets lie; default: see ``datasets.data_root``.
         tracking_uri: MLflow; default: the sweep file's, ``MLFLOW_TRACKING_URI``, or SQLite.
+        accept_changes: Go on although code or data are not what the sweep was begun with.
     """
 
     def __init__(
@@ -109,7 +103,11 @@ class Execution:
         address: str | None,
         data_root: Path | None,
         tracking_uri: str | None,
+        accept_changes: bool = False,
     ) -> None:
+        self.accept_changes = accept_changes
+        self.made_of: MadeOf | None = None
+        self.repaired: list[str] = []
         self.sweep, self.folder, self.address = sweep, folder, address
         self.data_root = (data_root or datasets.data_root()).resolve()
         saved = State.saved(folder.path / STATE)
@@ -123,14 +121,27 @@ class Execution:
         self.console = Console(stderr=True)
         self.reopened = False
         self.broken = ""
+        self.lost = self.unsent = 0
+        self.hub: Hub | None = None
+        self.tracker: Tracker | None = None
+        self.accepted: list[str] = []
         self.data: Mapping[str, Dataset] = {}
 
     def run(self, retry_errors: bool = False) -> int:
         """Everything, in order; what can be refused is refused before Ray starts."""
         try:
-            return self._run(retry_errors)
+            with signals.raised():
+                return self._run(retry_errors)
         except cluster.TooMuch as error:
             raise self._placed(error) from error
+        except KeyboardInterrupt:  # before anything was under way, or when all was over
+            return self._interrupted()
+
+    def mended(self, lines: Sequence[str]) -> None:
+        """Say which files were damaged, now and at the end."""
+        self.repaired += lines
+        for line in lines:
+            self._say(line)
 
     def _placed(self, error: cluster.TooMuch) -> UserError:
         """With its place in the file: the method's own resources, or those of all."""
@@ -147,41 +158,97 @@ class Execution:
         if cluster.is_local(self.address):
             cluster.fits_here(requests)
         with self.folder.lock():
+            self.mended(self.folder.mend())
             self.outcomes = self.folder.outcomes  # nobody else writes any more
+            self.mended(self.outcomes.set_aside())
             spec_hash, resolved = expand.spec_hash(self.sweep), self.sweep.resolved()
             self.folder.check(spec_hash, resolved)
+            self.mended(self._mend_winners())
             self.reopened = retry_errors and bool(self._without_winner())
             if retry_errors and (count := self.outcomes.forget_errors(self._open_kinds())):
                 self._say(f"{count} failed trials run again")
-            try:
-                if self._missing_search() or self._missing_final():
-                    return self._with_cluster(requests, data)
-                self._say("every trial is over; nothing to run")
-                return self._conclude(*self._tracked(None))
-            except KeyboardInterrupt:  # while Ray started, or a second time
-                return self._interrupted()
+            if self._missing_search() or self._missing_final():
+                self._accept(MadeOf.of(self.sweep, self.data_root, self.folder.root))
+                return self._with_cluster(requests, data)
+            self._say("every trial is over; nothing to run")
+            return self._conclude(*self._tracked(None))
+
+    def _mend_winners(self) -> list[str]:
+        """Choose the winners again if their file is damaged: what finals ran with, else as then."""
+        try:
+            self.folder.winners()
+        except Damaged as error:
+            search = self.sweep.search
+            chosen = {}
+            if any(group.spaces for group in expand.groups(self.sweep)):
+                known = self.outcomes.all()
+                chosen = select.winners(known, search.metric, search.mode, search.seeds)
+                chosen |= {(o.benchmark, o.method): o.varied for o in known if o.kind == "winner"}
+            self.folder.record_winners(chosen)
+            return [f"{error.path} {error.what}: written again from the outcomes"]
+        return []
+
+    def _accept(self, now: MadeOf) -> None:
+        """Refuse to go on with other code or data than the sweep was begun with.
+
+        Raises:
+            UserError: They differ, and that was not accepted.
+        """
+        self.made_of = now
+        before = self.folder.made_of()
+        changed = now.changes(before) if before is not None else []
+        if changed and self.folder.begun and not self.accept_changes:
+            what = f"'{self.sweep.name}' was begun with other code or data: {', '.join(changed)}"
+            hint = "put them back, or choose another name, or go on with --accept-changes"
+            raise UserError("name", what, hint)
+        if changed and self.folder.begun:
+            self._say(f"accepted: {', '.join(changed)} changed since the sweep was begun")
+            self.accepted = changed
 
     def _with_cluster(self, requests: Sequence[Preview], data: Mapping[str, Dataset]) -> int:
         lease = Lease(self.storage, self.folder.sweep_id, self.folder.path)
         own_files = expand.own_files(self.sweep)
-        with lease.held(), cluster.connect(self.address, requests, self.storage, own_files):
-            try:
-                return self._conclude(*self._tracked(data))
-            finally:
-                if lease.taken_by:
-                    self._say(f"stopped: {self.storage} was taken over by {lease.taken_by}")
+        where = (self.address, requests, self.storage, own_files, self._stuck)
+        ended = None
+        try:
+            with lease.held(), cluster.connect(*where):
+                ended = self._tracked(data)
+        except RayDied:
+            if ended is None:
+                self._say(f"Ray on this machine has died; {self._again}")
+                return RAY_DIED
+        finally:
+            if lease.taken_by:
+                self._say(f"stopped: {self.storage} was taken over by {lease.taken_by}")
+        assert ended is not None
+        return self._conclude(*ended)
+
+    def _stuck(self) -> None:
+        """End everything from another thread: the main one waits in Ray's library for the dead."""
+        if self.hub is not None:
+            self.hub.end_all("killed")
+        if self.tracker is not None:
+            self.tracker.close("KILLED", CLOSE_TIMEOUT_S)
+        self._say(f"Ray on this machine has died; {self._again}")
+        os._exit(RAY_DIED)
 
     # ------------------------------------------------------------------ stages
 
     def _tracked(self, data: Mapping[str, Dataset] | None) -> tuple[SweepStatus, int]:
         """Run what is missing under the tracker; how it went, and how many values are unsent."""
         resolved = self.sweep.resolved()
-        sweep_id = self.folder.claim(expand.spec_hash(self.sweep), resolved)
+        spec_hash = expand.spec_hash(self.sweep)
+        sweep_id = self.folder.claim(spec_hash, resolved)
+        if self.made_of is not None:
+            self.folder.record_made_of(self.made_of, self.accepted)
+        tags = {HASH: spec_hash}
+        if changes := self.folder.changes():
+            tags["changes"] = "; ".join(changes)
         text = yaml.safe_dump(resolved, sort_keys=False)
-        record = sweep_record(self.sweep, sweep_id, text)
-        tracker = Tracker(record, self.folder.path, *self.store)
+        record = sweep_record(self.sweep, sweep_id, text, tags)
+        tracker = self.tracker = Tracker(record, self.folder.path, *self.store)
         status: SweepStatus = "KILLED"
-        tracker.start()
+        tracker.start(local.ends(self.folder, self.outcomes.all()))
         try:
             if data is not None:
                 self._on_cluster(data, tracker)
@@ -192,7 +259,9 @@ class Execution:
         except cluster.Broken as error:
             self.broken = str(error)
         finally:
-            unsent = tracker.close(status, CLOSE_TIMEOUT_S)
+            with signals.unheard():
+                unsent = tracker.close(status, CLOSE_TIMEOUT_S)
+                self.lost = tracker.lost
         return status, unsent
 
     def _on_cluster(self, data: Mapping[str, Dataset], tracker: Tracker) -> None:
@@ -200,15 +269,20 @@ class Execution:
         from raycl.sweep.stage import Stage
         from raycl.sweep.trainable import Settings
 
-        # between stages too, SIGTERM ends like SIGINT; Ray has set a handler of its own
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         sweep, folder = self.sweep, self.folder.path
         relative = self.storage if sweep.storage else TRIALS
         provenance = Provenance(sweep, data)
         for line in provenance.lines():
             self._say(line)
-        tracked = Tracked(tracker, relative, provenance.tags)
-        hub = Hub([tracked, Recorder(self.outcomes)])  # an outcome is tracked
+        assert self.made_of is not None
+        made_of = {"made_of": self.made_of.key}
+
+        def tags(plan: TrialPlan) -> dict[str, str]:
+            return provenance.tags(plan) | made_of
+
+        # an outcome is tracked
+        hub = Hub([Tracked(tracker, relative, tags), Recorder(self.outcomes, tags)])
+        self.hub = hub
         settings = Settings(
             storage=self.storage,
             every_s=sweep.checkpoint.every_s,
@@ -218,6 +292,7 @@ class Execution:
             execution=uuid.uuid4().hex,
             variables=cluster.hidden(self.address),
             made={"code": made.code(), "data": made.data(data)},
+            code=self.made_of.code,
         )
         retries, grace_s = sweep.failures.max_retries, sweep.checkpoint.grace_s
         scratch, weights = folder / "tune" / "last", spec.read_weights(sweep)
@@ -327,41 +402,60 @@ class Execution:
         failed = self._failed()
         for outcome in failed:
             self._say(f"failed: {outcome.name} {outcome.error}")
-        if unsent:
+        if self.lost:
             self._say(
-                f"{unsent} values did not reach {store.shown(self.store.uri)}; they are kept in "
-                f"{self.folder.path} and sent by: raycl sync {name}"
+                f"{self.lost} values could not be written to {self.folder.path}, and are lost"
+            )
+        if unsent > self.lost:
+            self._say(
+                f"{unsent - self.lost} values did not reach {store.shown(self.store.uri)}; they "
+                f"are kept in {self.folder.path} and sent by: raycl sync {name}"
             )
         if self.broken:
             self._say(f"stopped: results cannot be kept: {self.broken}")
-            self._say(f"when there is room again, continue with: raycl resume {name}")
+            self._say(f"when that is put right, continue with: raycl resume {name}")
             return 1
         if status == "KILLED":
             return self._interrupted()
         for benchmark, method in self._without_winner():
             self._say(f"not in the table: {method} on {benchmark}; its search finished nothing")
-        if not unsent:
-            self._report()
+        self.unsent = unsent
+        complete = self._report()
         if failed:
             self._say(f"{len(failed)} failed; run them again with: raycl resume {name}")
         self._say(f"runs: {self.folder.path}   compare them in a browser: raycl ui")
-        return 0 if status == "FINISHED" else 1
+        for line in self.repaired:
+            self._say(f"repaired: {line}")
+        return 0 if status == "FINISHED" and complete else 1
+
+    @property
+    def _again(self) -> str:
+        """How the sweep is continued, or started if it has not been."""
+        begun = self.folder.spec_file.is_file()
+        name = self.sweep.name
+        return f"continue with: raycl resume {name}" if begun else "nothing had begun; run it again"
 
     def _interrupted(self) -> int:
-        self._say(f"interrupted; continue with: raycl resume {self.sweep.name}")
+        self._say(f"interrupted; {self._again}")
         return 130
 
-    def _report(self) -> None:
-        from raycl.report.formats import WIDTH, print_table  # pandas and MLflow: seconds
-        from raycl.report.main import write_report
+    def _report(self) -> bool:
+        """Print the table from what there is, and write the report; whether it is all there."""
+        from raycl.sweep.printed import print_report
 
-        out = self.folder.path / "report"
-        table = write_report(self.sweep.name, self.store.uri, out, log_to_parent=True)
-        print_table(table, Console(width=None if self.console.is_terminal else WIDTH))
-        self._say(f"report: {out}")
+        width = self.console.is_terminal
+        printed = print_report(self.folder, self.store.uri, not self.unsent, width, self._say)
+        lacks = [plan.name for plan in self._final_plans() or [] if plan.key not in printed.trials]
+        if lacks:
+            more = f" and {len(lacks) - NAMED} more" if len(lacks) > NAMED else ""
+            self._say(f"not in the table: {', '.join(lacks[:NAMED])}{more}")
+        return printed.written and not lacks
 
     def _say(self, text: str) -> None:
-        self.console.print(redact(text), highlight=False, markup=False, soft_wrap=True)
+        try:
+            self.console.print(redact(text), highlight=False, markup=False, soft_wrap=True)
+        except OSError:  # the terminal is gone
+            signals.abandon(2)
 
 
 def _short(value: Any) -> str:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ray import tune
@@ -20,6 +19,7 @@ from ray.tune.schedulers import TrialScheduler
 from raycl.datasets.base import Dataset
 from raycl.networks.base import Tensors
 from raycl.secrets import is_secret
+from raycl.sweep import signals
 from raycl.sweep.cluster import Broken, Interrupted, bundles
 from raycl.sweep.events import Events, Hub
 from raycl.sweep.expand import TrialPlan, packed, plan_of
@@ -147,7 +147,7 @@ class Stage:
                 verbose=0,
             ),
         )
-        with _signals(self.hub), _quiet_stdout(self.scratch.parent / "tune.log"):
+        with _signals(self.hub, self.grace_s), _quiet_stdout(self.scratch.parent / "tune.log"):
             tuner.fit()
         self.hub.end_all("killed" if self.hub.ending else "stopped-early")
         if self.hub.broken:
@@ -174,23 +174,18 @@ def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
 
 
 @contextlib.contextmanager
-def _signals(hub: Hub) -> Iterator[None]:
-    """SIGINT and SIGTERM are noted, and ``Events`` ends Tune's loop; a second one aborts."""
+def _signals(hub: Hub, grace_s: float) -> Iterator[None]:
+    """A signal is noted, and ``Events`` ends Tune's loop, by a signal that only Tune hears."""
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if hub.interrupted:
-            raise KeyboardInterrupt
+    def note() -> None:
         hub.interrupted = True
 
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until Tune sets its own
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until Tune sets its own
     try:
-        yield
+        with signals.noted(note, grace_s):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGUSR1, before)
 
 
 @contextlib.contextmanager

@@ -15,8 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fsspec.implementations.local import LocalFileSystem
+
+from raycl import atomic
 from raycl.errors import UserError
 from raycl.secrets import adopt
+from raycl.sweep.reaper import began
 from raycl.training.checkpoint import filesystem, make_folder
 
 log = logging.getLogger(__name__)
@@ -31,8 +35,9 @@ class Lease:
     """Who runs a sweep in a storage: a file that its driver renews.
 
     The lock of the sweep's folder keeps drivers apart that share that folder. Two with folders of
-    their own, on two machines, meet only here. A driver that died leaves its file: the same sweep
-    takes it over at once, for it holds the folder's lock, and another sweep after ``STALE_S``.
+    their own, on two machines, meet only here. A driver that died leaves its file: it is taken over
+    at once by the same sweep, whose folder's lock is held then, and by anybody on the machine where
+    the process is gone, else after ``STALE_S``.
 
     Args:
         url: Folder of the sweep in the storage: a path, or any URL fsspec knows.
@@ -44,6 +49,7 @@ class Lease:
         self.url, self.path = url, f"{url}/{LEASE}"
         self.mine = {"sweep_id": sweep_id, "folder": str(folder)}
         self.mine |= {"host": socket.gethostname(), "pid": str(os.getpid())}
+        self.mine |= {"machine": _machine(), "began": began(os.getpid())}
         self.taken_by = ""
 
     @contextlib.contextmanager
@@ -101,8 +107,12 @@ class Lease:
     def _write(self) -> None:
         fs, place = self.fs, self.place
         make_folder(fs, place.rpartition("/")[0])
+        text = json.dumps(self.mine | {"beat": time.time()})
+        if isinstance(fs, LocalFileSystem):
+            atomic.write(Path(place), text)
+            return
         draft = f"{place}.{self.mine['sweep_id']}"
-        fs.pipe_file(draft, json.dumps(self.mine | {"beat": time.time()}).encode())
+        fs.pipe_file(draft, text.encode())
         fs.mv(draft, place)
 
     def _other(self) -> Mapping[str, Any] | None:
@@ -110,14 +120,32 @@ class Lease:
         fs = self.fs
         fs.invalidate_cache()
         try:
-            found: dict[str, Any] = json.loads(fs.cat_file(self.place))
+            found = json.loads(fs.cat_file(self.place))
+            if found["sweep_id"] == self.mine["sweep_id"] or self._is_dead(found):
+                return None
+            return None if time.time() - float(found["beat"]) > STALE_S else found
         except FileNotFoundError:
             return None
-        ours = found["sweep_id"] == self.mine["sweep_id"]
-        return None if ours or time.time() - found["beat"] > STALE_S else found
+        except (ValueError, TypeError, KeyError):
+            log.warning("%s is damaged: it is written again", self.path)
+            return None
+
+    def _is_dead(self, found: Mapping[str, Any]) -> bool:
+        """Whether a lease is of a process of this machine that is gone."""
+        here = bool(self.mine["machine"]) and found.get("machine") == self.mine["machine"]
+        return here and began(int(found["pid"])) != found.get("began")
 
 
 _HINT = "wait for it or stop it, or choose another name or storage"
+
+
+def _machine() -> str:
+    """This start of this machine, and the processes that are seen on it; empty: unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
 
 
 def _named(lease: Mapping[str, Any]) -> str:

@@ -47,6 +47,7 @@ class Wish:
         smoke: As small as can be.
         runs, data: Folders, absolute; ``None``: below the driver's home, see ``cluster.at_home``.
         tracking_uri: MLflow.
+        accept_changes: See ``runner.run``.
     """
 
     sweep: Path
@@ -55,6 +56,7 @@ class Wish:
     runs: Path | None
     data: Path | None
     tracking_uri: str | None
+    accept_changes: bool = False
 
 
 def submit(wish: Wish, address: str | None, wait: bool | None) -> int:
@@ -211,6 +213,7 @@ def _send(client: JobSubmissionClient, sweep: spec.Sweep, wish: Wish) -> str:
     words += ["--smoke"] if wish.smoke else []
     words += ["--runs", str(wish.runs)] if wish.runs else []
     words += ["--tracking-uri", wish.tracking_uri] if wish.tracking_uri else []
+    words += ["--accept-changes"] if wish.accept_changes else []
     variables = cluster.passed_on() | {
         STOP_WAIT: str(int(sweep.checkpoint.grace_s + CLOSE_TIMEOUT_S) + 10),
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",

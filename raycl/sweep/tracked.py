@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from raycl.secrets import masked
 from raycl.sweep.blocks import weights_in
 from raycl.sweep.expand import TrialPlan
 from raycl.sweep.model import Sweep
-from raycl.sweep.outcomes import Status
-from raycl.tracking.records import SweepRecord, TrialRecord
+from raycl.sweep.outcomes import Outcome, Status
+from raycl.tracking.records import SweepRecord, TrialEnd, TrialRecord
 from raycl.tracking.tracker import Tracker
 from raycl.training.weights import told
 
@@ -34,24 +34,7 @@ class Tracked:
 
     def started(self, plan: TrialPlan) -> None:
         """A trial starts, or starts again after its worker was lost."""
-        weights = told(list(weights_in(plan.config).values()))
-        self.tracker.trial_started(
-            TrialRecord(
-                key=plan.key,
-                name=plan.name,
-                tags={
-                    "kind": plan.kind,
-                    "method": plan.method,
-                    "benchmark": plan.benchmark,
-                    "seed": str(plan.seed),
-                    "config_key": plan.config_key,
-                }
-                | ({"weights": weights} if weights else {})
-                | self.tags(plan),
-                params={"label": plan.method, **plan.config},  # two rows may share a method's name
-                storage=f"{self.storage}/{plan.key}",
-            )
-        )
+        self.tracker.trial_started(_record(plan, self.storage, self.tags(plan)))
 
     def row(self, plan: TrialPlan, row: dict[str, Any]) -> None:
         """A trial reports."""
@@ -65,13 +48,48 @@ class Tracked:
         self.tracker.trial_ended(plan.key, status, row, None if "failed" in row else error or None)
 
 
-def sweep_record(sweep: Sweep, sweep_id: str, yaml_text: str) -> SweepRecord:
+def end_of(outcome: Outcome, storage: str) -> TrialEnd:
+    """How a trial has ended, for a tracker that may not know it.
+
+    Args:
+        outcome: Of the trial.
+        storage: See ``Tracked``.
+    """
+    row = outcome.row
+    error = f"{row['failed']}\n{row.get('traceback', '')}" if "failed" in row else outcome.error
+    record = _record(outcome, storage, outcome.tags)
+    return TrialEnd(record, outcome.status, row, error or None)
+
+
+def _record(of: TrialPlan | Outcome, storage: str, further: Mapping[str, str]) -> TrialRecord:
+    weights = told(list(weights_in(of.config).values())) if of.config else ""
+    return TrialRecord(
+        key=of.key,
+        name=of.name,
+        tags={
+            "kind": of.kind,
+            "method": of.method,
+            "benchmark": of.benchmark,
+            "seed": str(of.seed),
+            "config_key": of.config_key,
+        }
+        | ({"weights": weights} if weights else {})
+        | dict(further),
+        params={"label": of.method, **of.config},  # two rows may share a method's name
+        storage=f"{storage}/{of.key}",
+    )
+
+
+def sweep_record(
+    sweep: Sweep, sweep_id: str, yaml_text: str, tags: Mapping[str, str] | None = None
+) -> SweepRecord:
     """What the tracker has to know of a sweep.
 
     Args:
         sweep: What is run.
         sweep_id: Its identity over all continuations.
         yaml_text: The file after ``--set`` and ``--smoke``.
+        tags: Of the sweep, and so of its trials.
     """
     note = [
         sweep.description or f"Continual-learning sweep {sweep.name}.",
@@ -87,4 +105,5 @@ def sweep_record(sweep: Sweep, sweep_id: str, yaml_text: str) -> SweepRecord:
         yaml_text=yaml_text,
         resolved=sweep.resolved(),
         kind=sweep.kind.name,
+        tags=dict(tags or {}),
     )

@@ -29,6 +29,7 @@ from raycl.sweep import kinds
 from raycl.sweep.cluster import GB
 from raycl.sweep.expand import TrialPlan, plan_of
 from raycl.sweep.made import MADE, machine
+from raycl.sweep.made_of import changed_since
 from raycl.sweep.parking import Parking
 from raycl.sweep.shown import Row
 from raycl.sweep.storage import LEASE
@@ -52,6 +53,7 @@ class Settings:
         execution: Id of this invocation of the sweep, see ``Parking``; empty: nobody will ask.
         variables: Set in the trial's process; see ``cluster.hidden``.
         made: What the driver knows of what results are made with; see ``made``.
+        code: What own code the sweep is made of, see ``made_of.MadeOf``.
     """
 
     storage: str
@@ -62,6 +64,7 @@ class Settings:
     execution: str = ""
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     made: Mapping[str, str] = field(default_factory=dict)
+    code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def trial(
@@ -136,6 +139,8 @@ def _train(
         if settings.execution and not store.fs.exists(lease):
             raise Unkept(f"{settings.storage} is not one folder for all nodes")
     run = kind.build(plan.config, data, device, plan.resources, weights)
+    if changed := changed_since(settings.code, plan.config):
+        raise Unkept(f"{', '.join(changed)} changed since the sweep was started")
     try:
         _advance(run, kind, store, settings, device)
     finally:

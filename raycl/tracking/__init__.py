@@ -4,7 +4,7 @@ A sweep file's name is an MLflow experiment; one execution of it is a parent run
 runs below.
 """
 
-from raycl.tracking.records import SweepRecord, TrialRecord
+from raycl.tracking.records import SweepRecord, TrialEnd, TrialRecord
 from raycl.tracking.store import Store, check, resolve
 from raycl.tracking.sync import Synced, orphans, sync
 from raycl.tracking.tracker import Tracker
@@ -14,6 +14,7 @@ __all__ = [
     "SweepRecord",
     "Synced",
     "Tracker",
+    "TrialEnd",
     "TrialRecord",
     "check",
     "orphans",

@@ -1,12 +1,13 @@
 """The write-ahead journal: every event of a sweep as one JSON line, before MLflow hears of it.
 
-The driver appends; the writer thread and `raycl sync` read from a byte offset. A line is written
-by one system call and never changed, so a killed driver loses at most the line it was writing.
+The driver appends; the writer thread and `raycl sync` read from a byte offset. A line is never
+changed, so a killed driver loses at most the line it was writing.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -15,8 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from raycl.atomic import sync_folder
 from raycl.errors import UserError
-from raycl.tracking.records import Event, size
+from raycl.tracking.records import (
+    EVENTS,
+    LASTING,
+    Event,
+    SweepStatus,
+    TrialStatus,
+    ended,
+    now_ms,
+    size,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,19 +44,33 @@ class Journal:
     """The appending end.
 
     A line that a killed process left unfinished is ended first, so that it stays a line of its own
-    (which readers skip). Lines reach the operating system at once, not the disk: a SIGKILL loses
-    nothing, a power cut may.
+    (which readers skip). Lines reach the operating system at once: a SIGKILL loses nothing. Those
+    of ``records.LASTING`` reach the disk, too: a power cut loses metrics of the last seconds.
     """
 
     def __init__(self, path: Path) -> None:
         self._file: BinaryIO = path.open("ab", buffering=0)
+        sync_folder(path.parent)
         if self._file.tell() and not _ends_a_line(path):
             self._file.write(b"\n")
 
     def append(self, events: list[Event]) -> None:
-        """Append lines in one write. Raises OSError if the disk does."""
+        """Append lines, all of them or none.
+
+        Raises:
+            OSError: They do not fit on the disk; what of them was written is cut off again.
+        """
         lines = [json.dumps(event, default=_plain, separators=(",", ":")) for event in events]
-        self._file.write(("\n".join(lines) + "\n").encode())
+        left = memoryview(("\n".join(lines) + "\n").encode())
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+            if any(event.get("event") in LASTING for event in events):
+                os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(end)
+            raise
 
     def close(self) -> None:
         """Close the file."""
@@ -58,13 +83,16 @@ def _ends_a_line(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-def read(path: Path, offset: int = 0, limit: int | None = None) -> Iterator[tuple[int, int, Event]]:
+def read(
+    path: Path, offset: int = 0, limit: int | None = None, *, metrics: bool = True
+) -> Iterator[tuple[int, int, Event]]:
     """Read complete lines from a byte offset.
 
     Args:
         path: The journal; one that does not exist is empty.
         offset: Where to begin, the start of a line.
         limit: Stop after about this many bytes (always at the end of a line).
+        metrics: Whether to yield lines of metrics, which are most of a journal.
 
     Yields:
         (start, end, event) with the byte offsets of the line. An unfinished last line is left for
@@ -80,13 +108,55 @@ def read(path: Path, offset: int = 0, limit: int | None = None) -> Iterator[tupl
             if not line.endswith(b"\n"):
                 return
             end = start + len(line)
-            try:
-                event = json.loads(line)
-            except ValueError:
-                log.warning("%s: skipped an unreadable line at byte %d", path, start)
+            if not metrics and line.startswith(_METRICS):
+                start = end
+                continue
+            event = _parsed(line)
+            if event is None:
+                _warn(path, start)
             else:
                 yield start, end, event
             start = end
+
+
+def _warn(path: Path, start: int) -> None:
+    """Name the first unreadable line of a journal, once."""
+    if path not in _WARNED:
+        _WARNED.add(path)
+        log.warning("%s: skipped an unreadable line at byte %d, and any further ones", path, start)
+
+
+_WARNED: set[Path] = set()
+_METRICS = b'{"event":"metrics"'
+
+
+def _parsed(line: bytes) -> Event | None:
+    """The event of a line; None if it is damaged."""
+    try:
+        event: Event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and event.get("event") in EVENTS else None
+
+
+TAIL = 4096
+
+
+def tail(path: Path, offset: int) -> str | None:
+    """A hash of the last bytes before an offset, at most ``TAIL``.
+
+    Args:
+        path: The journal; one that does not exist is empty.
+        offset: Where the bytes end.
+
+    Returns:
+        ``None`` if the journal is shorter than that.
+    """
+    if not path.exists() or path.stat().st_size < offset:
+        return None if offset else ""
+    with path.open("rb") as file:
+        file.seek(max(0, offset - TAIL))
+        return hashlib.sha256(file.read(min(TAIL, offset))).hexdigest()[:16]
 
 
 def count(path: Path, offset: int) -> int:
@@ -104,7 +174,9 @@ class Ledger:
         statuses: How the trial ended; None while it is open.
         nonfinite: How many values were dropped because they were not finite.
         pictures: (key, name) of those there are.
-        closed: Whether the last execution of the sweep was closed.
+        finished: Trials that have finished at some time, even if they were started again since.
+        sweeps: How often the sweep was started.
+        closed: How the last execution of the sweep ended; None: it was not closed.
     """
 
     marks: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -112,13 +184,17 @@ class Ledger:
     statuses: dict[str, str | None] = field(default_factory=dict)
     nonfinite: dict[str, int] = field(default_factory=dict)
     pictures: set[tuple[str, str]] = field(default_factory=set)
-    closed: bool = True
+    finished: set[str] = field(default_factory=set)
+    sweeps: int = 0
+    closed: SweepStatus | None = "FINISHED"
 
     @classmethod
-    def of(cls, path: Path) -> Ledger:
-        """Read a whole journal."""
+    def of(cls, path: Path, limit: int | None = None) -> Ledger:
+        """Read a journal, or its first ``limit`` bytes."""
         ledger = cls()
-        for _, _, event in read(path):
+        for _, end, event in read(path):
+            if limit is not None and end > limit:
+                break
             ledger.add(event)
         return ledger
 
@@ -141,10 +217,31 @@ class Ledger:
                 self.pictures |= {(event["key"], name) for name in event["names"]}
             case "end":
                 self.statuses[event["key"]] = event["status"]
+                if event["status"] == "finished":
+                    self.finished.add(event["key"])
             case "sweep":
-                self.closed = False
+                self.sweeps += 1
+                self.closed = None
             case "close":
-                self.closed = True
+                self.closed = event["status"]
+
+
+def left_open(path: Path, ledger: Ledger, how: TrialStatus) -> list[Event]:
+    """The lines that end what a driver left open.
+
+    Args:
+        path: The journal.
+        ledger: What it says.
+        how: The end of these trials; one that has finished before, and was only started again
+            because its outcome was lost, ends as it did then: what is finished stays so.
+    """
+    opened = ledger.open_trials
+    again: dict[str, Event] = {}
+    if ledger.finished.intersection(opened):
+        for _, _, event in read(path):
+            if event["event"] == "end" and event["status"] == "finished":
+                again[event["key"]] = event
+    return [again[key] | {"ms": now_ms()} if key in again else ended(key, how) for key in opened]
 
 
 class Lock:

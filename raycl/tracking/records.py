@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -83,6 +83,28 @@ class TrialRecord:
     storage: str = ""
 
 
+@dataclass(frozen=True)
+class TrialEnd:
+    """How a trial ended, as the sweep's folder knows it.
+
+    Args:
+        record: The trial.
+        status: How it ended.
+        row: Its last row.
+        error: Why it failed.
+    """
+
+    record: TrialRecord
+    status: TrialStatus
+    row: Mapping[str, Any]
+    error: str | None = None
+
+
+LASTING = frozenset({"sweep", "trial", "end", "close"})
+"""Lines that outlast a power cut; of the others it may take those of the last seconds."""
+EVENTS = LASTING | {"metrics", "pictures"}
+
+
 def now_ms() -> int:
     """Wall clock in milliseconds, MLflow's unit."""
     return time.time_ns() // 1_000_000
@@ -111,15 +133,15 @@ def ended(
 
 
 def closing(
-    statuses: Mapping[str, str | None], left_open: TrialStatus, status: SweepStatus
+    statuses: Mapping[str, str | None], ends: Sequence[Event], status: SweepStatus
 ) -> list[Event]:
     """The lines for the end of a sweep.
 
     Args:
-        statuses: How each trial ended; None: it has not, and ends now as ``left_open``.
-        left_open: See above.
+        statuses: How each trial ended; None: it has not.
+        ends: The lines that end the trials that have not, see ``journal.left_open``.
         status: How the sweep ended.
     """
-    events = [ended(key, left_open) for key, how in statuses.items() if how is None]
-    counts = Counter(how or left_open for how in statuses.values())
-    return [*events, {"event": "close", "ms": now_ms(), "status": status, "counts": counts}]
+    how = dict(statuses) | {event["key"]: event["status"] for event in ends}
+    counts = Counter(how.values())
+    return [*ends, {"event": "close", "ms": now_ms(), "status": status, "counts": counts}]

@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import re
 import shutil
 import socket
+import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+import psutil
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from raycl import atomic
 from raycl.errors import UserError, nearest, printable
 from raycl.secrets import MASK, masked, redact, remember, user_end
+
+log = logging.getLogger(__name__)
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https")
 ANSWER_S = 5.0
+MAKING_S = 60.0
+"""For so long another process is given to finish the store that it makes."""
+MISLEADING = (
+    "MLFLOW_ACTIVE_MODEL_ID",  # every metric would be a model's
+    "_MLFLOW_ACTIVE_MODEL_ID",
+    "MLFLOW_ENABLE_ASYNC_LOGGING",  # calls would return before they fail
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING",
+    "MLFLOW_EXPERIMENT_ID",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_READ_REPLICA_BACKEND_STORE_URI",  # runs would be looked for in another store
+    "MLFLOW_REGISTRY_URI",
+    "MLFLOW_RUN_CONTEXT",
+    "MLFLOW_RUN_ID",
+    "MLFLOW_TRACKING_DIR",
+    "MLFLOW_TRUNCATE_LONG_VALUES",
+)
+"""Variables meant for other programs that use MLflow."""
 
 
 class Store(NamedTuple):
@@ -180,6 +204,9 @@ def check(uri: str) -> None:
             raise UserError("tracking.uri", f"{uri} is relative", f"sqlite:///{path.absolute()}")
         if not _usable(path, uri):
             return
+        _clear_half_made(path)
+        if not path.exists():
+            return
     else:
         _reach(uri, scheme)
     quiet()
@@ -192,7 +219,80 @@ def check(uri: str) -> None:
             MlflowClient(for_mlflow(uri)).search_experiments(max_results=1)
         except Exception as error:  # noqa: BLE001  (stores raise whatever their drivers do)
             what = f"{shown(uri)} does not work: {reason(error)}"
-            raise UserError("tracking.uri", what) from None
+            raise UserError("tracking.uri", what, _REFILL if scheme == "sqlite" else "") from None
+
+
+_REFILL = "if it is damaged, move it away: a new one is filled from the sweeps' own folders"
+
+
+def make(uri: str) -> None:
+    """Make an SQLite store that is not there; it appears whole or, if this is killed, not at all.
+
+    Making its tables takes seconds. Two that do so at once end up with the store of the faster one.
+    """
+    if kind(uri) != "sqlite":
+        return
+    url = make_url(uri)
+    path = Path(url.database or "")
+    if path.exists() and path.stat().st_size:
+        return
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    for old in path.parent.glob(f".{path.name}.*.tmp"):
+        if not psutil.pid_exists(int(old.suffixes[-2][1:])):
+            old.unlink(missing_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft_uri = url.set(database=str(draft)).render_as_string(hide_password=False)
+        make_store: Any = SqlAlchemyStore
+        make_store(draft_uri, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+        if path.exists() and not path.stat().st_size:
+            path.unlink()
+        with contextlib.suppress(FileExistsError):  # the other one was faster
+            os.link(draft, path)
+        atomic.sync_folder(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _clear_half_made(path: Path) -> None:
+    """Move away an SQLite file whose making was cut short: it has no experiment, not even MLflow's.
+
+    A process that still makes it is waited for.
+    """
+    deadline = time.monotonic() + MAKING_S
+    while _is_half_made(path):
+        if not _open_elsewhere(path):
+            aside = path.with_name(f"{path.name}.half-made")
+            path.replace(aside)
+            Path(f"{path}-journal").unlink(missing_ok=True)
+            log.warning("%s was never finished, and holds nothing: moved to %s", path, aside.name)
+            return
+        if time.monotonic() > deadline:
+            what = f"{path} is being made by another process for {MAKING_S:.0f} s already"
+            raise UserError("tracking.uri", what, "end that process, then run this again")
+        time.sleep(0.5)
+
+
+def _is_half_made(path: Path) -> bool:
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=ANSWER_S)) as connection:
+            return not connection.execute("SELECT 1 FROM experiments LIMIT 1").fetchall()
+    except sqlite3.OperationalError as error:
+        return "no such table" in str(error)
+    except sqlite3.DatabaseError:
+        return False  # it is something else, which MLflow will say
+
+
+def _open_elsewhere(path: Path) -> bool:
+    """Whether another process of this user has a file open."""
+    mine = os.getpid()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != mine and any(f.path == str(path) for f in process.open_files()):
+                return True
+    return False
 
 
 def existing(uri: str) -> None:
@@ -253,8 +353,10 @@ def quiet() -> None:
     """Set MLflow up for use inside the driver, for the whole process; the user's settings win.
 
     No retries inside a call (the writer retries by itself, and a call must not hang for minutes),
-    nothing printed, no usage statistics sent.
+    nothing printed, no usage statistics sent. Variables that change what calls mean are taken away.
     """
+    for name in MISLEADING:
+        os.environ.pop(name, None)
     for name, value in {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",

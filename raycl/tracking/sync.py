@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from raycl.errors import UserError
 from raycl.tracking import store
-from raycl.tracking.journal import JOURNAL, Journal, Ledger, Lock, locked
-from raycl.tracking.records import closing
-from raycl.tracking.writer import STATE, State, Writer
+from raycl.tracking.journal import JOURNAL, Journal, Ledger, Lock, left_open, locked
+from raycl.tracking.lines import lacking, started
+from raycl.tracking.records import SweepRecord, TrialEnd, closing
+from raycl.tracking.state import STATE, State
+from raycl.tracking.writer import Writer
 
 
 class Synced(NamedTuple):
@@ -20,20 +23,27 @@ class Synced(NamedTuple):
     problem: str | None
 
 
-def sync(directory: Path, uri: str | None = None) -> Synced:
-    """Send a sweep's journal to MLflow, as far as it is not there.
+def sync(
+    directory: Path,
+    uri: str | None = None,
+    sweep: SweepRecord | None = None,
+    ends: Sequence[TrialEnd] = (),
+) -> Synced:
+    """Send a sweep's journal to MLflow, as far as it is not there, with its files.
 
     The driver of the sweep must be gone; trials it left open are ended as ``orphaned``.
 
     Args:
         directory: Folder of the sweep.
         uri: Tracking URI; None: the one the sweep used.
+        sweep: The sweep, for a journal that has lost its beginning.
+        ends: How trials have ended, from the sweep's own records.
 
     Raises:
-        UserError: There is no journal, its driver is alive, or MLflow does not answer.
+        UserError: There is nothing to send, its driver is alive, or MLflow does not answer.
     """
     path = directory / JOURNAL
-    if not path.exists():
+    if not path.exists() and not ends:
         raise UserError(str(directory), f"nothing was tracked here (no {JOURNAL})")
     saved = State.saved(directory / STATE)
     if uri is None and saved is not None:
@@ -43,26 +53,41 @@ def sync(directory: Path, uri: str | None = None) -> Synced:
     lock = Lock(directory)
     try:
         store.check(used.uri)
-        _end(path)
-        writer = Writer(directory, *used)
+        complete(path, sweep, ends)
+        writer = Writer(directory, *used, thorough=True)
         before, problem = writer.left(), None
         try:
+            writer.connect()
+            before = writer.left()
             while writer.step():
                 pass
         except Exception as error:  # noqa: BLE001  (stores raise whatever their drivers do)
             problem = store.reason(error)
         left = writer.left()
-        return Synced(max(before - left, 0), left, problem)
+        return Synced(max(before - left, 0), left, problem or writer.refusal)
     finally:
         lock.release()
 
 
-def _end(path: Path) -> None:
-    """Note the end of a sweep whose driver did not."""
+def complete(path: Path, sweep: SweepRecord | None, ends: Sequence[TrialEnd]) -> None:
+    """Note what a journal lacks: its beginning, ends of trials, the end of the sweep.
+
+    Args:
+        path: The journal; its driver is gone.
+        sweep: See ``sync``.
+        ends: See ``sync``.
+    """
     ledger = Ledger.of(path)
-    if not ledger.closed or ledger.open_trials:
+    status = ledger.closed or "KILLED"
+    events = [started(sweep, {})] if sweep is not None and not ledger.sweeps else []
+    for end in ends:
+        events += lacking(end, ledger)
+    for event in events:
+        ledger.add(event)
+    if events or not ledger.closed or ledger.open_trials:
         journal = Journal(path)
-        journal.append(closing(ledger.statuses, "orphaned", "KILLED"))
+        journal.append(events)
+        journal.append(closing(ledger.statuses, left_open(path, ledger, "orphaned"), status))
         journal.close()
 
 
@@ -75,7 +100,8 @@ def orphans(runs: Path) -> list[Path]:
     found = []
     for path in sorted(runs.glob(f"*/{JOURNAL}")):
         saved = State.saved(path.parent / STATE)
-        unsent = saved is None or saved.offset < path.stat().st_size or bool(saved.files)
+        waits = saved is not None and (saved.files or saved.refused)
+        unsent = saved is None or saved.offset < path.stat().st_size or bool(waits)
         if (unsent or not Ledger.of(path).closed) and not locked(path.parent):
             found.append(path.parent)
     return found

@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from raycl.tracking import names, store
-from raycl.tracking.journal import JOURNAL, Journal, Ledger, Lock
+from raycl.tracking import store
+from raycl.tracking.journal import JOURNAL, Journal, Ledger, Lock, left_open
+from raycl.tracking.lines import begun, lacking, measured, started
 from raycl.tracking.records import (
     PICTURES,
     Event,
     SweepRecord,
     SweepStatus,
+    TrialEnd,
     TrialRecord,
     TrialStatus,
     closing,
@@ -75,11 +77,15 @@ class Tracker:
         """Whether the thread is there; after a `close` that gave up it may be, for one call."""
         return self._thread.is_alive()
 
-    def start(self) -> None:
+    def start(self, ends: Sequence[TrialEnd] = ()) -> None:
         """Open the journal, note the (re)start of the sweep, start sending.
 
-        Trials that an earlier, killed driver left open are ended as ``orphaned``; those it goes on
-        with are running again once `trial_started` is called.
+        What is known of ended trials and not noted is noted first. Other trials that an earlier,
+        killed driver left open are ended as ``orphaned``; those it goes on with are running again
+        once `trial_started` is called.
+
+        Args:
+            ends: How trials have ended, from the sweep's own records.
 
         Raises:
             UserError: Another live process follows this sweep.
@@ -89,20 +95,12 @@ class Tracker:
         path = self._directory / JOURNAL
         self._ledger = Ledger.of(path)
         self._journal = Journal(path)
-        sweep = self._sweep
-        started: Event = {
-            "event": "sweep",
-            "ms": now_ms(),
-            "name": sweep.name,
-            "sweep_id": sweep.sweep_id,
-            "note": sweep.note,
-            "yaml": sweep.yaml_text,
-            "resolved": sweep.resolved,
-            "tags": git_commit() | sweep.tags,
-            "kind": sweep.kind,
-        }
-        self._append([ended(key, "orphaned") for key in self._ledger.open_trials])
-        self._append([started])
+        for end in ends:
+            if missing := lacking(end, self._ledger):
+                log.warning("%s lacked the end of %s; it is noted now", JOURNAL, end.record.name)
+                self._append(missing)
+        self._append(left_open(path, self._ledger, "orphaned"))
+        self._append([started(self._sweep, git_commit())])
         self._writer = Writer(*self._writer_args)
         self._thread.start()
 
@@ -110,40 +108,12 @@ class Tracker:
         """A trial begins, or begins again after a failure or a resume."""
         with self._append_lock:
             self._storage[record.key] = record.storage
-            attempt = self._ledger.attempts.get(record.key, 0) + 1
-            self._append(
-                [
-                    {
-                        "event": "trial",
-                        "ms": now_ms(),
-                        "key": record.key,
-                        "name": record.name,
-                        "tags": record.tags,
-                        "params": record.params,
-                        "attempt": attempt,
-                    }
-                ]
-            )
+            self._append([begun(record, self._ledger)])
 
     def trial_row(self, key: str, row: Mapping[str, Any]) -> None:
         """A row of `training.Run.advance`. Steps and pictures seen before are left out."""
         with self._append_lock:
-            events: list[Event] = []
-            before = self._ledger.nonfinite.get(key, 0)
-            for axis, (step, values, nonfinite) in names.points(row).items():
-                if step > self._ledger.marks.get((key, axis), -1):
-                    before += nonfinite
-                    events.append(
-                        {
-                            "event": "metrics",
-                            "ms": now_ms(),
-                            "key": key,
-                            "axis": axis,
-                            "step": step,
-                            "values": values,
-                            "nonfinite": before,
-                        }
-                    )
+            events = measured(key, row, self._ledger)
             self._append(events + self._pictures(key, row.get("pictures", ())))
 
     def trial_ended(
@@ -186,7 +156,8 @@ class Tracker:
         if self._closing.is_set():
             return self._writer.left() + self.lost
         with self._append_lock:
-            self._append(closing(self._ledger.statuses, "killed", status))
+            ends = left_open(self._directory / JOURNAL, self._ledger, "killed")
+            self._append(closing(self._ledger.statuses, ends, status))
         self._closing.set()
         self._wake.set()
         seen, deadline = self._steps, time.monotonic() + timeout_s

@@ -4,6 +4,9 @@ Sending is idempotent, so that a lost answer or a killed driver costs a repetiti
 runs are found by the tags ``raycl.sweep_id`` and ``raycl.trial_key`` before one is created, MLflow
 drops a metric point it has already (same key, timestamp, step and value), params and tags are set
 to the same values, files are overwritten.
+
+How far the journal has been sent is written down twice: here, and in the sweep's own run (see
+``examine``). A store that says less than is written here, or lacks runs, gets everything again.
 """
 
 from __future__ import annotations
@@ -11,11 +14,8 @@ from __future__ import annotations
 import getpass
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -25,80 +25,21 @@ import yaml
 
 import raycl
 from raycl.tracking import journal, names, pictures, plots, store, views
-from raycl.tracking.records import PICTURES, RUN_STATUS, Event, SweepRecord
+from raycl.tracking.calls import Calls
+from raycl.tracking.changes import END_TAGS, NOTE, TABLE, Changes, fold
+from raycl.tracking.examine import SENT, deleted, find_runs, lacking
+from raycl.tracking.records import PICTURES, Event, SweepRecord
+from raycl.tracking.state import STATE, State
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
 
-STATE = "tracking.state.json"
 CHUNK_BYTES = 1_000_000
-METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100  # MLflow's own limits
 HEARTBEAT_S = 60.0
-TABLE = "tables/final.json"
-
-#: MLflow's answers that another attempt cannot change (a run deleted by hand, a changed param).
-REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
-
-NOTE = "mlflow.note.content"
-END_TAGS = ("raycl.end", "raycl.error", "raycl.trials", NOTE)
-
-
-@dataclass
-class State:
-    """How far the journal has been sent, and where to. It is replaced atomically.
-
-    Attributes:
-        uri, artifacts: The store; with another one everything is sent again, from the beginning.
-        offset: Bytes of the journal that MLflow has.
-        files: Offsets of lines whose artifacts MLflow does not have yet.
-        experiment_id, parent_run_id: For links.
-    """
-
-    uri: str
-    artifacts: str | None
-    offset: int = 0
-    files: list[int] = field(default_factory=list)
-    experiment_id: str | None = None
-    parent_run_id: str | None = None
-
-    @classmethod
-    def load(cls, path: Path, uri: str, artifacts: str | None) -> State:
-        """The saved state if it belongs to this store, else a new one."""
-        saved = cls.saved(path)
-        return saved if saved and saved.uri == uri else cls(uri, artifacts)
-
-    @classmethod
-    def saved(cls, path: Path) -> State | None:
-        """The saved state; None if there is none or it cannot be read (then runs are found)."""
-        try:
-            return cls(**json.loads(path.read_text()))
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError) as error:
-            log.warning("%s cannot be read (%s): sending the journal again", path, error)
-            return None
-
-    def save(self, path: Path) -> None:
-        """Replace the file; only its owner may read it, for a URI can hold a password."""
-        new = path.with_suffix(".tmp")
-        new.unlink(missing_ok=True)  # left by a process that was killed, with any mode
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(asdict(self), file)
-        new.replace(path)
-
-
-@dataclass
-class Changes:
-    """What one chunk of the journal changes in one run."""
-
-    start: Event | None = None
-    metrics: list[Metric] = field(default_factory=list)
-    tags: dict[str, str] = field(default_factory=dict)
-    status: str | None = None
-    ended_ms: int = 0
+MATRIX = "results/matrix.json"
 
 
 class Writer:
@@ -109,6 +50,7 @@ class Writer:
         uri: Absolute tracking URI.
         artifacts: Where files of a new experiment go; None: the server decides.
         connect: Makes the client; called again after every failure.
+        thorough: Look also, run by run, for files that the store has lost.
     """
 
     def __init__(
@@ -117,16 +59,23 @@ class Writer:
         uri: str,
         artifacts: str | None,
         connect: Callable[[str], MlflowClient] | None = None,
+        thorough: bool = False,
     ) -> None:
         self._journal = directory / journal.JOURNAL
         self._state_path = directory / STATE
         self._connect_to = connect or _client
         self.state = State.load(self._state_path, uri, artifacts)
-        if self._journal.exists() and self._journal.stat().st_size < self.state.offset:
-            log.warning("%s is shorter than what was sent of it: sending all of it", self._journal)
+        tail = journal.tail(self._journal, self.state.offset)
+        if tail is None or (self.state.tail and tail != self.state.tail):
+            log.warning("%s is not what was sent of it: sending all of it", self._journal)
             self.state = State(uri, artifacts)
-        self._client: MlflowClient | None = None
+        self._thorough, self._examined = thorough, False
+        self._calls: Calls | None = None
         self._runs: dict[str, str] = {}
+        self._deleted: set[str] = set()
+        self._sent_before = 0
+        self._starts: dict[str, int] = {}
+        self._named: set[str] = set()
         self._sweep: SweepRecord | None = None
         self._experiment_id = ""
         self._beat = 0.0
@@ -139,53 +88,117 @@ class Writer:
             Whether more is known to be waiting.
         """
         try:
-            client = self._client or self._connect()
-            if client is None:
+            calls = self._calls or self.connect()
+            if calls is None:
                 return False
-            full = self._send(client)
-            self._upload(client)
+            full = self._send(calls)
+            self._upload(calls)
             return full or bool(self.state.files)
         except Exception:
-            self._client = None  # look the runs up again: the last call may have had an effect
+            self._calls = None  # look the runs up again: the last call may have had an effect
             raise
 
     def left(self) -> int:
-        """How many values MLflow does not have yet (a file counts as one)."""
-        return journal.count(self._journal, self.state.offset) + len(self.state.files)
+        """How many values MLflow does not have (a file counts as one), those it refused included.
+
+        What belongs to a run that somebody deleted is not among them.
+        """
+        waiting = journal.count(self._journal, self.state.offset) + len(self.state.files)
+        return waiting + sum(self.state.refused.values())
+
+    @property
+    def refusal(self) -> str | None:
+        """What MLflow refused last, and why."""
+        return self._calls.refusal if self._calls else None
 
     def heartbeat(self) -> None:
         """Tell MLflow once a minute that the driver lives."""
         parent = self.state.parent_run_id
-        if self._client and parent and time.monotonic() - self._beat > HEARTBEAT_S:
-            _try(self._client.set_tag, parent, "raycl.heartbeat", str(int(time.time())))
+        if self._calls and parent and time.monotonic() - self._beat > HEARTBEAT_S:
+            self._tag(self._calls, parent, "raycl.heartbeat", str(int(time.time())))
             self._beat = time.monotonic()
+
+    def _tag(self, calls: Calls, run_id: str, key: str, value: str) -> None:
+        """Set a tag that nobody misses."""
+        calls.one(key, -1, calls.client.set_tag, run_id, key, value)
 
     # -- connecting ------------------------------------------------------------------------------
 
-    def _connect(self) -> MlflowClient | None:
-        """Make a client and find the experiment and its runs; None while the journal is empty."""
+    def connect(self) -> Calls | None:
+        """Make a client, find the experiment and its runs, and see whether they are what was sent.
+
+        Returns:
+            ``None`` while the journal says of no sweep.
+        """
         event = next((e for _, _, e in journal.read(self._journal) if e["event"] == "sweep"), None)
         if event is None:
             return None
-        self._sweep = SweepRecord(
-            event["name"],
-            event["sweep_id"],
-            event["note"],
-            event["yaml"],
-            event["resolved"],
-            event["tags"],
-            event.get("kind", "images"),
-        )
+        self._sweep = _record(event)
         client = self._connect_to(self.state.uri)
         self._experiment_id = self._experiment(client, self._sweep)
         if self._experiment_id != self.state.experiment_id:  # first time, or an emptied store
-            self.state = State(
-                self.state.uri, self.state.artifacts, experiment_id=self._experiment_id
-            )
-        self._runs = _find_runs(client, self._experiment_id, self._sweep.sweep_id)
+            self._again()
+        found = find_runs(client, self._experiment_id, self._sweep.sweep_id)
+        self._runs = {key: run.info.run_id for key, run in found.items() if not deleted(run)}
+        self._deleted = found.keys() - self._runs.keys()
         self.state.parent_run_id = self._runs.get("")
-        self._client = client
-        return client
+        calls = Calls(client, self.state, self._named)
+        if not self._examined:
+            self._examine(calls, found)
+            self._examined = True
+        self._calls = calls
+        return calls
+
+    def _again(self) -> None:
+        """Send everything, from the beginning."""
+        self._sent_before = max(self._sent_before, self.state.offset)
+        uri, artifacts = self.state.uri, self.state.artifacts
+        self.state = State(uri, artifacts, experiment_id=self._experiment_id)
+
+    def _examine(self, calls: Calls, found: Mapping[str, Run]) -> None:
+        """Compare the store with what was sent to it, once; what it refused is tried again."""
+        ledger = journal.Ledger()
+        for start, end, event in journal.read(self._journal):
+            if event["event"] == "trial":
+                self._starts.setdefault(event["key"], start)
+            if end <= self.state.offset:
+                ledger.add(event)
+        if self.state.offset and (lack := lacking(ledger, self.state.offset, found)):
+            log.warning("%s %s: it is sent again", store.shown(self.state.uri), lack)
+            self._again()
+            self.state.parent_run_id = self._runs.get("")
+            calls.state = self.state
+            return
+        refused, self.state.refused = self.state.refused, {}
+        for line in sorted(map(int, refused)):
+            again = self._line(line)
+            if again is not None:
+                self._apply_all(calls, [(line, again)])
+                self.state.files += [line] if _has_files(again) else []
+        if self._thorough:
+            self.state.files += self._lost_files(calls)
+        calls.state.save(self._state_path)
+
+    def _lost_files(self, calls: Calls) -> list[int]:
+        """Lines that were sent and whose files are not among a run's artifacts."""
+        wanted: dict[tuple[str, str], list[int]] = {}
+        for start, end, event in journal.read(self._journal):
+            if end <= self.state.offset and _has_files(event):
+                folder = {"sweep": "sweep", "pictures": PICTURES}.get(event["event"], "results")
+                lines = wanted.setdefault((event.get("key", ""), folder), [])
+                lines[:] = [*(lines if folder == PICTURES else []), start]  # else the last one does
+        return sorted(
+            line
+            for (key, folder), lines in wanted.items()
+            if key in self._runs and not calls.client.list_artifacts(self._runs[key], folder)
+            for line in lines
+            if line not in self.state.files
+        )
+
+    def _line(self, start: int) -> Event | None:
+        """The event of a line; None if it cannot be read (any more)."""
+        found = next(journal.read(self._journal, start), None)
+        return found[2] if found is not None and found[0] == start else None
 
     def _experiment(self, client: MlflowClient, sweep: SweepRecord) -> str:
         found = client.get_experiment_by_name(sweep.name)
@@ -209,24 +222,26 @@ class Writer:
 
     # -- sending ---------------------------------------------------------------------------------
 
-    def _send(self, client: MlflowClient) -> bool:
+    def _send(self, calls: Calls) -> bool:
         """Send one chunk; whether it was full, so that another may follow."""
         begin = self.state.offset
         chunk = list(journal.read(self._journal, begin, CHUNK_BYTES))
         if not chunk:
             return False
-        for key, changes in _fold(event for _, _, event in chunk).items():
-            run_id = self._run(client, key, changes)
-            if run_id is not None:
-                self._apply(client, run_id, changes)
-        self.state.files += [
-            start
-            for start, _, event in chunk
-            if event["event"] in ("sweep", "pictures") or event.get("result")
-        ]
+        self._apply_all(calls, [(start, event) for start, _, event in chunk])
+        self.state.files += [start for start, _, event in chunk if _has_files(event)]
         self.state.offset = chunk[-1][1]
+        self.state.tail = journal.tail(self._journal, self.state.offset) or ""
+        if parent := self._runs.get(""):
+            self._tag(calls, parent, SENT, str(self.state.offset))
         self.state.save(self._state_path)
         return self.state.offset - begin >= CHUNK_BYTES
+
+    def _apply_all(self, calls: Calls, lines: Sequence[tuple[int, Event]]) -> None:
+        for key, changes in fold(lines).items():
+            run_id = self._run(calls, key, changes)
+            if run_id is not None:
+                self._apply(calls, run_id, changes)
 
     def _tags(self, event: Event) -> dict[str, str]:
         """Tags of a run when it starts."""
@@ -240,9 +255,15 @@ class Writer:
         given = event["tags"] if event["event"] == "trial" else {}
         return names.tags(self._sweep.tags) | names.tags(given) | names.tags(own)
 
-    def _run(self, client: MlflowClient, key: str, changes: Changes) -> str | None:
+    def _run(self, calls: Calls, key: str, changes: Changes) -> str | None:
         """The run of a key, created if need be; None if it cannot be (it was deleted by hand)."""
-        found, start = self._runs.get(key), changes.start
+        found, start, client = self._runs.get(key), changes.start, calls.client
+        if start is not None and start["event"] == "sweep":
+            self._sweep = _record(start)
+        if found is None and key in self._deleted and changes.line < self._sent_before:
+            return None
+        if start is None and found is None and key in self._starts and key not in self._deleted:
+            start = self._line(self._starts[key])  # its line is damaged, or further down
         if start is None:
             if found is None:
                 name = f"trial {key}" if key else "the sweep"
@@ -257,104 +278,100 @@ class Writer:
             if changes.status == "RUNNING":  # as it was made
                 changes.status = None
         else:
-            self._reopen(client, found)
+            self._reopen(calls, found)
             tags.pop(NOTE, None)  # people may have edited it
             changes.tags = tags | changes.tags
         if key:
-            self._params(client, found, start["params"])
+            self._params(calls, found, changes.line, start["params"])
         else:
             self.state.parent_run_id = found
         return found
 
-    def _params(self, client: MlflowClient, run_id: str, config: dict[str, Any]) -> None:
+    def _params(self, calls: Calls, run_id: str, line: int, config: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
-        rest = (Param(key, value) for key, value in names.params(config).items())
-        while batch := list(islice(rest, PARAMS_PER_CALL)):
-            _try(client.log_batch, run_id, params=batch)
+        params = names.params(config).items()
+        calls.values(run_id, [(line, Param(key, value)) for key, value in params])
 
-    def _reopen(self, client: MlflowClient, run_id: str) -> None:
+    def _reopen(self, calls: Calls, run_id: str) -> None:
         """Take back how the run ended before; a description goes only with our error in it."""
-        run = _try(client.get_run, run_id)
+        run = calls.one("a run", -1, calls.client.get_run, run_id)
         tags = set(END_TAGS) & set(run.data.tags if run else ())
         for tag in tags if "raycl.error" in tags else tags - {NOTE}:
-            client.delete_tag(run_id, tag)
+            calls.one(tag, -1, calls.client.delete_tag, run_id, tag)
 
-    def _apply(self, client: MlflowClient, run_id: str, changes: Changes) -> None:
+    def _apply(self, calls: Calls, run_id: str, changes: Changes) -> None:
         from mlflow.entities import RunTag
 
-        metrics = iter(changes.metrics)
-        tags = [RunTag(key, value) for key, value in changes.tags.items()]
-        while (batch := list(islice(metrics, METRICS_PER_CALL))) or tags:
-            _try(client.log_batch, run_id, metrics=batch, tags=tags)
-            tags = []
+        tags = [(changes.line, RunTag(key, value)) for key, value in changes.tags.items()]
+        calls.values(run_id, [*changes.metrics, *tags])
+        how, client = ("its status", changes.line), calls.client
         if changes.status == "RUNNING":
-            _try(client.update_run, run_id, status="RUNNING")
+            calls.one(*how, client.update_run, run_id, status="RUNNING")
         elif changes.status is not None:
-            _try(client.set_terminated, run_id, changes.status, end_time=changes.ended_ms)
+            ended = changes.ended_ms
+            calls.one(*how, client.set_terminated, run_id, changes.status, end_time=ended)
 
     # -- files -----------------------------------------------------------------------------------
 
-    def _upload(self, client: MlflowClient) -> None:
+    def _upload(self, calls: Calls) -> None:
         """Send the files of one line: metrics never wait for them."""
         if not self.state.files:
             return
-        _, _, event = next(journal.read(self._journal, self.state.files[0]))
-        run_id = self._runs.get(event.get("key", ""))
-        if run_id is not None and event["event"] == "sweep":
-            _try(client.log_text, run_id, event["yaml"], "sweep/sweep.yaml")
+        line, client = self.state.files[0], calls.client
+        event = self._line(line)
+        run_id = None if event is None else self._runs.get(event.get("key", ""))
+        send: list[tuple[Any, ...]] = []
+        if event is None or run_id is None:
+            pass
+        elif event["event"] == "sweep":
             resolved = yaml.safe_dump(event["resolved"], sort_keys=False)
-            _try(client.log_text, run_id, resolved, "sweep/resolved.yaml")
-        elif run_id is not None and event["event"] == "pictures":
-            self._pictures(client, run_id, event)
-        elif run_id is not None:
-            self._results(client, run_id, event["result"])
+            send = [
+                (client.log_text, run_id, event["yaml"], "sweep/sweep.yaml"),
+                (client.log_text, run_id, resolved, "sweep/resolved.yaml"),
+            ]
+        elif event["event"] == "pictures":
+            self._pictures(calls, run_id, line, event)
+        else:
+            send = _results(client, run_id, event["result"])
+        for call in send:
+            calls.one(call[-1], line, *call)
         del self.state.files[0]
         self.state.save(self._state_path)
 
-    def _pictures(self, client: MlflowClient, run_id: str, event: Event) -> None:
+    def _pictures(self, calls: Calls, run_id: str, line: int, event: Event) -> None:
         with TemporaryDirectory() as folder:
             if pictures.copy(event["names"], event["folder"], self._journal.parent, Path(folder)):
-                _try(client.log_artifacts, run_id, folder, PICTURES)
-
-    def _results(self, client: MlflowClient, run_id: str, result: dict[str, Any]) -> None:
-        _try(client.log_dict, run_id, result, "results/matrix.json")
-        for name, picture in plots.pictures(result):
-            _try(client.log_image, run_id, picture, artifact_file=f"plots/{name}.png")
-        # As `log_table` would write it, but that appends to the table of an earlier attempt.
-        _try(client.log_text, run_id, json.dumps(plots.final_table(result)), TABLE)
+                calls.one(PICTURES, line, calls.client.log_artifacts, run_id, folder, PICTURES)
 
 
-def _fold(events: Iterator[Event]) -> dict[str, Changes]:
-    """Merge lines into one set of changes per run; the parent's key is the empty string."""
-    from mlflow.entities import Metric
+def _results(client: MlflowClient, run_id: str, result: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """Calls that send the files of a finished trial; the last argument is the file's name."""
+    drawn = plots.pictures(result)
+    # As `log_table` would write it, but that appends to the table of an earlier attempt.
+    table = json.dumps(plots.final_table(result))
+    return [
+        (client.log_dict, run_id, result, MATRIX),
+        *((client.log_image, run_id, picture, f"plots/{name}.png") for name, picture in drawn),
+        (client.log_text, run_id, table, TABLE),
+    ]
 
-    runs: dict[str, Changes] = {}
-    for event in events:
-        changes = runs.setdefault(event.get("key", ""), Changes())
-        match event["event"]:
-            case "metrics":
-                at = (event["ms"], event["step"])
-                changes.metrics += [Metric(k, v, *at) for k, v in event["values"].items()]
-                if event["nonfinite"]:
-                    changes.tags["raycl.nonfinite"] = str(event["nonfinite"])
-            case "sweep" | "trial":
-                changes.start, changes.status = event, "RUNNING"
-                for tag in END_TAGS:
-                    changes.tags.pop(tag, None)
-            case "end":
-                changes.status, changes.ended_ms = RUN_STATUS[event["status"]], event["ms"]
-                changes.tags["raycl.end"] = event["status"]
-                if event["error"]:
-                    changes.tags |= names.error_tags(event["error"])
-                if event["result"]:
-                    shown = [{"path": TABLE, "type": "table"}]
-                    changes.tags["mlflow.loggedArtifacts"] = json.dumps(shown)
-            case "close":
-                changes.status, changes.ended_ms = event["status"], event["ms"]
-                counts = [f"{n} {status}" for status, n in event["counts"].items()]
-                changes.tags["raycl.trials"] = ", ".join(counts)
-    return runs
+
+def _has_files(event: Event) -> bool:
+    return event["event"] in ("sweep", "pictures") or bool(event.get("result"))
+
+
+def _record(event: Event) -> SweepRecord:
+    """The sweep of its line."""
+    return SweepRecord(
+        event["name"],
+        event["sweep_id"],
+        event["note"],
+        event["yaml"],
+        event["resolved"],
+        event["tags"],
+        event.get("kind", "images"),
+    )
 
 
 def _user() -> dict[str, str]:
@@ -367,34 +384,7 @@ def _user() -> dict[str, str]:
 
 def _client(uri: str) -> MlflowClient:
     store.quiet()
+    store.make(uri)
     from mlflow import MlflowClient
 
     return MlflowClient(store.for_mlflow(uri))
-
-
-def _find_runs(client: MlflowClient, experiment_id: str, sweep_id: str) -> dict[str, str]:
-    """Run ids of one execution by trial key; the parent's key is the empty string."""
-    runs: dict[str, str] = {}
-    token = None
-    while True:
-        page = client.search_runs(
-            [experiment_id], names.trials_filter(sweep_id), max_results=1000, page_token=token
-        )
-        for run in page:
-            runs[run.data.tags.get("raycl.trial_key", "")] = run.info.run_id
-        token = page.token
-        if not token:
-            return runs
-
-
-def _try(call: Callable[..., Any], run_id: str, *args: Any, **kwargs: Any) -> Any:
-    """Call MLflow for one run; if it refuses for good, say so and go on with the other runs."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return call(run_id, *args, **kwargs)
-    except MlflowException as error:
-        if error.error_code not in REFUSALS:
-            raise
-        log.warning("MLflow refused a value of run %s: %s", run_id, store.reason(error))
-        return None

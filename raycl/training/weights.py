@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import pickle
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
+from raycl.atomic import read_json
 from raycl.benchmarks.base import StreamInfo
 from raycl.datasets import disk, packages
 from raycl.errors import UserError, nearest
@@ -297,7 +297,7 @@ def _in_runs(trial: str) -> Place:
         raise UserError(f"{WHERE}.trial", f"there is no run '{run}' in {runs_root()}", hint)
     url = str(folder / TRIALS)
     if (folder / "spec.json").is_file():
-        storage = json.loads((folder / "spec.json").read_text())["resolved"].get("storage")
+        storage = read_json(folder / "spec.json", dict).get("resolved", {}).get("storage")
         url = f"{storage}/{run}" if storage else url
     store = CheckpointStore(f"{url}/{key}")
     try:

@@ -1,7 +1,7 @@
 """Learners of prompts and ways to distil them go through the conformance suite.
 
-By default every learner alone, every scheme once and every learner in two of them, on weights from a
-file; all other pairs, and networks that the first task trains, with ``-m slow``.
+By default every learner alone, every scheme once and every learner in two of them, on weights from
+a file; all other pairs, and networks that the first task trains, with ``pytest -m slow``.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from raycl.errors import UserError
 from raycl.sweep import events, storage, trainable
 from raycl.sweep.cluster import bundles
 from raycl.sweep.events import Events, Hub
+from raycl.sweep.reaper import began
 from raycl.sweep.storage import LEASE, Lease
 
 
@@ -54,6 +55,39 @@ def test_a_driver_that_died_is_forgotten(tmp_path: Path) -> None:
     file.write_text(json.dumps(found | {"beat": time.time() - storage.STALE_S - 1}))
     with lease(str(tmp_path), "b").held():
         assert json.loads(file.read_text())["sweep_id"] == "b"
+
+
+GONE = """
+import sys
+from pathlib import Path
+from raycl.sweep.storage import Lease
+
+Lease(sys.argv[1], "another id, for the folder had none yet", Path("/some/runs/s"))._write()
+"""
+
+
+def test_a_driver_of_this_machine_that_is_gone_is_forgotten_at_once(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", GONE, str(tmp_path)], check=True)
+    file = tmp_path / LEASE
+    left = json.loads(file.read_text())
+    for other in (
+        {"machine": "another boot"},
+        {"pid": str(os.getpid()), "began": began(os.getpid())},
+    ):
+        file.write_text(json.dumps(left | other))
+        with pytest.raises(UserError, match="in use"), lease(str(tmp_path), "b").held():
+            pass
+    for own in ({}, {"pid": str(os.getpid())}):  # the number belongs to another process now
+        file.write_text(json.dumps(left | own))
+        with lease(str(tmp_path), "b").held():
+            assert json.loads(file.read_text())["sweep_id"] == "b"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\0\0", b'{"sweep_id": "x"}'])
+def test_a_damaged_lease_is_written_again(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / LEASE).write_bytes(content)
+    with lease(str(tmp_path), "b").held():
+        assert json.loads((tmp_path / LEASE).read_text())["sweep_id"] == "b"
 
 
 def test_a_driver_that_was_replaced_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,3 +114,33 @@ def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
     while locked(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not locked(tmp_path)
+
+
+class Small:
+    """A file on a disk that takes so many bytes more."""
+
+    def __init__(self, real: Any, room: int) -> None:
+        self.real, self.room = real, room
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        done = self.real.write(data[: min(self.room, 7)])
+        self.room -= done
+        return int(done)
+
+
+def test_lines_that_fit_only_in_part_are_cut_off_again(path: Path) -> None:
+    journal = Journal(path)
+    journal.append([metrics(1)])
+    before = path.read_bytes()
+    journal._file = Small(journal._file, 50)  # type: ignore[assignment]
+    with pytest.raises(OSError, match="No space left"):
+        journal.append([metrics(2), metrics(3)])
+    assert path.read_bytes() == before
+    journal._file.room = 10_000  # type: ignore[attr-defined]
+    journal.append([metrics(4)])  # seven bytes at a time
+    assert steps(path) == [1, 4]

@@ -1,0 +1,85 @@
+"""Small files that a crash leaves old or new, never in part, and what is said of damaged ones."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from raycl.errors import UserError
+
+
+class Damaged(UserError):
+    """A file of raycl's own cannot be read.
+
+    Args:
+        path: The file.
+        reason: What is wrong with it.
+        hint: What to do about it.
+    """
+
+    def __init__(self, path: Path, reason: str, hint: str = "") -> None:
+        super().__init__(str(path), f"is damaged ({reason})", hint)
+        self.path = path
+
+
+def write(path: Path, content: str | bytes, mode: int = 0o666) -> None:
+    """Replace a file; a reader, a crash and a power cut find the old content or the new one.
+
+    Args:
+        path: The file; its folder is made.
+        content: All of it; text becomes UTF-8.
+        mode: Permissions, less those of the umask.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.unlink(missing_ok=True)  # left by a process that was killed, with any mode
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlast a power cut, where its file system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def read_json(path: Path, kind: type, hint: str = "") -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: A file of raycl's own.
+        kind: ``dict`` or ``list``: what it must hold.
+        hint: What to do about a damaged one.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        Damaged: It cannot be read, is no JSON, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Damaged(path, error.strerror or str(error), hint) from error
+    except ValueError as error:
+        reason = "it is empty" if not path.stat().st_size else str(error)
+        raise Damaged(path, reason, hint) from error
+    if not isinstance(found, kind):
+        raise Damaged(path, f"it holds no JSON {'object' if kind is dict else 'list'}", hint)
+    return found

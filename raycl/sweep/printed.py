@@ -1,0 +1,60 @@
+"""The end of a sweep as people see it: the table, and the files of its report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from rich.console import Console
+
+from raycl.report import main as report
+from raycl.report.formats import WIDTH, print_table
+from raycl.report.table import make_table
+from raycl.sweep import local, signals
+from raycl.sweep.folder import SweepFolder
+from raycl.tracking import store
+
+
+class Printed(NamedTuple):
+    """What was printed.
+
+    Attributes:
+        trials: Keys of the trials that are in the table.
+        written: Whether the files of the report are there.
+    """
+
+    trials: set[str]
+    written: bool
+
+
+def print_report(
+    folder: SweepFolder, uri: str, whole: bool, terminal: bool, say: Callable[[str], None]
+) -> Printed:
+    """Print a sweep's table from its folder and its store, and write its report.
+
+    Args:
+        folder: The sweep's.
+        uri: The tracking store; it may be away.
+        whole: Whether all values should be in the store; if so, it is told of the report.
+        terminal: Whether the table is to be as wide as that.
+        say: Says a line.
+    """
+    found = local.load(folder)
+    assert found is not None, "the tracker has just written the journal"
+    sweep, differences = local.with_store(found, uri)
+    for line in differences if whole else ():
+        say(line)
+    table, out, written = make_table(sweep), folder.path / "report", True
+    try:
+        print_table(table, Console(width=None if terminal else WIDTH))
+    except OSError:  # nobody reads it any more
+        signals.abandon(1)
+    try:
+        report.write(sweep, table, out, log_to_parent=whole)
+        say(f"report: {out}")
+    except OSError as error:
+        say(f"the report cannot be written to {out}: {error}")
+        written = False
+    except Exception as error:  # noqa: BLE001  (stores raise whatever their drivers do)
+        say(f"report: {out}; MLflow did not take it: {store.reason(error)}")
+    return Printed({run.trial_key for group in table.groups for run in group.runs}, written)

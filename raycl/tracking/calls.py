@@ -1,0 +1,135 @@
+"""Calls of MLflow for one run: what it refuses for good is kept, named once and counted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from raycl.tracking import store
+from raycl.tracking.state import State
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, RunTag
+
+log = logging.getLogger(__name__)
+
+LIMITS = {"Metric": 1000, "Param": 100, "RunTag": 100}
+"""MLflow's own, per call."""
+
+REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
+"""MLflow's answers that another attempt cannot change."""
+
+Item = tuple[int, "Metric | Param | RunTag"]
+"""The journal's line that a value comes from, and the value."""
+
+
+class Calls:
+    """Whatever is sent to one client. Every method raises what is worth another attempt.
+
+    Args:
+        client: Of MLflow.
+        state: Where refused values are counted.
+        named: Names of values that were refused before, by whichever client.
+    """
+
+    def __init__(self, client: MlflowClient, state: State, named: set[str]) -> None:
+        self.client, self.state, self.named = client, state, named
+        self.refusal: str | None = None
+        self._gone: set[str] = set()
+
+    def values(self, run_id: str, items: Sequence[Item]) -> None:
+        """Send metrics, params and tags of a run in as few calls as can be.
+
+        One value that is refused takes no other with it: a refused call is made again in halves.
+        """
+        batches: list[list[Item]] = [[]]
+        for kind, same in groupby(items, lambda item: type(item[1]).__name__):
+            rest = list(same)
+            for start in range(0, len(rest), LIMITS[kind]):
+                batch = rest[start : start + LIMITS[kind]]
+                last = {type(value).__name__ for _, value in batches[-1]}
+                if last == {"Metric"} and kind == "RunTag":
+                    batches[-1] += batch
+                else:
+                    batches.append(batch)
+        for batch in batches:
+            if batch:
+                self._batch(run_id, batch)
+
+    def _batch(self, run_id: str, batch: Sequence[Item]) -> None:
+        if run_id in self._gone:
+            return
+        given: dict[str, list[Any]] = {kind: [] for kind in LIMITS}
+        for _, value in batch:
+            given[type(value).__name__].append(value)
+        metrics, params, tags = given.values()
+        try:
+            self.client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
+        except Exception as error:
+            if not self._refused(run_id, error):
+                raise
+            if run_id in self._gone:
+                return
+            if len(batch) == 1:
+                self._count(batch[0][0], batch[0][1].key, error)
+                return
+            half = len(batch) // 2
+            self._batch(run_id, batch[:half])
+            self._batch(run_id, batch[half:])
+
+    def one(
+        self, what: str, line: int, call: Callable[..., Any], run_id: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Make one call.
+
+        Args:
+            what: Name of what is sent.
+            line: The journal's line that it comes from; negative: it is not missed.
+            call: Of the client.
+            run_id: Its first argument.
+            *args: Further ones.
+            **kwargs: Further ones.
+
+        Returns:
+            What the call does; None if it is refused.
+        """
+        try:
+            return call(run_id, *args, **kwargs)
+        except Exception as error:
+            if not self._refused(run_id, error):
+                raise
+            if run_id not in self._gone and line >= 0:
+                self._count(line, what, error)
+            return None
+
+    def _refused(self, run_id: str, error: Exception) -> bool:
+        """Whether an error is MLflow's last word; a run that was deleted by hand is remembered."""
+        from mlflow.exceptions import MlflowException
+
+        if not isinstance(error, MlflowException) or error.error_code not in REFUSALS:
+            return False
+        if run_id not in self._gone and self._is_gone(run_id):
+            self._gone.add(run_id)
+            log.warning("MLflow refused a value of run %s: %s", run_id, store.reason(error))
+        return True
+
+    def _is_gone(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self.client.get_run(run_id).info.lifecycle_stage == "deleted")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return True
+
+    def _count(self, line: int, what: str, error: Exception) -> None:
+        refused = self.state.refused
+        refused[str(line)] = refused.get(str(line), 0) + 1
+        self.refusal = f"MLflow refused {what}: {store.reason(error)}"
+        if what not in self.named:
+            self.named.add(what)
+            log.warning("%s; it is kept in the journal", self.refusal)
