@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 from torch import Tensor, nn
 
 from raycl import registry
@@ -27,6 +27,8 @@ SHARED = ("anchor", "aux_loss_scale")
 """Options of a learner that teacher and student have from the method."""
 ANSWERED = 256
 """Images at a time while the teacher answers for all of a task."""
+BLOCK = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]}
+"""JSON schema of a learner: its name, or its name and options."""
 HEADS = ("head", "kd_head")
 """Predictors of a student with two heads: each head alone."""
 
@@ -83,7 +85,7 @@ class CDL(PromptMethod):
         networks = ("teacher_network",)
         other_weights = ("teacher",)
 
-        learner: dict[str, Any] = Field(
+        learner: Annotated[dict[str, Any], WithJsonSchema(BLOCK)] = Field(
             {"name": "l2p"}, description="prompt learner of both: name of a method and its options"
         )
         scheme: Literal[

@@ -23,6 +23,7 @@ class Changes:
     """What one chunk of the journal changes in one run."""
 
     start: Event | None = None
+    start_line: int = 0
     metrics: list[tuple[int, Metric]] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     status: str | None = None
@@ -47,6 +48,7 @@ def fold(lines: Sequence[tuple[int, Event]]) -> dict[str, Changes]:
                     changes.tags["raycl.nonfinite"] = str(event["nonfinite"])
             case "sweep" | "trial":
                 changes.start, changes.status = event, "RUNNING"
+                changes.start_line = line
                 for tag in END_TAGS:
                     changes.tags.pop(tag, None)
             case "end":

@@ -157,6 +157,8 @@ class Writer:
 
     def _examine(self, calls: Calls, found: Mapping[str, Run]) -> None:
         """Compare the store with what was sent to it, once; what it refused is tried again."""
+        from mlflow.entities import RunTag
+
         ledger = journal.Ledger()
         for start, end, event in journal.read(self._journal):
             if event["event"] == "trial":
@@ -172,7 +174,13 @@ class Writer:
         refused, self.state.refused = self.state.refused, {}
         for line in sorted(map(int, refused)):
             again = self._line(line)
-            if again is not None:
+            if again is not None and again["event"] == "trial" and again["key"] in self._runs:
+                # the run goes on as it is: it may have ended since
+                run_id = self._runs[again["key"]]
+                self._params(calls, run_id, line, again["params"])
+                tags = self._tags(again).items()
+                calls.values(run_id, [(line, RunTag(key, value)) for key, value in tags])
+            elif again is not None:
                 self._apply_all(calls, [(line, again)])
                 self.state.files += [line] if _has_files(again) else []
         if self._thorough:
@@ -282,7 +290,8 @@ class Writer:
             tags.pop(NOTE, None)  # people may have edited it
             changes.tags = tags | changes.tags
         if key:
-            self._params(calls, found, changes.line, start["params"])
+            line = changes.start_line if changes.start else self._starts[key]
+            self._params(calls, found, line, start["params"])
         else:
             self.state.parent_run_id = found
         return found

@@ -170,7 +170,7 @@ KEYS_OF_METHODS = {
     "distilbuf": "66514fc291973a12",
     "e2e": "91a8be62c4c86ae5",
     "er": "73396839eca9b10d",
-    "ewc": "c4d2d1056a4281d8",
+    "ewc": "6e0b4f2f52c4c261",
     "finetune": "0bb9052e3c93d54d",
     "imm_mode": "5e4e85658bc60fcf",
     "joint": "ad67e481af72abd5",

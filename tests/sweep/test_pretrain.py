@@ -171,8 +171,8 @@ def test_one_of_several_trials(root: Path, cli: Cli) -> None:
     [
         (
             (),
-            {"methods": ["finetune"]},
-            "finetune makes no weights for others; a sweep for raycl pretrain has",
+            {"methods": ["lwf"]},
+            "lwf makes no weights for others; a sweep for raycl pretrain has",
         ),
         (
             (),
@@ -270,7 +270,9 @@ def test_the_file_says_of_itself_what_was_written(root: Path, block: dict[str, A
 
 def tracked(method: str, pretrained: str = "", seen: str = "") -> TrackedRun:
     return TrackedRun(
-        "id", "n", "trial", "b", method, 0, "c", "t", "finished", "", 0, {}, None, pretrained, seen
+        *("id", "n", "trial", "b", method, 0, "c", "t", "finished", "", 0, {}, None),
+        pretrained=pretrained,
+        seen=seen,
     )
 
 

@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from raycl.sweep.ray_here import RayDied, Watch
 
 
 def send(number: int) -> None:
-    os.kill(os.getpid(), number)
+    """To the main thread: others, pytest's own, have no signal blocked."""
+    signal.pthread_kill(threading.main_thread().ident or 0, number)
     time.sleep(0.01)
 
 
