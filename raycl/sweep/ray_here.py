@@ -141,7 +141,8 @@ class Watch:
                 gone, _, _ = select.select(handles, [], [], AGAIN_S)
                 self.died = bool(gone)
             if self.died and not self._over.is_set():
-                os.kill(os.getpid(), RAY_DIED)
+                # to the main thread, whose waiting it interrupts; any thread could take it else
+                signal.pthread_kill(threading.main_thread().ident or 0, RAY_DIED)
             since = time.monotonic()
             while not self._over.wait(AGAIN_S):
                 if are_unheard():
