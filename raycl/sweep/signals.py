@@ -38,7 +38,8 @@ def abandon(*descriptors: int) -> None:
 def handled(call: Callable[[int], None]) -> Iterator[None]:
     """Have a function called for each of ``STOP``.
 
-    One that is ignored stays so: ``nohup`` means that SIGHUP is.
+    A SIGHUP that is ignored stays so: that is what ``nohup`` means. SIGINT is heard also where a
+    shell has begun the process in the background, which ignores it there.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -48,7 +49,7 @@ def handled(call: Callable[[int], None]) -> Iterator[None]:
 
     before: dict[int, Any] = {number: signal.getsignal(number) for number in STOP}
     for number, handler in before.items():
-        if handler != signal.SIG_IGN:
+        if number != signal.SIGHUP or handler != signal.SIG_IGN:
             signal.signal(number, handle)
     try:
         yield

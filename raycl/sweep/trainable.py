@@ -154,7 +154,8 @@ def _advance(
     """From the last checkpoint to the end."""
     keeper = Keeper(run, kind, store)
     if note := keeper.load():
-        report(run.last_row | {"note": note}, settings)  # nothing may follow a last report
+        made = {MADE: keeper.made} if keeper.made else {}
+        report(run.last_row | made | {"note": note}, settings)  # nothing may follow a last report
     parking = Parking(settings.execution)
     drained = False
     reported_at = time.monotonic()
@@ -162,7 +163,7 @@ def _advance(
         while not run.done:
             row = run.advance()
             if row.get("finished"):
-                row[MADE] = {**settings.made, **machine(device)}
+                row[MADE] = keeper.made = {**settings.made, **machine(device)}
             word = parking.look()
             if row["at_task_end"]:
                 keeper.keep(row["task"])  # before what says it is there
@@ -193,10 +194,14 @@ class Keeper:
         run: The trial.
         kind: Of its kind.
         store: Its folder.
+
+    Attributes:
+        made: What the result was made with, once there is one; see ``made``.
     """
 
     def __init__(self, run: Any, kind: kinds.Kind, store: CheckpointStore) -> None:
         self.run, self.kind, self.store = run, kind, store
+        self.made: dict[str, str] = {}
         self.saved = -1
         self.saved_at = time.monotonic()
 
@@ -211,6 +216,7 @@ class Keeper:
             loaded = self.store.load()
         if loaded is None:
             return ""
+        self.made = loaded.state.pop(MADE, {})
         self.run.load_state_dict(loaded.state)
         self.saved = self.run.progress
         note = f"continues from {loaded.path}"
@@ -222,7 +228,8 @@ class Keeper:
         """Write a checkpoint, unless this state has one."""
         if self.saved != self.run.progress:
             with kept():
-                self.store.save(self.run.state_dict(), self.run.progress)
+                made = {MADE: self.made} if self.made else {}
+                self.store.save(self.run.state_dict() | made, self.run.progress)
             self.saved, self.saved_at = self.run.progress, time.monotonic()
 
     def keep(self, task: int) -> None:

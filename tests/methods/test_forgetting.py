@@ -46,7 +46,7 @@ def finetune(train_on_digits):
     "method, clip_norm, options",
     [
         ("blip", None, {}),
-        ("ewc", 100, {}),
+        ("ewc", 100, {"lam": 5000}),
         ("ewc", 100, {"fisher": "per_example", "lam": 500}),
         ("imm_mode", 1000, {"merge": "mode", "lam": 0.1}),
         ("lwf", 100, {}),

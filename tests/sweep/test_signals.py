@@ -236,3 +236,13 @@ def test_the_processes_of_a_driver_are_told_apart_from_later_ones() -> None:
     assert psutil.pid_exists(process.pid), "another process has this number now"
     reaper.kill([(process.pid, when)], "no=mark")
     assert process.wait(10) == -signal.SIGKILL
+
+
+def test_a_shell_that_ignores_sigint_in_the_background_does_not_keep_it_from_us() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals.raised(), pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
