@@ -184,7 +184,7 @@ def pack(variables: Mapping[str, str], into: Path) -> Path:
 
 
 def unpack() -> None:
-    """In a job: set the variables that came with ``pack``."""
+    """Set the variables that came to this job with ``pack``."""
     for place in sys.path:
         file = Path(place) / PACKAGE / FILE
         if file.is_file():

@@ -9,6 +9,7 @@ Shapes are written with B images, and C channels of a token.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -60,7 +61,7 @@ class Sizes(NamedTuple):
     tasks: int
 
 
-class Learner(nn.Module):
+class Learner(nn.Module, ABC):
     """Prompts for a frozen transformer, and what they become from task to task.
 
     Args:
@@ -86,6 +87,7 @@ class Learner(nn.Module):
     def begin(self, generator: torch.Generator) -> None:
         """Draw what the current task starts with; nothing, unless overridden."""
 
+    @abstractmethod
     def prompts(self, query: Tensor, task: int | None) -> tuple[Prompts, Tensor | None]:
         """Prompts for a batch of images.
 
@@ -97,7 +99,6 @@ class Learner(nn.Module):
         Returns:
             Prompts by block, and the loss of the keys, a scalar; ``None`` where there is none.
         """
-        raise NotImplementedError
 
     def end(self) -> None:
         """Called when the current task has been learnt; nothing, unless overridden."""

@@ -133,7 +133,7 @@ def write(sweep: TrackedSweep, table: Table, out: Path, *, log_to_parent: bool =
 
 
 def _client(sweep: TrackedSweep) -> MlflowClient | None:
-    """Of the store that a sweep was read from, too; ``None`` if none was."""
+    """A client of the store that a sweep was read from; ``None`` if it was read from its folder."""
     return MlflowClient(store.for_mlflow(sweep.uri)) if sweep.uri else None
 
 

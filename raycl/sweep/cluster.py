@@ -90,7 +90,7 @@ def passed_on() -> dict[str, str]:
 
 
 def hidden(address: str | None) -> dict[str, str]:
-    """Those of them that hold secrets, for processes of a cluster; a local Ray's inherit them.
+    """Variables of ``passed_on`` that hold secrets; none for a local Ray, which has them already.
 
     They are handed over as arguments: Ray shows the variables of a runtime environment to everybody
     who sees its dashboard, and writes them into its logs.

@@ -124,19 +124,19 @@ class Kind:
 
     def networks_in(self, method: Config) -> tuple[str, ...]:
         """Options of a ``method`` block that are blocks of further networks; none of no method."""
-        try:
-            found = self.named("method", method).Config
-        except Problem:  # it will be refused where it stands
-            return ()
-        return tuple(getattr(found, "networks", ()))
+        return self._declared(method, "networks")
 
     def weights_in(self, method: Config) -> tuple[str, ...]:
         """Options of a ``method`` block that are weights for the method itself."""
+        return self._declared(method, "other_weights")
+
+    def _declared(self, method: Config, attribute: str) -> tuple[str, ...]:
+        """What the options of a method's block say of themselves; nothing of no method."""
         try:
             found = self.named("method", method).Config
         except Problem:  # it will be refused where it stands
             return ()
-        return tuple(getattr(found, "other_weights", ()))
+        return tuple(getattr(found, attribute, ()))
 
     def train_model(self) -> type[BaseModel]:
         """The model of the ``train`` block."""

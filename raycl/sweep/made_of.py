@@ -22,7 +22,7 @@ from raycl.sweep.model import Sweep
 from raycl.training.run import build_benchmark
 
 CACHE = ".fingerprints.db"
-"""In the folder of all runs: hashes of data files."""
+"""Name of the file with hashes of data files, in the folder of all runs."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class MadeOf:
         return cls(**found) if isinstance(found, dict) else None
 
     def plain(self) -> dict[str, Any]:
-        """As JSON."""
+        """The record as plain data, for JSON."""
         return asdict(self)
 
     @property

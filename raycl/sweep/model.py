@@ -318,7 +318,7 @@ class Sweep(_Model):
         return value
 
     def resolved(self) -> dict[str, Any]:
-        """As a sweep file would say it, nothing left out but passwords; JSON-able."""
+        """The whole sweep as plain data, as a file would say it; passwords are left out."""
         found: dict[str, Any] = concealed(self.model_dump(mode="json"))
         return found
 

@@ -157,7 +157,7 @@ def compare(
 
 
 def _plain(result: Mapping[str, Any]) -> dict[str, Any]:
-    """As an outcome holds it."""
+    """The same value as it comes back from an outcome's JSON."""
     plain: dict[str, Any] = json.loads(json.dumps(result, default=float))
     return plain
 
