@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def write(path: Path, content: str | bytes, mode: int = 0o666) -> None:
         mode: Permissions, less those of the umask.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.unlink(missing_ok=True)  # left by a process that was killed, with any mode
+    # A number of this process would do neither for its threads nor for other machines.
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     data = content.encode() if isinstance(content, str) else content
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:

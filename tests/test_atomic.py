@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,16 @@ def test_a_full_disk_leaves_the_old_content_and_no_draft(
     with pytest.raises(OSError, match="No space left"):
         atomic.write(path, "two")
     assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    """Threads of one process, or processes of the same number on two machines."""
+    path = tmp_path / "file.json"
+    texts = [str(i) * 100 for i in range(8)]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        list(pool.map(lambda text: [atomic.write(path, text) for _ in range(20)], texts))
+    assert path.read_text() in texts
     assert list(tmp_path.iterdir()) == [path]
 
 

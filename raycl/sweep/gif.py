@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from raycl import atomic
 from raycl.errors import UserError, nearest
 from raycl.rl.benchmarks.base import GameSequence, build_games
 from raycl.rl.gif import Gif
@@ -261,19 +261,12 @@ def _write(out: Path, name: str, seed: int, fps: float, chapters: Sequence[Chapt
             folder = out / trial.folder
             for old in [*folder.glob("[0-9][0-9]-*.gif"), *folder.glob("grid.gif")]:
                 old.unlink()
-            _put(folder / "grid.gif", trial.grid.data)
+            atomic.write(folder / "grid.gif", trial.grid.data)
             for cell in trial.cells:
                 if cell.gif is not None:
-                    _put(folder / cell.job.file, cell.gif.data)
-        _put(out / f"{chapter.folder}methods.gif", chapter.methods.data)
-    _put(out / "index.html", page(name, seed, fps, chapters, embed=False).encode())
-
-
-def _put(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_bytes(data)
-    draft.replace(path)
+                    atomic.write(folder / cell.job.file, cell.gif.data)
+        atomic.write(out / f"{chapter.folder}methods.gif", chapter.methods.data)
+    atomic.write(out / "index.html", page(name, seed, fps, chapters, embed=False))
 
 
 def track(

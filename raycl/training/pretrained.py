@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 import raycl
+from raycl import atomic
 from raycl.errors import UserError
 from raycl.methods.regress_features import RegressFeatures
 from raycl.networks.base import Normalisation, Weights
@@ -84,9 +84,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], about: About) -> str:
         {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
         metadata={KEY: about.as_json()},
     )
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_bytes(content)
-    draft.replace(path)
+    atomic.write(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
