@@ -147,8 +147,8 @@ class Calls:
 
 
 def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
-    """As few batches as MLflow's limits allow; params and tags are in the first ones."""
-    kinds: dict[str, list[Item]] = {"Param": [], "RunTag": [], "Metric": []}
+    """As few batches as MLflow's limits allow; tags, which say how a run ended, come last."""
+    kinds: dict[str, list[Item]] = {"Param": [], "Metric": [], "RunTag": []}
     for item in items:
         kinds[type(item[1]).__name__].append(item)
     while any(kinds.values()):
