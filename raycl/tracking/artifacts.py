@@ -30,7 +30,7 @@ def folders(event: Event, drawn: bool) -> list[str]:
     result = event.get("result")
     if not result:
         return []
-    shown = result["matrices"] or result.get("histograms")
+    shown = result.get("matrices") or result.get("histograms")
     return [RESULTS, PLOTS] if drawn and shown else [RESULTS]
 
 

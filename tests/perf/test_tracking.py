@@ -17,6 +17,7 @@ from perf_helpers import least_cpu
 from raycl.testing import toy_data
 from raycl.tracking import Store, SweepRecord, Tracker, TrialRecord, names, plots, resolve
 from raycl.tracking.store import quiet
+from raycl.tracking.tracker import git_commit
 from raycl.training.run import Run
 from tests.postgres import QUOTED_PASSWORD, running
 
@@ -104,6 +105,7 @@ def test_ten_thousand_values(store: Store, tmp_path: Path) -> None:
 
 FINISHED, RATIO = 20, 1.3
 NUMBERS = count()
+PARENT = ("mlflow.parentRunId", "mlflow.user")
 
 
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
@@ -148,6 +150,7 @@ class Finished:
             for name, value in values.items()
         ]
         self.tags = {"kind": "trial", "method": "online_ewc", "benchmark": "p", "seed": "0"}
+        self.sweep_tags = git_commit()
 
     def tracked(self, *, pictures: bool) -> None:
         """Send them through the tracker; the start and the end of their sweep are in it, too."""
@@ -173,7 +176,7 @@ class Finished:
         for trial in range(FINISHED):
             self.run, now = f"{name}-{trial}", time.time_ns() // 1_000_000
             own = {"sweep_id": name, "trial_key": self.run, "version": "0", "attempt": 1}
-            tags = names.tags(self.tags | own) | dict.fromkeys(PARENT, "me")
+            tags = names.tags(self.sweep_tags | self.tags | own) | dict.fromkeys(PARENT, "me")
             run = client.create_run(experiment, now, tags, self.run).info.run_id
             client.log_batch(
                 run,
@@ -214,9 +217,6 @@ class Finished:
             "files": files,
             "status": run.info.status,
         }
-
-
-PARENT = ("mlflow.parentRunId", "mlflow.user")
 
 
 @pytest.mark.timeout(1200)
