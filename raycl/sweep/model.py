@@ -208,10 +208,15 @@ class Checkpoint(_Model):
 
 
 class Tracking(_Model):
-    """Where runs are tracked."""
+    """Where runs are tracked, and whether with pictures."""
 
     uri: str | None = Field(
         None, description="MLflow; default: MLFLOW_TRACKING_URI, else SQLite under the runs folder"
+    )
+    pictures: bool = Field(
+        True,
+        description="false: no drawn matrices and no images of methods in MLflow, which is cheaper "
+        "for large sweeps; numbers and tables are all there",
     )
 
 

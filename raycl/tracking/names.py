@@ -16,7 +16,7 @@ from typing import Any
 
 from raycl.tracking import views
 from raycl.tracking.records import SweepRecord
-from raycl.tracking.words import WORDS
+from raycl.tracking.words import NO_PICTURES, WORDS
 
 KEY_LIMIT, PARAM_LIMIT, TAG_LIMIT, ERROR_LIMIT = 250, 6000, 5000, 5000
 
@@ -173,6 +173,6 @@ To see fewer runs, paste for example into the search box:
 tags.`raycl.method` = 'finetune' and tags.`raycl.seed` = '0'
 ```
 
-{words.files} The table with
+{words.files if sweep.pictures else NO_PICTURES} The table with
 intervals: `raycl report {sweep.name}`.
 """

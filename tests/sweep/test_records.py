@@ -23,7 +23,7 @@ from raycl.sweep.expand import TrialPlan
 from raycl.sweep.folder import SweepFolder
 from raycl.sweep.made_of import MadeOf, changed_since
 from raycl.sweep.outcomes import Outcome, Outcomes
-from raycl.sweep.tracked import Tracked
+from raycl.sweep.tracked import Tracked, sweep_record
 from raycl.tracking import Tracker
 from raycl.tracking.journal import JOURNAL, Ledger
 from raycl.training import metrics
@@ -76,6 +76,18 @@ class Away(Tracker):
 
     def _send_all(self) -> None:
         self._closing.wait()
+
+
+@pytest.mark.parametrize("tracking", [{}, {"pictures": True}, {"pictures": False}])
+def test_the_tracker_is_told_whether_pictures_are_wanted(
+    tmp_path: Path, tracking: dict[str, bool]
+) -> None:
+    """Also by `raycl sync`, from the folder's own records."""
+    found = execution(tmp_path, tracking=tracking)
+    wanted = tracking.get("pictures", True)
+    assert sweep_record(found.sweep, "id", "").pictures is wanted
+    found.folder.claim("hash", found.sweep.resolved())
+    assert sweep_record(spec.load(found.folder.resolved_file), "id", "").pictures is wanted
 
 
 @pytest.fixture
