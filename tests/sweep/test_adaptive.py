@@ -113,16 +113,24 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("algorithm", ["optuna", "optuna_gp"])
-@pytest.mark.parametrize("seed", range(3))
-def test_every_point_of_a_small_space_is_proposed_once(algorithm: str, seed: int) -> None:
+@pytest.mark.parametrize(
+    "algorithm, seed, spaces, points",
+    [
+        ("optuna", 0, SMALL, 16),  # two of the three options are the same
+        ("optuna", 1, SMALL, 16),
+        ("optuna_gp", 0, {"train.batch_size": Space("quniform", (8, 24, 8))}, 3),
+    ],
+)
+def test_every_point_of_a_small_space_is_proposed_once(
+    algorithm: str, seed: int, spaces: dict[str, Space], points: int
+) -> None:
     """Also by a search that goes on; then there is nothing left, and the same again by seed."""
     plan = base()
-    plan.config["train"].update(lr=0.1)
+    plan.config["train"].update(lr=0.1, schedule={"name": "constant"})
 
     def search(told: list[TrialPlan]) -> tuple[adaptive.Searcher, list[TrialPlan]]:
         drawn = adaptive._drawn(seed, len(told))
-        found = adaptive.make_searcher(plan, SMALL, algorithm, drawn, "max", [])
+        found = adaptive.make_searcher(plan, spaces, algorithm, drawn, "max", [])
         for one in told:
             adaptive._tell(found, finished(one), "validation/average_accuracy")
         plans: list[TrialPlan] = []
@@ -135,10 +143,11 @@ def test_every_point_of_a_small_space_is_proposed_once(algorithm: str, seed: int
 
     found, plans = search([])
     assert found.exhausted
-    assert len({one.key for one in plans}) == len(plans) == 16, "two of the options are the same"
+    assert len({one.key for one in plans}) == len(plans) == points
     assert search([])[1] == plans
-    later = search(plans[:5])[1]
-    assert {one.key for one in later} == {one.key for one in plans[5:]}
+    half = points // 2
+    later = search(plans[:half])[1]
+    assert {one.key for one in later} == {one.key for one in plans[half:]}
     assert search(plans)[1] == []
 
 

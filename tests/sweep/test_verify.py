@@ -204,7 +204,8 @@ def test_a_fingerprint_changes_with_the_data(tmp_path: Path) -> None:
     labels = digits.train.labels.copy()
     labels[0] ^= 1
     assert (
-        made_of.data({"digits": replace(digits, train=replace(digits.train, labels=labels))}) != first
+        made_of.data({"digits": replace(digits, train=replace(digits.train, labels=labels))})
+        != first
     )
     assert made_of.data({"digits": replace(digits, mean=(0.1,))}) != first
     assert made_of.data({}) == ""
