@@ -41,7 +41,7 @@ def free() -> int:
 
     Swap space counts.
     """
-    machine = psutil.virtual_memory().available + psutil.swap_memory().free
+    machine: int = psutil.virtual_memory().available + psutil.swap_memory().free
     return max(0, min([machine, *_left_in_groups()]))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import optuna
 import ray
-from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
@@ -133,6 +133,7 @@ class Searcher(OptunaSearch):
     Attributes:
         base: The plan that proposals are filled into.
         spaces: Dotted path to search space.
+        distributions: The same in Optuna's words, by its names.
         generator: Draws points where Optuna repeats itself.
         tried: Keys of the plans that were proposed or told.
         exhausted: Whether a proposal was asked for when every point had been tried.
@@ -140,25 +141,30 @@ class Searcher(OptunaSearch):
 
     base: TrialPlan
     spaces: Mapping[str, Space]
+    distributions: Mapping[str, BaseDistribution]
     generator: np.random.Generator
     tried: set[str]
     exhausted: bool
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Tune's hook: ``{"space": {dotted path: value}}``, or that there is nothing left."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Tune's hook: ``{"space": {dotted path: value}}``, or ``FINISHED``: nothing is left."""
+        study: Any = self._ot_study
         for _ in range(ATTEMPTS):
-            values = self._values(super().suggest(trial_id)["space"])
+            proposed = super().suggest(trial_id)
+            if proposed is None:
+                return None
+            values = self._values(proposed["space"])
             if self._is_new(values):
                 return {"space": values}
-            self._ot_study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
+            study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
         for point in self._points():
             values = self._values(point)
             if self._is_new(values):
-                self._ot_study.enqueue_trial({f"space/{k}": value for k, value in point.items()})
+                study.enqueue_trial({f"space/{k}": value for k, value in point.items()})
                 super().suggest(trial_id)
                 return {"space": values}
         self.exhausted = True
-        return str(self.FINISHED)
+        return self.FINISHED  # type: ignore[return-value]
 
     def _is_new(self, values: Mapping[str, Any]) -> bool:
         """Whether a proposal is not of a plan that was tried; from now on it is."""
@@ -178,7 +184,7 @@ class Searcher(OptunaSearch):
         """Every point of the space, from a random one on; one draw stands for an interval."""
         axes: dict[str, Sequence[Any]] = {}
         for path, space in self.spaces.items():
-            found = self._space[f"space/{path}"]
+            found = self.distributions[f"space/{path}"]
             if isinstance(found, CategoricalDistribution):
                 axes[path] = found.choices
             elif isinstance(found, IntDistribution):
@@ -222,14 +228,15 @@ def make_searcher(
         first: Dotted path to value: what is proposed first.
     """
     domains = {path: _domain(base, spaces, path) for path in spaces}
+    distributions = OptunaSearch.convert_search_space({"space": domains})
     searcher = Searcher(
-        space=OptunaSearch.convert_search_space({"space": domains}),
+        space=distributions,
         metric="score",
         mode=mode,
         sampler=SAMPLERS[algorithm](seed=drawn),
         points_to_evaluate=[_flat(varied, spaces) for varied in first],
     )
-    searcher.base, searcher.spaces = base, spaces
+    searcher.base, searcher.spaces, searcher.distributions = base, spaces, distributions
     searcher.generator = np.random.default_rng(drawn)
     searcher.tried, searcher.exhausted = set(), False
     return searcher
