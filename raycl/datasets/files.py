@@ -38,6 +38,8 @@ FORMATS = (
     "JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "PPM", "TIFF", "TGA", "JPEG2000",
 )  # fmt: skip
 """What is read, in Pillow's words and whatever a file is called; other readers run programs."""
+GREY = ("1", "L", "LA")
+"""Modes of images without colours, in Pillow's words."""
 MAX_PIXELS, LARGE = 89_478_485, 16_000_000
 """Pixels of the largest image that is decoded, Pillow's limit; beyond ``LARGE`` one at a time."""
 MAX_BYTES = 8 * MAX_PIXELS
@@ -98,8 +100,20 @@ def _open_zip(path: Path, _process: int, _changed: int, _length: int) -> Archive
     return Archive(opened, {str(PurePosixPath(name)): info for name, info in names})
 
 
-def measure(name: str) -> tuple[int, int]:
-    """Width and height of an image, from its header; nothing is decoded.
+class Header(NamedTuple):
+    """What an image will be when it is decoded.
+
+    Attributes:
+        size: Width and height.
+        channels: 1 for a grey image, else 3.
+    """
+
+    size: tuple[int, int]
+    channels: int
+
+
+def measure(name: str) -> Header:
+    """Size and channels of an image, from its header; nothing is decoded.
 
     Args:
         name: As in ``Files.paths``.
@@ -108,7 +122,8 @@ def measure(name: str) -> tuple[int, int]:
         UserError: Not an image, empty, too large, or with more than 8 bits per channel.
     """
     with _named(name), _opened(name) as file, _header(file) as image:
-        return image.size[::-1] if _orientation(image) >= 5 else image.size
+        size = image.size[::-1] if _orientation(image) >= 5 else image.size
+        return Header(size, 1 if image.mode in GREY else 3)
 
 
 def decode(
@@ -222,7 +237,7 @@ def _decoded(content: bytes, image: Image.Image) -> Tensor:
     turn = TURNS.get(_orientation(image))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    grey = image.mode in ("1", "L", "LA")
+    grey = image.mode in GREY
     image = image.convert("L" if grey else "RGB")
     array = np.array(image if turn is None else image.transpose(turn))
     return torch.from_numpy(array[None] if grey else array.transpose(2, 0, 1).copy())
@@ -265,7 +280,7 @@ def decode_all(
     return _each(lambda one: read(one[0], drawn=one[1]), list(zip(names, parts, strict=True)))
 
 
-def measure_all(names: Sequence[str]) -> list[tuple[int, int]]:
+def measure_all(names: Sequence[str]) -> list[Header]:
     """``measure`` for many images, in parallel threads."""
     return _each(measure, names)
 

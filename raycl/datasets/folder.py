@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raycl.datasets import listing, split_lists
+from raycl.datasets import listing, memory, split_lists
 from raycl.datasets.base import Arrays, Budget, Files
 from raycl.datasets.files import WHERE, decode_all, measure_all
 from raycl.datasets.left_out import LeftOut
@@ -77,7 +77,8 @@ def load(
 
     Raises:
         UserError: No such path, not a zip, not such a tree, a damaged image, mixed sizes, nothing
-            to draw test images from, a budget of less than an image per class.
+            to draw test images from, a budget of less than an image per class, more images than
+            memory holds.
     """
     found = listing.images(path)
     if lists is not None:
@@ -115,10 +116,12 @@ def _parts(
     """One set of images for each tree, all of one kind and size."""
     flat = [_flat(tree, classes) for tree in trees]
     names = [name for some, _ in flat for name in some]
-    sizes = measure_all(names)
-    side = size or _common_side(names, sizes)
+    headers = measure_all(names)
+    side = size or _common_side(names, [header.size for header in headers])
     if side > SMALL:
         return [Files(tuple(some), labels, side, shorter) for some, labels in flat]
+    channels = 3 if colour else max(header.channels for header in headers)
+    memory.check(len(names), channels, (side, side) if size else headers[0].size, WHERE)
     images = _stack(decode_all(names, size, colour=colour, shorter=shorter))
     ends = np.cumsum([len(labels) for _, labels in flat]).tolist()
     return [

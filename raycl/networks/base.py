@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 from pydantic import (
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from raycl import registry
 from raycl.errors import UserError, nearest
+from raycl.networks._hub import LOADED as LOADED
+from raycl.networks._hub import noted as noted
 from raycl.networks._weights import SOURCES as SOURCES
 from raycl.networks._weights import Normalisation as Normalisation
 from raycl.networks._weights import Tensors as Tensors
@@ -60,6 +62,12 @@ class NetworkConfig(BaseModel):
         if "weights" in properties:
             properties["weights"] = properties.pop("weights")
         return found
+
+    @property
+    def from_hub(self) -> str:
+        """Name of the weights that a library fetches from its hub for it; empty: none."""
+        given = isinstance(self.weights, Weights) or self.untrained() == self
+        return "" if given else f"weights of {self.name}"
 
     def untrained(self) -> Self:
         """The same network with random weights, which can be built anywhere."""
@@ -182,6 +190,17 @@ def check_tensors(network: Backbone, weights: Weights, tensors: Tensors) -> None
     """
     about: dict[str, Any] = {"removed": network.removed, "features": network.num_features}
     match(network.state_dict(), weights, tensors, **about)
+
+
+def from_hubs(block: Mapping[str, Any]) -> Iterator[str]:
+    """Names of weights that a block's network, or each one of a sequence, has from a hub."""
+    cls, config = find_network(block)
+    members = cls.per_task(config)
+    if members is not None:
+        for member in members:
+            yield from from_hubs(member)
+    elif config.from_hub:
+        yield config.from_hub
 
 
 def networks_of(block: Mapping[str, Any], tasks: int) -> tuple[Mapping[str, Any], ...]:

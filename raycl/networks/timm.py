@@ -106,6 +106,11 @@ class TimmNetwork(Backbone):
                 warnings.warn(f"{text}; write the one that you want", stacklevel=2)
             return self
 
+        @property
+        def from_hub(self) -> str:
+            """See ``NetworkConfig.from_hub``."""
+            return f"weights of timm's {self.model}" if self.pretrained else ""
+
         def untrained(self) -> Self:
             """See ``NetworkConfig.untrained``."""
             changed = {"pretrained": False, "weights": None, "mean": None, "std": None}

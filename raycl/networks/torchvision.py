@@ -36,6 +36,12 @@ class TorchvisionNetwork(Backbone):
             "package's or a trial's weights; null: random",
         )
 
+        @property
+        def from_hub(self) -> str:
+            """See ``NetworkConfig.from_hub``."""
+            named = isinstance(self.weights, str)
+            return f"weights {self.weights} of torchvision's {self.model}" if named else ""
+
         def untrained(self) -> Self:
             """See ``NetworkConfig.untrained``."""
             return self.model_copy(update={"weights": None})

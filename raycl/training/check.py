@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
@@ -23,7 +24,7 @@ from raycl.networks.base import (
 )
 from raycl.networks.sequence import REPEAT
 from raycl.training.config import TrialConfig
-from raycl.training.weights import check_model, normalised, read
+from raycl.training.weights import build_network, check_model, normalised, read
 
 
 def find_method(block: Mapping[str, Any]) -> type[Method]:
@@ -127,11 +128,10 @@ def load_from_hub(config: Mapping[str, Any], info: StreamInfo) -> None:
     trial = TrialConfig.model_validate(config)
     networks = networks_of(trial.network, min(len(info.tasks), trial.tasks or len(info.tasks)))
     for place, block in _each_network(trial, networks):
-        cls, options = find_network(block)
-        if options.untrained() != options and not isinstance(options.weights, Weights):
+        if find_network(block)[1].from_hub:
             shape = normalised(info, networks).input_shape
             with place:
-                _load_from_hub(cls, options.model_dump_json(), shape)
+                _load_from_hub(json.dumps(block), shape)
 
 
 def _build_parts(trial: TrialConfig, info: StreamInfo, device: torch.device) -> None:
@@ -175,9 +175,9 @@ def _build_parts(trial: TrialConfig, info: StreamInfo, device: torch.device) -> 
 
 
 @lru_cache(64)
-def _load_from_hub(cls: type[Backbone], config: str, input_shape: tuple[int, int, int]) -> None:
+def _load_from_hub(block: str, input_shape: tuple[int, int, int]) -> None:
     with torch.random.fork_rng(devices=[]):
-        cls(cls.Config.model_validate_json(config), input_shape)
+        build_network(json.loads(block), input_shape)
 
 
 def _each_network(

@@ -33,6 +33,7 @@ from raycl.networks.base import (
     Weights,
     find_network,
     load_tensors,
+    noted,
 )
 from raycl.training.checkpoint import TRIALS, CheckpointStore, filesystem, runs_root
 
@@ -84,7 +85,8 @@ def build_network(
             do not fit.
     """
     cls, config = find_network(block)
-    network = cls(config, input_shape)
+    with noted(config.from_hub):
+        network = cls(config, input_shape)
     if isinstance(config.weights, Weights):
         check_model(block)
         load_tensors(network, config.weights, tensors_of(config.weights, given))
