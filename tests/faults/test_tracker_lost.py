@@ -36,13 +36,15 @@ def serve(folder: Path, port: int) -> subprocess.Popen[bytes]:
     )
 
 
-def wait_for_server(port: int) -> None:
-    """Return once it answers, or after two minutes."""
-    for _ in range(240):
+def wait_for_server(port: int, patience_s: float = 120) -> None:
+    """Return once it answers."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-            break
+            return
         time.sleep(0.5)
+    raise AssertionError("the tracking server does not start")
 
 
 def kill_server(process: subprocess.Popen[bytes]) -> None:

@@ -126,9 +126,9 @@ class Chaos:
 
     def run(self) -> None:
         """Until the command ends with 0; afterwards the server is there, and the disk empty."""
-        self.server = serve(self.lab.path, self.port)
-        wait_for_server(self.port)
         try:
+            self.find_tracker()
+            wait_for_server(self.port, PATIENCE_S)
             self.start()
             doubled = 0
             for pause, name, which, how_long in self.accidents():
@@ -143,18 +143,18 @@ class Chaos:
                 doubled = 0 if self.steps() >= steps else min(doubled + 1, DOUBLED)
                 self.cause(name, which, how_long)
             self.repair(now=True)
-            wait_for_server(self.port)
+            wait_for_server(self.port, PATIENCE_S)
             self.gone(wait=True)
         finally:
             self.end()
 
     @contextlib.contextmanager
-    def tracker(self) -> Iterator[str]:
-        """The server once more, for whoever asks what it has."""
-        self.server = serve(self.lab.path, self.port)
+    def tracker(self) -> Iterator[None]:
+        """The server once more, for what is left to be sent."""
         try:
-            wait_for_server(self.port)
-            yield self.uri
+            self.find_tracker()
+            wait_for_server(self.port, PATIENCE_S)
+            yield
         finally:
             self.end()
 

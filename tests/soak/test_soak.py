@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from raycl.tracking import names
 from raycl.training.run import Run
 from tests.faults.test_faults import PICTURES
 from tests.soak import work
-from tests.soak.chaos import Chaos
+from tests.soak.chaos import PATIENCE_S, Chaos
 from tests.soak.conftest import Soaked
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(6 * 3600)]
@@ -98,9 +99,9 @@ def outcomes(soaked: Soaked, name: str) -> dict[str, dict[str, Any]]:
     return {outcome["key"]: outcome for outcome in found}
 
 
-def tracked(uri: str, name: str) -> tuple[MlflowClient, dict[str, Any]]:
+def tracked(folder: Path, name: str) -> dict[str, Any]:
     """The run of each trial; every one is over, and none is there twice."""
-    client = MlflowClient(uri)
+    client = MlflowClient(f"sqlite:///{folder}/server.db")
     experiment = client.get_experiment_by_name(name)
     assert experiment is not None
     runs: list[Any] = []
@@ -113,33 +114,45 @@ def tracked(uri: str, name: str) -> tuple[MlflowClient, dict[str, Any]]:
     trials = [run for run in runs if run is not parent]
     found = {run.data.tags["raycl.trial_key"]: run for run in trials}
     assert len(found) == len(trials), "a trial has two runs"
-    return client, found
+    return found
+
+
+def histories(folder: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Run, metric, step and value of all points: one question instead of thousands."""
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    with contextlib.closing(sqlite3.connect(folder / "server.db")) as database:
+        for run, name, step, value in database.execute(
+            "SELECT run_uuid, key, step, value FROM metrics ORDER BY step"
+        ):
+            found.setdefault(run, {}).setdefault(name, []).append((step, value))
+    return found
 
 
 def check_tracked(
-    client: MlflowClient, run: Any, outcome: Mapping[str, Any], plain: Plain, folder: Path
+    run: Any,
+    history: Mapping[str, list[tuple[int, float]]],
+    outcome: Mapping[str, Any],
+    plain: Plain,
+    store: Path,
 ) -> None:
     """A run has all points of the undisturbed one and no other, its pictures, and its result."""
     finished = outcome["status"] == "finished"
     assert run.info.status == ("FINISHED" if finished else "KILLED")
     assert run.data.tags["raycl.end"] == outcome["status"]
     expected = plain.points(None if finished else outcome["row"]["tasks_done"])
-    assert set(run.data.metrics) == set(expected), run.info.run_name
+    assert set(history) == set(expected), run.info.run_name
     for name, points in expected.items():
-        history = client.get_metric_history(run.info.run_id, name)
-        steps = [point.step for point in history]
-        assert sorted(steps) == sorted(points), f"{run.info.run_name}: {name}"
+        steps = [step for step, _ in history[name]]
+        assert steps == sorted(points), f"{run.info.run_name}: {name}"
         if not any(part in name for part in TIMED):
-            assert {point.step: point.value for point in history} == points, name
-    tasks = outcome["row"]["tasks_done"]
-    pictures = client.list_artifacts(run.info.run_id, "pictures")
-    assert sorted(Path(file.path).name for file in pictures) == PICTURES[:tasks]
-    results = client.list_artifacts(run.info.run_id, "results")
-    assert bool(results) == finished
+            assert dict(history[name]) == points, f"{run.info.run_name}: {name}"
+    files = store / run.info.artifact_uri.removeprefix("mlflow-artifacts:/")
+    pictures = sorted(path.name for path in files.glob("pictures/*"))
+    assert pictures == PICTURES[: outcome["row"]["tasks_done"]]
+    assert bool(list(files.glob("results/*"))) == finished
     if finished:
-        path = client.download_artifacts(run.info.run_id, "results/matrix.json", str(folder))
-        columns = json.loads(Path(path).read_text())
-        assert columns["data"], run.info.run_name
+        table = json.loads((files / "results" / "matrix.json").read_text())
+        assert table["data"], run.info.run_name
 
 
 def report(chaos: Chaos, done: work.Work, trials: int) -> None:
@@ -200,12 +213,15 @@ def check(
         else:
             assert outcome["status"] == "stopped-early", outcome
     assert done.beyond <= 0.01 * done.needed
-    with chaos.tracker() as uri:
-        lab.run("sync", name)
-        client, runs = tracked(uri, name)
-        assert set(runs) == set(found)
-        for key, run in runs.items():
-            check_tracked(client, run, found[key], plain[key], lab.path / "store")
+    with chaos.tracker():
+        sent = lab.start("sync", name)
+        output, _ = sent.communicate(timeout=PATIENCE_S)
+        assert sent.returncode == 0, output
+        print(output)
+    runs, points = tracked(lab.path, name), histories(lab.path)
+    assert set(runs) == set(found)
+    for key, run in runs.items():
+        check_tracked(run, points[run.info.run_id], found[key], plain[key], lab.path / "store")
     return found
 
 
