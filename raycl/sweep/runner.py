@@ -138,9 +138,7 @@ class Execution:
         except KeyboardInterrupt:  # before anything was under way, or when all was over
             return self._interrupted()
         except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            self.broken = str(error)
+            self._no_room(error)
             return self._stopped()
 
     def mended(self, lines: Sequence[str]) -> None:
@@ -277,6 +275,8 @@ class Execution:
             pass
         except cluster.Broken as error:
             self.broken = str(error)
+        except OSError as error:
+            self._no_room(error)
         finally:
             with signals.unheard():
                 unsent = tracker.close(status, CLOSE_TIMEOUT_S)
@@ -321,7 +321,7 @@ class Execution:
             if self._missing_search():
                 self._search(stage, tasks)
             self._final(stage, tasks)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OSError):
             hub.end_all("killed")
             raise
 
@@ -451,6 +451,12 @@ class Execution:
         begun = self.folder.spec_file.is_file()
         name = self.sweep.name
         return f"continue with: raycl resume {name}" if begun else "nothing had begun; run it again"
+
+    def _no_room(self, error: OSError) -> None:
+        """Note that a disk is full or read-only; anything else is a fault, and is raised."""
+        if error.errno not in NO_ROOM:
+            raise error
+        self.broken = str(error)
 
     def _stopped(self) -> int:
         self._say(f"stopped: results cannot be kept: {self.broken}")

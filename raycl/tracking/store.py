@@ -371,6 +371,8 @@ def quiet() -> None:
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):  # in case MLflow was imported before
         logging.getLogger(name).setLevel(logging.ERROR)
+    # a traceback for every statement that a database refuses; it raises, and we say it once
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 _NETWORK = re.compile(r"\[Errno -?\d+\] [^'\")]+|(Read|Connect) timed out[^'\")]*")
