@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from raycl import secrets
-from raycl.errors import UserError, nearest
+from raycl.errors import NO_ROOM, UserError, nearest
 from raycl.terminal import steady
 
 app = typer.Typer(
@@ -79,6 +79,11 @@ def main() -> None:
             at_home()
         app()
     except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

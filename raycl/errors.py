@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 from raycl.secrets import redact
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What an ``OSError`` says of a disk that is full or read-only: nothing of the program is wrong."""
 
 
 class UserError(Exception):

@@ -16,7 +16,7 @@ from rich.console import Console
 from raycl import datasets
 from raycl.atomic import Damaged
 from raycl.datasets.base import Dataset
-from raycl.errors import UserError
+from raycl.errors import NO_ROOM, UserError
 from raycl.secrets import redact
 from raycl.sweep import cluster, expand, local, made_of, select, signals, spec
 from raycl.sweep.expand import Preview, TrialPlan
@@ -118,6 +118,7 @@ class Execution:
         if store.file_of(self.store.uri) == folder.path.absolute():
             what = f"'{sweep.name}' is the file of the tracking store, {self.store.uri}"
             raise sweep.source.error(("name",), what, "choose another name")
+        self.tracked_before = saved is not None and saved.uri == self.store.uri
         self.storage = folder.storage(sweep.storage)
         self.console = Console(stderr=True)
         self.reopened = False
@@ -137,6 +138,9 @@ class Execution:
             raise self._placed(error) from error
         except KeyboardInterrupt:  # before anything was under way, or when all was over
             return self._interrupted()
+        except OSError as error:
+            self._no_room(error)
+            return self._stopped()
 
     def mended(self, lines: Sequence[str]) -> None:
         """Say which files were damaged, now and at the end."""
@@ -154,7 +158,7 @@ class Execution:
 
     def _run(self, retry_errors: bool) -> int:
         data = self.data = spec.check_data(self.sweep, self.data_root)
-        store.check(self.store.uri)
+        self._check_store()
         requests = expand.preview(self.sweep)
         if cluster.is_local(self.address):
             cluster.fits_here(requests)
@@ -173,6 +177,19 @@ class Execution:
                 return self._with_cluster(requests, data)
             self._say("every trial is over; nothing to run")
             return self._conclude(*self._tracked(None))
+
+    def _check_store(self) -> None:
+        """Make sure that there is a tracking store; one that was there before may be away for now.
+
+        Raises:
+            UserError: There is none.
+        """
+        try:
+            store.check(self.store.uri)
+        except store.Away as error:
+            if not self.tracked_before:
+                raise
+            self._say(f"{error.what}; values wait in {self.folder.path}")
 
     def _mend_winners(self) -> list[str]:
         """Choose the winners again if their file is damaged: what finals ran with, else as then."""
@@ -261,6 +278,8 @@ class Execution:
             pass
         except cluster.Broken as error:
             self.broken = str(error)
+        except OSError as error:
+            self._no_room(error)
         finally:
             with signals.unheard():
                 unsent = tracker.close(status, CLOSE_TIMEOUT_S)
@@ -305,7 +324,7 @@ class Execution:
             if self._missing_search():
                 self._search(stage, tasks)
             self._final(stage, tasks)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OSError):
             hub.end_all("killed")
             raise
 
@@ -415,9 +434,7 @@ class Execution:
                 f"are kept in {self.folder.path} and sent by: raycl sync {name}"
             )
         if self.broken:
-            self._say(f"stopped: results cannot be kept: {self.broken}")
-            self._say(f"when that is put right, continue with: raycl resume {name}")
-            return 1
+            return self._stopped()
         if status == "KILLED":
             return self._interrupted()
         for benchmark, method in self._without_winner():
@@ -437,6 +454,18 @@ class Execution:
         begun = self.folder.spec_file.is_file()
         name = self.sweep.name
         return f"continue with: raycl resume {name}" if begun else "nothing had begun; run it again"
+
+    def _no_room(self, error: OSError) -> None:
+        """Note that a disk is full or read-only; anything else is a fault, and is raised."""
+        if error.errno not in NO_ROOM:
+            raise error
+        self.broken = str(error)
+
+    def _stopped(self) -> int:
+        self._say(f"stopped: results cannot be kept: {self.broken}")
+        begun = self.folder.spec_file.is_file()
+        self._say(f"when that is put right, {self._again}" if begun else self._again)
+        return 1
 
     def _interrupted(self) -> int:
         self._say(f"interrupted; {self._again}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import shutil
 import signal
@@ -192,5 +193,22 @@ def _signals(hub: Hub, grace_s: float) -> Iterator[None]:
 def _quiet_stdout(path: Path) -> Iterator[None]:
     """Tune prints even at verbose=0; what it prints goes to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file, contextlib.redirect_stdout(file):
+    with path.open("ab", buffering=0) as file, contextlib.redirect_stdout(Spare(file)):
         yield
+
+
+class Spare(io.TextIOBase):
+    """Text that goes to a file, or nowhere if that cannot be written: nobody's work depends on it.
+
+    Args:
+        file: Without a buffer, which would raise when it is closed.
+    """
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.file = file
+
+    def write(self, text: str) -> int:
+        """Write as much as fits."""
+        with contextlib.suppress(OSError):
+            self.file.write(text.encode(errors="replace"))
+        return len(text)

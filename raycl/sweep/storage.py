@@ -81,14 +81,18 @@ class Lease:
                     self.fs.rm(self.place)
 
     def _renew(self, ended: threading.Event) -> None:
+        failed = False
         while not ended.wait(BEAT_S):
             try:
                 other = self._other()
                 if other is None:
                     self._write()
+                    failed = False
                     continue
             except Exception as error:  # noqa: BLE001  (file systems raise what they like)
-                log.warning("%s cannot be renewed: %s", self.path, error)
+                if not failed:
+                    log.warning("%s cannot be renewed: %s", self.path, error)
+                failed = True
                 continue
             self.taken_by = _named(other)  # while this process was suspended
             os.kill(os.getpid(), signal.SIGTERM)

@@ -23,6 +23,7 @@ from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
 from raycl.datasets.base import Dataset
+from raycl.errors import NO_ROOM
 from raycl.networks.base import LOADED, Tensors
 from raycl.secrets import adopt, redact
 from raycl.sweep import kinds
@@ -36,7 +37,7 @@ from raycl.training.checkpoint import CheckpointStore
 
 EVERY_S = 0.2
 """Epochs shorter than this are not all reported; a task's end always is."""
-HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+HOPELESS = (*NO_ROOM, errno.EACCES)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,15 @@ from typing import Any
 
 from raycl.tracking import names
 from raycl.tracking.journal import Ledger
-from raycl.tracking.records import Event, SweepRecord, TrialEnd, TrialRecord, ended, now_ms
+from raycl.tracking.records import (
+    PICTURES,
+    Event,
+    SweepRecord,
+    TrialEnd,
+    TrialRecord,
+    ended,
+    now_ms,
+)
 
 
 def started(sweep: SweepRecord, tags: Mapping[str, str]) -> Event:
@@ -60,12 +68,28 @@ def measured(key: str, row: Mapping[str, Any], ledger: Ledger) -> list[Event]:
     return events
 
 
+def drawn(key: str, row: Mapping[str, Any], storage: str, ledger: Ledger) -> list[Event]:
+    """The line for pictures that are new; a row has the names of all there are so far.
+
+    Args:
+        key: The trial's.
+        row: Of the trial.
+        storage: See ``TrialRecord``.
+        ledger: What the journal says.
+    """
+    new = [name for name in row.get("pictures", ()) if (key, name) not in ledger.pictures]
+    folder = f"{storage}/{PICTURES}"
+    line = {"event": "pictures", "ms": now_ms(), "key": key, "folder": folder, "names": new}
+    return [line] if new else []
+
+
 def lacking(end: TrialEnd, ledger: Ledger) -> list[Event]:
-    """The lines of an ended trial that a journal lacks: its beginning, last numbers and end."""
+    """The lines of an ended trial that a journal lacks: begin, last numbers, pictures, end."""
     key = end.record.key
     begins = [] if key in ledger.attempts else [begun(end.record, ledger)]
     if not begins and ledger.statuses.get(key) == end.status:
         return []
     result = end.row.get("result") if end.status == "finished" else None
     last = ended(key, end.status, end.error, result)
-    return [*begins, *measured(key, end.row, ledger), last]
+    pictures = drawn(key, end.row, end.record.storage, ledger)
+    return [*begins, *measured(key, end.row, ledger), *pictures, last]

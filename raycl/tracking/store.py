@@ -188,6 +188,10 @@ def file_of(uri: str) -> Path | None:
     return Path(make_url(uri).database or "") if kind(uri) == "sqlite" else None
 
 
+class Away(UserError):
+    """Nobody answers at the address of a tracking server."""
+
+
 def check(uri: str) -> None:
     """Make sure that the tracking store answers; takes a few seconds at most.
 
@@ -327,7 +331,7 @@ def _reach(uri: str, scheme: str) -> None:
         address = (parts.hostname or "localhost", parts.port or ports[scheme])
         socket.create_connection(address, timeout=ANSWER_S).close()
     except (OSError, ValueError) as error:
-        raise UserError(
+        raise Away(
             "tracking.uri",
             f"no tracking server answers at {shown(uri)} ({error})",
             "start it, or leave the URI out to track in a local SQLite file",
@@ -366,6 +370,8 @@ def quiet() -> None:
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):  # in case MLflow was imported before
         logging.getLogger(name).setLevel(logging.ERROR)
+    # a traceback for every statement that a database refuses; it raises, and we say it once
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 _NETWORK = re.compile(r"\[Errno -?\d+\] [^'\")]+|(Read|Connect) timed out[^'\")]*")

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from raycl.tracking import store
 from raycl.tracking.journal import JOURNAL, Journal, Ledger, Lock, left_open
-from raycl.tracking.lines import begun, lacking, measured, started
+from raycl.tracking.lines import begun, drawn, lacking, measured, started
 from raycl.tracking.records import (
-    PICTURES,
     Event,
     SweepRecord,
     SweepStatus,
@@ -23,7 +22,6 @@ from raycl.tracking.records import (
     TrialStatus,
     closing,
     ended,
-    now_ms,
     size,
 )
 from raycl.tracking.writer import Writer
@@ -42,8 +40,8 @@ class Tracker:
 
     A daemon thread sends the journal to MLflow. While MLflow is away the thread tries again, ever
     less often; what is still unsent at the end stays in the journal for `sync.sync`. MLflow never
-    raises into the caller; a journal that cannot be written (disk full) is reported once and
-    counted in `lost`.
+    raises into the caller. A journal that cannot be written (disk full) does: the sweep is to end.
+    The lines are kept, and written before the next ones; `lost` counts those that never could be.
 
     Args:
         sweep: The execution that is followed.
@@ -69,13 +67,18 @@ class Tracker:
         self._thread = threading.Thread(target=self._run, name="raycl-tracking", daemon=True)
         self._storage: dict[str, str] = {}
         self._steps = 0
-        self.lost = 0
+        self._unwritten: list[Event] = []
         self.problem: str | None = None
 
     @property
     def alive(self) -> bool:
         """Whether the thread is there; after a `close` that gave up it may be, for one call."""
         return self._thread.is_alive()
+
+    @property
+    def lost(self) -> int:
+        """How many values the journal lacks, for it could not be written."""
+        return sum(map(size, self._unwritten))
 
     def start(self, ends: Sequence[TrialEnd] = ()) -> None:
         """Open the journal, note the (re)start of the sweep, start sending.
@@ -89,6 +92,7 @@ class Tracker:
 
         Raises:
             UserError: Another live process follows this sweep.
+            OSError: The journal cannot be written.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(self._directory)
@@ -105,7 +109,11 @@ class Tracker:
         self._thread.start()
 
     def trial_started(self, record: TrialRecord) -> None:
-        """A trial begins, or begins again after a failure or a resume."""
+        """A trial begins, or begins again after a failure or a resume.
+
+        Raises:
+            OSError: The journal cannot be written, as for every call but `close`.
+        """
         with self._append_lock:
             self._storage[record.key] = record.storage
             self._append([begun(record, self._ledger)])
@@ -114,7 +122,7 @@ class Tracker:
         """A row of `training.Run.advance`. Steps and pictures seen before are left out."""
         with self._append_lock:
             events = measured(key, row, self._ledger)
-            self._append(events + self._pictures(key, row.get("pictures", ())))
+            self._append(events + drawn(key, row, self._storage.get(key, ""), self._ledger))
 
     def trial_ended(
         self,
@@ -157,7 +165,10 @@ class Tracker:
             return self._writer.left() + self.lost
         with self._append_lock:
             ends = left_open(self._directory / JOURNAL, self._ledger, "killed")
-            self._append(closing(self._ledger.statuses, ends, status))
+            try:
+                self._append(closing(self._ledger.statuses, ends, status))
+            except OSError as error:
+                log.error("%s cannot be written (%s): values are lost", JOURNAL, error)
         self._closing.set()
         self._wake.set()
         seen, deadline = self._steps, time.monotonic() + timeout_s
@@ -171,26 +182,13 @@ class Tracker:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _pictures(self, key: str, names: Sequence[str]) -> list[Event]:
-        """The line for pictures that are new; a row has the names of all there are so far."""
-        new = [name for name in names if (key, name) not in self._ledger.pictures]
-        if not new:
-            return []
-        folder = f"{self._storage.get(key, '')}/{PICTURES}"
-        line = {"event": "pictures", "ms": now_ms(), "key": key, "folder": folder, "names": new}
-        return [line]
-
     def _append(self, events: list[Event]) -> None:
-        if not events:
-            return
-        try:
-            self._journal.append(events)
-        except OSError as error:
-            if not self.lost:
-                log.error("%s cannot be written (%s): values are lost", JOURNAL, error)
-            self.lost += sum(size(event) for event in events)
         for event in events:
             self._ledger.add(event)
+        self._unwritten += events
+        if self._unwritten:
+            self._journal.append(self._unwritten)
+            self._unwritten = []
 
     def _run(self) -> None:
         try:

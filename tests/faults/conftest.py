@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import yaml
@@ -110,12 +111,15 @@ class Lab:
         path.write_text(yaml.safe_dump(spec))
         return path
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, to: IO[str] | None = None, **environment: str
+    ) -> subprocess.Popen[str]:
+        """Start a command; what it says goes to a file, or into a pipe that is to be read."""
         process = subprocess.Popen(
             [*self.prefix, sys.executable, "-m", "raycl", *arguments],
             cwd=self.path,
             env=os.environ | self.environment | environment,
-            stdout=subprocess.PIPE,
+            stdout=to or subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
@@ -153,6 +157,23 @@ class Lab:
         """Process, trial and task, and node, of every task that was begun, in order."""
         path = self.path / "trace.txt"
         return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def mount(*arguments: str) -> bool:
+    return subprocess.run(["mount", *arguments], capture_output=True).returncode == 0
+
+
+@contextlib.contextmanager
+def small_disk(place: Path, size: str) -> Iterator[bool]:
+    """A folder on a small file system of its own; whether it is, for only root can mount one."""
+    place.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    mounted = os.geteuid() == 0 and mount(*options)
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,23 +9,17 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.faults.conftest import Lab
+from tests.faults.conftest import Lab, mount, small_disk
 from tests.faults.test_faults import PICTURES, pictures, results, tracked, undisturbed
-
-
-def mount(*arguments: str) -> bool:
-    return subprocess.run(["mount", *arguments], capture_output=True).returncode == 0
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A small file system."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() != 0 or not mount("-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)):
-        pytest.skip("only root can mount a small file system")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with small_disk(tmp_path / "disk", "3m") as mounted:
+        if not mounted:
+            pytest.skip("only root can mount a small file system")
+        yield tmp_path / "disk"
 
 
 @pytest.mark.slow

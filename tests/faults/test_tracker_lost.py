@@ -22,36 +22,56 @@ from tests.faults.test_faults import results, undisturbed
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-@contextlib.contextmanager
-def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """``mlflow server`` on loopback; ended by its process group."""
+def serve(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """Start ``mlflow server`` on loopback, the leader of a process group."""
     where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     what = ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
     files = ["--artifacts-destination", str(folder / "store")]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *where, *what, *files],
         env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def wait_for_server(port: int, patience_s: float = 120) -> None:
+    """Return once it answers."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+            return
+        time.sleep(0.5)
+    raise AssertionError("the tracking server does not start")
+
+
+def kill_server(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextlib.contextmanager
+def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """``mlflow server`` on loopback; ended by its process group."""
+    process = serve(folder, port)
     try:
-        for _ in range(240):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                break
-            time.sleep(0.5)
+        wait_for_server(port)
         yield process
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill_server(process)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def test_values_wait_on_disk(lab: Lab) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     uri = f"http://127.0.0.1:{port}"
     sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.05}], seeds=4)
     with server(lab.path, port) as process:

@@ -25,7 +25,9 @@ from raycl.sweep.made_of import MadeOf
 from raycl.sweep.outcomes import Outcome, Outcomes
 from raycl.sweep.tracked import Tracked, sweep_record
 from raycl.tracking import Tracker
-from raycl.tracking.journal import JOURNAL, Ledger
+from raycl.tracking.journal import JOURNAL, Journal, Ledger
+from raycl.tracking.lines import lacking
+from raycl.tracking.state import STATE, State
 from raycl.training import metrics
 
 MINE = '''
@@ -186,6 +188,70 @@ def test_report_and_its_store(ended: runner.Execution, capsys: pytest.CaptureFix
         local.read("s", ended.folder.root, f"sqlite:///{ended.folder.root}/other.db")
     with pytest.raises(UserError, match="there is no"):
         local.read("nothing-of-this-name", ended.folder.root, None)
+
+
+def full(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+FULL = "stopped: results cannot be kept: [Errno 28] No space left on device"
+
+
+def test_nothing_is_begun_on_a_full_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    found = execution(tmp_path)
+    monkeypatch.setattr(SweepFolder, "lock", full)  # which writes this process's number
+    assert found.run() == 1
+    assert capsys.readouterr().err.splitlines() == [FULL, "nothing had begun; run it again"]
+
+
+def test_a_sweep_does_not_go_on_while_its_disk_is_full(
+    ended: runner.Execution, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "Tracker", Tracker)
+    monkeypatch.setattr(Journal, "append", full)
+    (ended.folder.path / "outcomes" / f"{ended.outcomes.all()[0].key}.json").unlink()
+    ended.accept_changes = True
+    monkeypatch.setattr(ended, "_with_cluster", lambda *_: ended._conclude(*ended._tracked({})))
+    assert ended.run() == 1
+    again = "when that is put right, continue with: raycl resume s"
+    assert capsys.readouterr().err.splitlines()[-2:] == [FULL, again]
+
+
+def test_any_command_on_a_full_disk(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
+
+
+def test_a_tracking_server_may_be_away_when_a_sweep_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = "http://127.0.0.1:9"
+    first = execution(tmp_path, tracking={"uri": uri})
+    with pytest.raises(UserError, match="no tracking server answers"):
+        first.run()
+    State(uri, None).save(first.folder.path / STATE)
+    again = execution(tmp_path, tracking={"uri": uri})
+    again._check_store()
+    assert "no tracking server answers at http://127.0.0.1:9" in capsys.readouterr().err
+    other = execution(tmp_path, tracking={"uri": "http://127.0.0.1:1"})
+    with pytest.raises(UserError, match="no tracking server answers"):
+        other._check_store()
+
+
+def test_an_end_that_the_journal_lacks_brings_its_pictures(ended: runner.Execution) -> None:
+    end = local.ends(ended.folder, ended.outcomes.all())[0]
+    row = {**end.row, "pictures": ["head-task-1.png"]}
+    lines = lacking(replace(end, row=row), Ledger())
+    (pictures,) = [line for line in lines if line["event"] == "pictures"]
+    assert pictures["names"] == ["head-task-1.png"]
+    assert pictures["folder"] == f"trials/{end.record.key}/pictures"
 
 
 def run_of(key: str, **changes: Any) -> TrackedRun:

@@ -468,18 +468,38 @@ def test_a_live_sweep_is_not_synced(open_tracker: Open, tmp_path: Path, sweep: S
         sync(tmp_path / sweep.name)
 
 
-def test_a_full_disk_stops_nobody(
+def full(events: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_what_a_full_disk_does_not_take_is_written_later(
+    open_tracker: Open,
+    monkeypatch: pytest.MonkeyPatch,
+    client: Any,
+    runs: Runs,
+) -> None:
+    tracker = open_tracker()
+    tracker.trial_started(trial("a"))
+    monkeypatch.setattr(tracker._journal, "append", full)
+    for row in rows():
+        with pytest.raises(OSError, match="No space left"):
+            tracker.trial_row("a", row)
+    assert tracker.lost == 12 + 6
+    monkeypatch.undo()
+    tracker.trial_ended("a", "finished", row)
+    assert tracker.lost == 0
+    assert tracker.close("FINISHED") == 0
+    assert len(history(client, runs()["finetune-a"], "train/loss")) == 4
+
+
+def test_a_disk_that_stays_full(
     open_tracker: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = open_tracker()
-
-    def full(events: object) -> None:
-        raise OSError(28, "No space left on device")
-
+    tracker.trial_started(trial("a"))
     monkeypatch.setattr(tracker._journal, "append", full)
-    for row in rows():
-        tracker.trial_row("a", row)
-    monkeypatch.undo()
-    assert tracker.lost == 12 + 6
+    with pytest.raises(OSError, match="No space left"):
+        tracker.trial_row("a", rows()[0])
+    lost = tracker.lost
+    assert tracker.close("KILLED") == lost + 2, "the trial's end and the sweep's are derived"
     assert caplog.text.count("No space left") == 1
-    assert tracker.close("FINISHED") == 18
