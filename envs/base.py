@@ -1,4 +1,4 @@
-"""What a preset does for ``envs.vector.SequentialAtari``: one game, played in N emulators."""
+"""The interface of a preset, which plays one game in N emulators for ``envs.vector``."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Step(NamedTuple):
     """What N emulators return for one action each.
 
     Args:
-        observations: (N, 4, 84, 84) uint8; of the next game where one is over.
+        observations: (N, 4, 84, 84) uint8; where a game is over, those of the next game.
         rewards: (N,) raw.
         terminated: (N,) bool.
         truncated: (N,) bool.
-        final: (N, 4, 84, 84) uint8, the last of an episode, valid where ``observations`` are of
-            the next one; None if they are nowhere.
+        final: (N, 4, 84, 84) uint8, the last observation of an episode, valid where
+            ``observations`` show the next episode already; None if that is nowhere the case.
     """
 
     observations: Pixels
