@@ -38,7 +38,7 @@ def find(package: str, base: type[T], name: str, *, where: str = "") -> type[T]:
         where: The place in the sweep file, for error messages.
 
     Raises:
-        UserError: No such name, file, module or class, or it is not a ``base``.
+        UserError: There is no such name, file, module or class, or the class is not a ``base``.
     """
     if ":" in name:
         return _external(base, name, where)
