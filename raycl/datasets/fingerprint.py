@@ -1,4 +1,4 @@
-"""What data sets are made of, in few bytes: names, sizes and contents of their files.
+"""Fingerprints of data sets: few bytes that stand for names, sizes and contents of their files.
 
 Contents are read once for each state of a file (size, times of change, inode); their hashes lie in
 a small data base beside the sweeps. Of data sets above ``WHOLE`` bytes only the beginning and the
@@ -24,12 +24,12 @@ from raycl.datasets.standard import STANDARD
 WHOLE = 4_000_000_000
 PART = 16_384
 FRESH_NS = 2_000_000_000
-"""A file changed so shortly before it was read may change again within the clock's grain."""
+"""Seconds within which a file may change twice without a change of its time stamp."""
 _TABLE = "CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, state TEXT, hash TEXT)"
 
 
 def fingerprint(config: DatasetConfig, root: Path, cache: Path) -> str:
-    """What stands for a data set's content: count and size of its files, and a hash of all.
+    """The fingerprint of a data set: number and size of its files, and a hash of them all.
 
     Args:
         config: Which data set.
@@ -109,7 +109,7 @@ def _content(path: Path, size: int, whole: bool) -> str:
 
 @contextlib.contextmanager
 def _cached(path: Path) -> Iterator[_Hashes]:
-    """The hashes there are; new ones are added at the end, as far as they can be."""
+    """Lend the cached hashes; new ones are stored at the end, if that is possible."""
     known: dict[str, tuple[str, str]] = {}
     with contextlib.suppress(sqlite3.Error, OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

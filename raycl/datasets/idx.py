@@ -68,7 +68,7 @@ def find(directory: Path, prefix: str | None = None) -> dict[tuple[str, str], Pa
 def read(
     files: dict[tuple[str, str], Path], *, transposed: bool = False
 ) -> tuple[Arrays, Arrays, tuple[str, ...]]:
-    """What ``find`` found. Labels become 0..K-1 in ascending order of the stored numbers."""
+    """Read the four files; labels become 0..K-1 in ascending order of the stored numbers."""
     parts = {}
     for split in ("train", "test"):
         images = read_array(files[split, "images"], 3)
@@ -94,7 +94,7 @@ def read(
 
 
 def read_array(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """One file.
+    """Read one IDX file.
 
     Raises:
         UserError: Unreadable, wrong magic number, or shorter or longer than its header says.

@@ -27,7 +27,7 @@ class Package:
         resource: The file inside it.
         sha256: Hash of the file.
         model: timm's name of the network.
-        about: For people.
+        about: Description for people.
     """
 
     distribution: str
@@ -38,12 +38,12 @@ class Package:
     about: str
 
     def installed(self) -> bool:
-        """Whether the file is there."""
+        """Whether the package is installed and has the file."""
         return locate(self.distribution, self.resource) is not None
 
     @property
     def requirement(self) -> str:
-        """What to tell pip."""
+        """The requirement that pip is given."""
         return f"{self.distribution}=={self.version}"
 
 
@@ -57,14 +57,14 @@ PACKAGES = {
         about="ImageNet, 17 MB",
     )
 }
-"""Names of ``raycl data fetch`` to packages."""
+"""Packages by their names for ``raycl data fetch``."""
 
 
 def locate(name: str, resource: str) -> Path | None:
     """The path of a file inside an installed package, which is not imported.
 
     Args:
-        name: Of the package, for pip or for ``import``.
+        name: Name of the package, for pip or for ``import``.
         resource: The file, from where packages are installed or from the package's own folder.
 
     Returns:

@@ -20,7 +20,7 @@ WHERE = "benchmark.dataset.split_file"
 PARTS = ("train", "test")
 
 Tree = dict[str, list[str]]
-"""Class name to file names, in the order of the list."""
+"""File names by class name, in the order of the list."""
 
 
 def trees(lists: tuple[Path, Path], names: Sequence[str], path: Path) -> tuple[Tree, Tree]:

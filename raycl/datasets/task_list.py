@@ -11,12 +11,12 @@ from pathlib import Path
 from raycl.errors import UserError, nearest
 
 COLUMNS = {"id": ("id", "dataset_id"), "name": ("name", "dataset_name", "task")}
-"""What the two columns may be called; the first of the names is the one that ``stat.csv`` has."""
+"""Names that the two columns may have; the first of each is the one in ``stat.csv``."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A line of the file: what it says of one task.
+    """One task as a line of the file describes it.
 
     Attributes:
         line: Its number, from 1.
