@@ -32,7 +32,7 @@ class GlobalMean(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C)."""
+        """Average a map (B, C, H, W) to (B, C)."""
         return x.mean((2, 3))
 
 

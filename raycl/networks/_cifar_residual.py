@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from raycl.networks._cifar_plain import GlobalMean, Shape
 
 LARGE = 32
-"""Images with a side above this, in pixels, are halved once more by ``resnext`` and ``senet``."""
+"""Side in pixels above which ``resnext`` and ``senet`` halve images once more."""
 
 GROWTH = 32
-"""Channels each layer of ``densenet`` adds."""
+"""Number of channels that each layer of ``densenet`` adds."""
 
 
 class Residual(nn.Module):
@@ -99,7 +99,7 @@ def conv_bn(
 
 
 def projection(fan_in: int, fan_out: int, stride: int) -> nn.Module:
-    """The input in the shape of a block's output: a 1x1 convolution and BN if it changes."""
+    """Bring the input into the shape of a block's output: 1x1 convolution and BN if it changes."""
     if stride == 1 and fan_in == fan_out:
         return nn.Identity()
     return conv_bn(fan_in, fan_out, 1, stride)

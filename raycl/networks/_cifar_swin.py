@@ -14,7 +14,7 @@ WINDOW = 4
 """Side of the windows of attention, in vectors of the map."""
 
 SHIFT = WINDOW // 2
-"""How far every second layer moves its windows."""
+"""Distance by which every second layer moves its windows."""
 
 HEAD = 32
 """Width of a head of attention."""

@@ -58,7 +58,7 @@ class ResNet18(Backbone):
 
         width: float = Field(1.0, ge=1 / 64, description="multiplies the channels 64 to 512")
         pool: Literal["window", "mean"] = Field(
-            "window", description="of the last map: whole windows of 4x4, or the mean over all"
+            "window", description="pooling of the last map: windows of 4x4, or the mean over all"
         )
 
     def __init__(self, config: Config, input_shape: tuple[int, int, int]) -> None:

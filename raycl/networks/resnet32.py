@@ -33,7 +33,7 @@ class Block(nn.Module):
         return F.relu(out + self.shortcut(x))
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """The input in the shape of the output."""
+        """Bring the input into the shape of the output."""
         if self.stride == 1:
             return x
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding))

@@ -1,4 +1,4 @@
-"""Networks of timm, by name."""
+"""Networks of the library timm, by name."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class TimmNetwork(Backbone):
 
 
 def _embedding(name: Any) -> type[nn.Module]:
-    """The patch embedding of a name."""
+    """Find the patch embedding of a name."""
     if str(name) not in EMBEDDINGS:
         where = "network.model_args.embed_layer"
         raise UserError(where, f"there is no '{name}'", nearest(str(name), EMBEDDINGS))
@@ -165,7 +165,7 @@ def _embedding(name: Any) -> type[nn.Module]:
 
 
 def _described(name: str) -> Any:
-    """What timm knows of a model's pretrained weights, or ``None``."""
+    """Timm's description of a model's pretrained weights, or ``None``."""
     try:
         return timm.get_pretrained_cfg(name)
     except RuntimeError:  # an unknown tag, which building the model refuses in words

@@ -1,4 +1,4 @@
-"""Inverting a network: images that it takes for images of what it has learnt.
+"""Inversion of a network: makes images that it takes for images of what it has learnt.
 
 One engine for generators and for free images. The caller makes the images, from a generator or as
 ``FreeImages``, and an optimiser that steps what they came from; ``Inversion`` runs the network on
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 VARIANCE_EPS = 1e-8
-"""Added to both variances of the statistics term, once."""
+"""Number added to both variances of the statistics term, once."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Moments:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the terms of an inversion may look at.
+    """The values that the terms of an inversion may look at.
 
     Attributes:
         images: float32 (B, C, H, W), normalised.
         logits: float32 (B, K), of the outputs that take part.
         labels: int64 (B,), positions in ``logits`` that were asked for; ``None``: none were.
-        moments: Of the layers watched; ``None`` if there are none.
+        moments: Moments of the watched layers; ``None`` if there are none.
     """
 
     images: Tensor
@@ -59,11 +59,11 @@ class Seen:
 
 
 Term = Callable[[Seen], Tensor]
-"""What was seen to a scalar."""
+"""A term of the objective: from the values seen to a scalar."""
 
 
 class Inversion:
-    """The objective: a weighted sum of terms, each of which is named.
+    """The objective of an inversion: a weighted sum of terms, each of which is named.
 
     Args:
         network: Images to logits. In eval mode, without parameters that require gradient, and left
@@ -136,7 +136,7 @@ def content(temperature: float = 1.0, smoothing: float = 0.0) -> Term:
 
 
 def diversity(seen: Seen) -> Tensor:
-    """How unequally classes are met: 1 + sum_c p_c ln p_c / ln K, p = mean_i softmax(o_i).
+    """Inequality of the classes met: 1 + sum_c p_c ln p_c / ln K, p = mean_i softmax(o_i).
 
     Between 0 (all alike) and 1 (one class only); 0 where there is but one class. A p_c that
     underflows to 0 adds 0 to the sum and to the gradient.
@@ -219,7 +219,7 @@ def variation(seen: Seen) -> Tensor:
 
 
 class DiagonalVariation(torch.autograd.Function):
-    """What ``variation`` computes; the gradient is made on the way, with a third of the passes."""
+    """Function behind ``variation``; makes the gradient on the way, in a third of the passes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def orthonormal_rows(earlier: Tensor, count: int, generator: torch.Generator) ->
     Args:
         earlier: (M, D).
         count: Rows wanted; M + count must be at most D.
-        generator: Of the CPU.
+        generator: CPU generator.
 
     Returns:
         (count, D).

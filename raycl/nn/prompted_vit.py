@@ -33,7 +33,7 @@ class KeysValues(NamedTuple):
 
 
 def halves(prompts: Tensor) -> KeysValues:
-    """Prompts (..., L, C) cut in halves: the first L/2 rows are keys, the last L/2 are values.
+    """Cut prompts (..., L, C) in halves: the first L/2 rows are keys, the last L/2 values.
 
     Raises:
         ValueError: L is odd.
@@ -160,7 +160,7 @@ def encode(
 
 
 def check_model(model: nn.Module) -> VisionTransformer:
-    """The network, if ``encode`` computes what timm computes.
+    """Return the network, if ``encode`` computes for it what timm computes.
 
     Supported: position embeddings of every kind, layer scale, norm of the attention's output,
     dropout and dropped paths and patches, pooling by the class token, mean or maximum.

@@ -32,7 +32,7 @@ class TaskTensors(nn.Module):
     def __init__(self, network: nn.Module, *kinds: type[nn.Module]) -> None:
         super().__init__()
         found: dict[str, dict[str, Tensor]] = {"weights": {}, "affine": {}, "counts": {}}
-        # apart from one another: autograd refuses a pass in which views of one tensor change
+        # kept apart from one another: autograd refuses a pass in which views of one tensor change
         self._statistics: list[str] = []
         for prefix, layer in network.named_modules():
             if isinstance(layer, kinds):
@@ -93,5 +93,5 @@ def _below(prefix: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tens
 
 
 def _key(name: str) -> str:
-    """A name that may be an attribute, which those with dots may not."""
+    """Make a name that an attribute may have, which has no dots."""
     return name.replace(".", "/")
