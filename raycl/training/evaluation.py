@@ -16,7 +16,7 @@ BATCH = 512
 
 
 class Predictor(Protocol):
-    """What can be evaluated: a method, or something in its place."""
+    """The interface of what can be evaluated: a method, or something in its place."""
 
     @property
     def uses_task_id(self) -> bool:
@@ -28,7 +28,7 @@ class Predictor(Protocol):
 
 
 class Evaluator:
-    """Turns logits into accuracies.
+    """Measures accuracies, under all readouts at once.
 
     * ``task``: the task is known; the best of its own outputs.
     * ``class``: the task is unknown; the best of all outputs of tasks seen so far.
@@ -71,7 +71,7 @@ class Evaluator:
     def accuracy(
         self, method: Predictor, examples: Examples, index: int, seen_tasks: int
     ) -> dict[str, float]:
-        """Percent right, per readout.
+        """Measure the percentage of right answers, per readout.
 
         Args:
             method: In eval mode already, or put there by the caller.
@@ -100,7 +100,7 @@ class Evaluator:
         predictor: str,
         ways: Sequence[str],
     ) -> dict[str, Tensor]:
-        """Number of images of a batch that one predictor has right, per way of asking."""
+        """Number of images of a batch that one predictor gets right, per readout of its own."""
         known, unknown = self._logits(method, batch, index, predictor, ways)
         labels = batch.labels.unsqueeze(1)
         right = {}
@@ -124,7 +124,7 @@ class Evaluator:
     def _logits(
         self, method: Predictor, batch: Batch, index: int, predictor: str, ways: Sequence[str]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Logits with the task known, and with it unknown; one pass where they are the same."""
+        """Logits with the task known, and with it unknown; one pass where the two are equal."""
         agnostic = any(way != "task" for way in ways)
         kept: dict[str, Any] = {} if batch.frozen is None else {"frozen": batch.frozen}
         if predictor:

@@ -1,4 +1,4 @@
-"""Streams whose images bring along what the method computes from each of them once."""
+"""Streams whose images bring along the values that the method computes once per image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def with_frozen(stream: Stream, method: Method, cache_mb: float) -> Stream:
 
     Args:
         stream: Its images are read as before.
-        method: In whatever mode; it is in that mode again after each call.
+        method: May be in any mode; it is in that mode again after each call.
         cache_mb: Memory for all values together, in units of 10^6 bytes.
     """
     cls = type(method)

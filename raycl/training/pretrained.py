@@ -1,4 +1,4 @@
-"""Weights files that `raycl pretrain` has made: how they are written, what they say of themselves.
+"""Weights files of `raycl pretrain`: how they are written, what they say about themselves.
 
 A .safetensors file with the tensors of one network. Its metadata has a single key, ``raycl``, whose
 value is JSON: with several keys the library writes them in an order of chance, and the same weights
@@ -31,7 +31,7 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class About:
-    """What a file says of itself.
+    """The description that a file of `raycl pretrain` has of itself.
 
     Attributes:
         trial: Key of the trial that made it.
@@ -42,7 +42,7 @@ class About:
             alike.
         unit: What ids of images are made of, see ``raycl.datasets.ids.unit``.
         images: Ids of the training images of its data sets, sorted.
-        version: Of raycl.
+        version: Version of raycl.
         origin: Always ``pretrain``.
     """
 
@@ -67,7 +67,7 @@ class About:
         return json.dumps(found | {"images_sha256": self.images_sha256}, sort_keys=True)
 
     def seen(self, ids: Iterable[str]) -> int:
-        """How many of these images it has seen."""
+        """Number of these images that the network has seen."""
         own = set(self.images)
         return sum(one in own for one in ids)
 
@@ -89,7 +89,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], about: About) -> str:
 
 
 def read_about(path: Path) -> About | None:
-    """What a file says of itself; ``None``: it is no weights file of `raycl pretrain`."""
+    """Read the description of a file; ``None`` if `raycl pretrain` has not made it."""
     if path.suffix != SUFFIX:
         return None
     from safetensors import SafetensorError, safe_open
@@ -117,7 +117,7 @@ def read_about(path: Path) -> About | None:
 
 
 def about(weights: Weights) -> About | None:
-    """What the weights of a block say of themselves; ``None`` for those made elsewhere.
+    """Read the description of the weights of a block; ``None`` for weights made elsewhere.
 
     A trial of pre-training says what it is, but not which images it has seen.
 
