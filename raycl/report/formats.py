@@ -1,4 +1,4 @@
-"""A table as text: for a terminal, Markdown, CSV and JSON."""
+"""Writes a table as text: for a terminal, as Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MINUS = "−"
 
 
 def render(table: Table, fmt: str) -> str:
-    """The table in one of ``FORMATS``; ``"table"`` without colours, 100 columns wide."""
+    """Write the table in one of ``FORMATS``; ``"table"`` is without colours, 100 columns wide."""
     if fmt == "json":
         return json.dumps(list(table.rows), indent=2, allow_nan=False) + "\n"
     if fmt == "csv":
@@ -131,7 +131,7 @@ def _is_headline(row: Row) -> bool:
 
 
 def _cells(row: Row, baseline: str | None) -> Cells:
-    """What a reader sees of one row; ``None`` where there is nothing to see."""
+    """Cells of one row; ``None`` where a cell stays empty."""
     digits = words.of(row["readout"]).decimals(row["readout"])
     spread = "" if row["std"] is None else f" ± {row['std']:.{digits}f}"
     interval = _interval(row["low"], row["high"], digits)

@@ -1,4 +1,4 @@
-"""Published numbers of the sweep file, set beside ours."""
+"""Sets the published numbers of the sweep file beside ours."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def join_published(
 
 
 def _primary(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The first readout of each benchmark, told by a method that supports most of them."""
+    """The first readout of each benchmark, as the method with the most readouts has them."""
     readouts: dict[str, dict[str, dict[str, None]]] = {}
     for row in rows:
         methods = readouts.setdefault(row["benchmark"], {})

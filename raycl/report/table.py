@@ -1,4 +1,4 @@
-"""From tracked runs to one row per benchmark, method, readout and metric."""
+"""Turns tracked runs into one row per benchmark, method, readout and metric."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Table:
 
     Attributes:
         name: The sweep's name.
-        baseline: What differences are taken to, or ``None`` if nothing finished.
+        baseline: Method that differences are taken to, or ``None`` if nothing finished.
         rows: Flat, JSON-able, ordered by benchmark, readout, metric and then method as in the
             sweep file. Metrics in percent, but for raw scores of games, which are metrics of
             the readout ``score``; absent values are ``None``.
-        groups: What was averaged, in the same order.
+        groups: Groups of runs that were averaged, in the same order.
         notes: What is not in the table and why, and what a reader must know, one line each.
     """
 
@@ -86,7 +86,7 @@ def make_table(sweep: TrackedSweep, baseline: str | None = None) -> Table:
 
 
 def _sort_key(rows: Sequence[Row]) -> Callable[[Row], tuple[Any, ...]]:
-    """By benchmark, readout and metric; sorting is stable, so methods keep their order."""
+    """Key that sorts by benchmark, readout and metric; methods keep their order."""
     metrics = {name: i for i, name in enumerate(dict.fromkeys(row["metric"] for row in rows))}
     return lambda row: (row["benchmark"], order(row["readout"]), metrics[row["metric"]])
 
@@ -112,7 +112,7 @@ def _choose_baseline(
 
 
 def _latest(runs: Iterable[TrackedRun]) -> tuple[list[TrackedRun], list[TrackedRun]]:
-    """The run started last of each trial, and the others."""
+    """Split runs into the one started last of each trial, and the others."""
     kept: dict[str, TrackedRun] = {}
     repeated = []
     for run in sorted(runs, key=lambda run: run.started):
