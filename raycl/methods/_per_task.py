@@ -1,4 +1,4 @@
-"""What methods share that keep a frozen backbone and give every task weights of its own."""
+"""Base of methods that keep a frozen backbone and give every task weights of its own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from raycl.nn.optim import make_optimizer
 
 
 class PerTask(Classifier):
-    """One backbone that nothing changes, and for each task a head and whatever else is its own.
+    """A backbone that nothing changes, and for each task a head and other weights of its own.
 
     No task touches what another one has, so nothing is forgotten; the task must be known.
 
@@ -119,7 +119,7 @@ class PerTask(Classifier):
         return loss
 
     def trainable(self) -> list[nn.Parameter]:
-        """The head of the current task and what else is its own."""
+        """The parameters of the current task: its head and others of its own."""
         return [*self.own_parameters(self.index), *self.heads[self.index].parameters()]
 
     def penalised(self) -> list[Tensor]:
@@ -127,7 +127,7 @@ class PerTask(Classifier):
         return list(self.trainable())
 
     def own_parameters(self, task: int) -> list[nn.Parameter]:
-        """What a task trains beside its head; nothing, unless overridden."""
+        """Parameters that a task trains beside its head; none, unless overridden."""
         return []
 
     def task_parts(self, task: int) -> Mapping[str, Sequence[Tensor]]:
@@ -156,7 +156,7 @@ class OnAnchor(PerTask):
             self.fixed = ()
 
     def phases(self, task: Task) -> list[Phase]:
-        """``train``; before it ``anchor`` in the first task, if the network is trained on that."""
+        """The phase ``train``; in the first task, ``anchor`` comes before it if asked for."""
         (train,) = super().phases(task)
         if self.config.anchor == "weights" or task.info.index:
             return [train]
@@ -175,7 +175,7 @@ class OnAnchor(PerTask):
         return trained and self.config.anchor == "first_task"
 
     def anchor_parameters(self) -> list[nn.Parameter]:
-        """What the anchor phase trains beside the head."""
+        """Parameters that the anchor phase trains beside the head."""
         return list(self.backbone.parameters())
 
     def penalised(self) -> list[Tensor]:
@@ -183,4 +183,4 @@ class OnAnchor(PerTask):
         return list(self.heads[0].parameters()) if self.anchoring else super().penalised()
 
     def freeze(self) -> None:
-        """Called before the first task trains what is its own; nothing, unless overridden."""
+        """Hook before the first task trains its own weights; does nothing, unless overridden."""

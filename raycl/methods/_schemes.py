@@ -152,4 +152,4 @@ SCHEMES = {
         joint=True,
     ),
 }
-"""Name of a scheme to what it is."""
+"""The schemes, by name."""

@@ -57,7 +57,7 @@ class Additions(Learner):
 
     @torch.no_grad()
     def end(self) -> None:
-        """Average: E itself after the first task, then ema * average + (1 - ema) * E."""
+        """Update the average: E after the first task, then ema * average + (1 - ema) * E."""
         share = self.config.ema if self.index else 0.0
         self.average.mul_(share).add_(self.vectors, alpha=1 - share)
 

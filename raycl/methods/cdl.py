@@ -26,7 +26,7 @@ from raycl.nn.prompted_vit import BlockPrompts, KeysValues
 SHARED = ("anchor", "aux_loss_scale")
 """Options of a learner that teacher and student have from the method."""
 ANSWERED = 256
-"""Images at a time while the teacher answers for all of a task."""
+"""Number of images at a time while the teacher answers for all images of a task."""
 BLOCK = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]}
 """JSON schema of a learner: its name, or its name and options."""
 HEADS = ("head", "kd_head")
@@ -93,7 +93,7 @@ class CDL(PromptMethod):
         ] = Field("kdp", description="how the student learns from the teacher")
         teacher_network: dict[str, Any] = Field(description="network of the teacher: a block")
         alpha: float = Field(0.5, ge=0, le=1, description="weight of what the teacher says")
-        temperature: float = Field(2.0, gt=0, description="of the softened logits (not for dkd)")
+        temperature: float = Field(2.0, gt=0, description="temperature of logits (not for dkd)")
         kd_blocks: int | None = Field(
             None, ge=1, description="kdp: blocks with a token or a prefix; default: 12, or all"
         )
@@ -122,7 +122,7 @@ class CDL(PromptMethod):
         @field_validator("learner")
         @classmethod
         def _complete(cls, value: dict[str, Any]) -> dict[str, Any]:
-            """Every option of the learner, those left out with their defaults."""
+            """Fill in the options of the learner that were left out."""
             try:
                 options = _learner(value).Config
             except UserError as error:
@@ -185,10 +185,10 @@ class CDL(PromptMethod):
             check_kept(tensors, config.teacher.trial, self._about(), len(context.networks))
 
     def _check(self, context: Context) -> None:
-        """Refuse what cannot be learnt.
+        """Refuse options, networks and streams that do not go together.
 
         Raises:
-            UserError: Says what.
+            UserError: Names the first problem.
         """
         method = _learner(self.config.learner)
         method.check(context)
@@ -220,7 +220,7 @@ class CDL(PromptMethod):
     # ------------------------------------------------------------------ teachers of other trials
 
     def _about(self) -> dict[str, Any]:
-        """What must be the same in a trial that takes its teachers from this one."""
+        """Settings that a trial must share to take its teachers from this one."""
         config, stream = self.config, self.context.stream
         learner = config.learner_config().model_dump(mode="json")
         return {
@@ -274,7 +274,7 @@ class CDL(PromptMethod):
     def taught(
         self, images: Tensor, query: Tensor, task: int | None = None, keep: Collection[int] = ()
     ) -> Answer:
-        """What the teacher says; ``task`` as of ``Learner.prompts``."""
+        """The answer of the teacher; ``task`` as of ``Learner.prompts``."""
         return self.teacher(transformer(self.teacher_backbone), images, query, task, keep=keep)  # type: ignore[no-any-return]
 
     def answer(
@@ -297,7 +297,7 @@ class CDL(PromptMethod):
         task: int | None,
         keep: Collection[int] = (),
     ) -> Answer:
-        """What the student says, given the teacher's prompts."""
+        """The answer of the student, given the teacher's prompts."""
         added = self.scheme.added(self.parts, teacher)
         return self.student(transformer(self.backbone), images, query, task, added, keep)  # type: ignore[no-any-return]
 
@@ -405,7 +405,7 @@ class CDL(PromptMethod):
         return self.taught(batch.images, query).logits
 
     def _said(self, task: Task) -> Callable[[Batch, Tensor], Tensor]:
-        """The teacher's logits of a training batch; once per image where none is augmented."""
+        """Make a function to the teacher's logits of a batch; images that stay are asked once."""
         kept: list[Tensor] = []
         if self.context.augment is not None:
             return self._said_now
@@ -437,7 +437,7 @@ class CDL(PromptMethod):
         return [parameter for module in modules for parameter in module.parameters()]
 
     def phases(self, task: Task) -> list[Phase]:
-        """``teacher`` and ``student``; ``anchor`` of both before them, in the first task."""
+        """The phases ``teacher`` and ``student``; in the first task, ``anchor`` of both before."""
         *anchors, train = super().phases(task)
         student = replace(train, name="student", loss=self._learning(task, self._said(task)))
         if self.scheme.joint or self.config.teacher is not None:

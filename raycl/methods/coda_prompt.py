@@ -69,7 +69,7 @@ class Components(Learner):
         return found, self.config.mu * torch.stack(penalties).sum() if penalties else None
 
     def _in_use(self, parts: Sequence[Tensor], task: int | None) -> list[Tensor]:
-        """Rows of all tasks so far; in training, without gradient for those of earlier tasks."""
+        """Rows of all tasks so far; in training, rows of earlier tasks are without gradient."""
         start, end = self.index * self.share, (self.index + 1) * self.share
         if task is None:
             return [rows[:end] for rows in parts]

@@ -17,7 +17,7 @@ class Pool(Learner):
     """Pools of prompts, one for each of some blocks.
 
     Attributes:
-        keys: Of each pool, (size, query_width).
+        keys: Keys of each pool, (size, query_width).
         pools: Prompts of each pool, (size, length, C).
     """
 

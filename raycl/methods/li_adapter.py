@@ -16,7 +16,7 @@ from raycl.methods.base import Context
 
 
 class LiAdapter(OnAnchor):
-    """Beside every convolution of a frozen network each task has a 1 x 1 convolution of its own.
+    """Each task has a 1 x 1 convolution of its own beside every convolution of a frozen network.
 
     Paper:
         ``li18`` and ``li50`` in the code of Ge et al., "CLR: Channel-wise Lightweight

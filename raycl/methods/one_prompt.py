@@ -16,7 +16,7 @@ class One(Learner):
     """A prompt for each of some blocks, whatever the image.
 
     Attributes:
-        rows: Of each block, (length, C).
+        rows: Rows of the prompt of each block, (length, C).
     """
 
     queried = False

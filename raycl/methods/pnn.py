@@ -18,14 +18,14 @@ from raycl.methods.base import Context, Method
 from raycl.networks.base import Backbone
 
 Inputs = Mapping[str, Tensor]
-"""What the layers of one column have read, by their names."""
+"""Inputs of the layers of one column, by their names."""
 HEAD = "head"
 SCALE = 0.1
 """Scales start at random between 0 and this."""
 
 
 class PNN(PerTask):
-    """A network for each task, whose layers also read what those of earlier tasks read.
+    """A network for each task, whose layers also read the inputs of earlier tasks' layers.
 
     Paper:
         Rusu, Rabinowitz, Desjardins, Soyer, Kirkpatrick, Kavukcuoglu, Pascanu & Hadsell,
@@ -94,7 +94,7 @@ class PNN(PerTask):
         return self
 
     def run(self, images: Tensor, task: int) -> tuple[Tensor, list[Inputs]]:
-        """Features of a task's column, and what the layers and heads of earlier columns read."""
+        """Features of a task's column, and the inputs of layers and heads of earlier columns."""
         earlier: list[Inputs] = []
         with torch.no_grad():
             for index in range(task):
@@ -215,7 +215,7 @@ def called_once(network: Backbone, names: Sequence[str], shape: tuple[int, int, 
 
     Args:
         network: In train mode afterwards.
-        names: Of its layers.
+        names: Names of its layers.
         shape: Channels, height and width of an image.
     """
     calls: list[str] = []

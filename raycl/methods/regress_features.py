@@ -113,7 +113,7 @@ class RegressFeatures(Method):
         return self
 
     def add_task(self, task: TaskInfo) -> None:
-        """Remember which task's statistics images are normalised with."""
+        """Remember the task whose statistics images are normalised with."""
         self.index = task.index
 
     def begin_task(self, task: Task) -> None:

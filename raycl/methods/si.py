@@ -97,7 +97,7 @@ class SI(Classifier):
         return torch.cat([p.detach().flatten() for p in self.network.parameters()])
 
     def begin_task(self, task: Task) -> None:
-        """The first task's way starts where the network is."""
+        """Note, before the first task, where the network starts."""
         super().begin_task(task)
         if task.info.index == 0:
             self.anchor.copy_(self.position())
