@@ -279,9 +279,12 @@ class MethodConformance:
             answer: Callable[..., Tensor] = run.method.logits
             plain = answer(batch.images, 0)
             assert torch.equal(plain, answer(batch.images, 0, predictor=None))
+            every = run.method.answers(batch.images, 0)
+            assert torch.equal(plain, every[""])
             for name in names:
-                shape = answer(batch.images, 0, predictor=name).shape
-                assert shape == plain.shape, f"{name} has scores of another shape"
+                alone = answer(batch.images, 0, predictor=name)
+                assert alone.shape == plain.shape, f"{name} has scores of another shape"
+                assert torch.equal(alone, every[name]), f"answers has other scores of {name}"
             assert torch.equal(plain, answer(batch.images, 0)), "asking a predictor changed others"
 
     def test_isolated_tasks_stay(self) -> None:

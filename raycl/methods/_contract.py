@@ -294,6 +294,21 @@ class Method(nn.Module, ABC):
             float (B, num_outputs). The harness masks what a readout excludes.
         """
 
+    def answers(self, images: Tensor, task_id: int | None, **frozen: Tensor) -> dict[str, Tensor]:
+        """Scores of the method itself, under an empty name, and of each of its ``predictors``.
+
+        A method overrides this whose predictors share passes through a network; every answer has
+        the bits that ``logits`` gives.
+
+        Args:
+            images: See ``logits``.
+            task_id: See ``logits``.
+            frozen: See ``logits``.
+        """
+        ask: Callable[..., Tensor] = self.logits
+        others = {n: ask(images, task_id, **frozen, predictor=n) for n in self.predictors}
+        return {"": ask(images, task_id, **frozen)} | others
+
     def frozen_values(self, images: Tensor) -> Tensor:
         """Compute values that depend on image and ``fixed`` state only, once per image.
 

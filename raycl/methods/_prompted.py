@@ -10,7 +10,7 @@ Shapes are written with B images, and C channels of a token.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -32,7 +32,7 @@ from raycl.methods.base import (
     masked_cross_entropy,
 )
 from raycl.networks.base import Backbone, find_network
-from raycl.nn.optim import make_optimizer
+from raycl.nn.optim import keep, make_optimizer
 from raycl.nn.prompted_vit import (
     BlockPrompts,
     Encoding,
@@ -99,6 +99,10 @@ class Learner(nn.Module, ABC):
         Returns:
             Prompts by block, and the loss of the keys, a scalar; ``None`` where there is none.
         """
+
+    def constants(self) -> list[Tensor]:
+        """Rows of parameters that the current task must not change, though it trains others."""
+        return []
 
     def end(self) -> None:
         """Hook after the current task has been learnt; does nothing, unless overridden."""
@@ -343,10 +347,23 @@ class PromptMethod(Classifier):
     def phases(self, task: Task) -> list[Phase]:
         """The phase ``train``; in the first task, ``anchor`` comes before it if asked for."""
         (train,) = super().phases(task)
-        train = replace(train, before=self.begin_student, after=self.end_student, draws="student")
+        train = replace(
+            train,
+            optimizer=lambda: self.make_optimizer(self.trainable()),
+            before=self.begin_student,
+            after=self.end_student,
+            draws="student",
+        )
         if task.info.index or self.config.anchor == "weights":
             return [train]
         return [*self.anchors(task, train), train]
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """An optimiser of prompts and head; rows that a task must not change have no decay."""
+        optimizer = make_optimizer(parameters, self.context.train)
+        if self.context.train.weight_decay:
+            keep(optimizer, lambda: [r for one in self.models() for r in one.learner.constants()])
+        return optimizer
 
     def begin_student(self) -> None:
         """Start the current task, before its first step."""

@@ -68,6 +68,11 @@ class Components(Learner):
                 penalties += [orthogonality_penalty(part) for part in used]
         return found, self.config.mu * torch.stack(penalties).sum() if penalties else None
 
+    def constants(self) -> list[Tensor]:
+        """See ``Learner.constants``: the components of earlier tasks."""
+        start = max(0, self.index) * self.share
+        return [rows[:start] for rows in (*self.keys, *self.attention, *self.components)]
+
     def _in_use(self, parts: Sequence[Tensor], task: int | None) -> list[Tensor]:
         """Rows of all tasks so far; in training, rows of earlier tasks are without gradient."""
         start, end = self.index * self.share, (self.index + 1) * self.share

@@ -60,6 +60,11 @@ class Experts(Learner):
                 losses.append(key_loss(cosines(query, keys[task : task + 1])))
         return found, torch.stack(losses).sum() if losses else None
 
+    def constants(self) -> list[Tensor]:
+        """See ``Learner.constants``: experts and keys of all other tasks."""
+        others = [slice(0, self.index), slice(self.index + 1, None)]
+        return [rows[part] for rows in (*self.keys, *self.experts) for part in others]
+
 
 class DualPrompt(PromptMethod):
     """General prompts for all tasks in early blocks, and an expert prompt per task in later ones.

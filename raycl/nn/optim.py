@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 Augmentation = Literal[
     "none",
@@ -120,6 +120,29 @@ def make_optimizer(
         )
     adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def keep(optimizer: torch.optim.Optimizer, rows: Callable[[], Sequence[Tensor]]) -> None:
+    """Let the steps of an optimiser leave some rows of its parameters as they are, to the bit.
+
+    Rows without a gradient still shrink under weight decay.
+
+    Args:
+        optimizer: Changed in place.
+        rows: Called before each step: views of parameters.
+    """
+    before: list[tuple[Tensor, Tensor]] = []
+
+    def remember(*_: Any) -> None:
+        before[:] = [(view, view.detach().clone()) for view in rows()]
+
+    @torch.no_grad()
+    def restore(*_: Any) -> None:
+        for view, values in before:
+            view.detach().copy_(values)
+
+    optimizer.register_step_pre_hook(remember)
+    optimizer.register_step_post_hook(restore)
 
 
 def make_schedule(
