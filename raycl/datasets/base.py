@@ -119,7 +119,7 @@ class DatasetConfig(BaseModel):
     name: str = Field(description="digits, mnist, ..., folder, idx: see `raycl data list`")
     path: str | None = Field(
         None,
-        description="for folder (also a.zip or a.zip!inner) and idx; from the data root",
+        description="folder, a.zip or a.zip!inner for folder and idx; from the data root",
     )
     size: int | None = Field(None, ge=4, le=1024, description="resize images to this side, pixels")
     limit: int | None = Field(
@@ -133,10 +133,12 @@ class DatasetConfig(BaseModel):
     )
     mean: tuple[float, ...] | None = Field(
         None,
-        description="per channel, in units of 0..1; with three values a folder's grey images get "
-        "three equal channels",
+        description="mean per channel, in units of 0..1; with three values a folder's grey images "
+        "get three equal channels",
     )
-    std: tuple[float, ...] | None = Field(None, description="per channel, in units of 0..1")
+    std: tuple[float, ...] | None = Field(
+        None, description="standard deviation per channel, in units of 0..1"
+    )
     budget: Budget | None = Field(
         None, description="folder: images of the whole data set, shared evenly by its classes"
     )

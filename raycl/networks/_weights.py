@@ -87,7 +87,7 @@ class Weights(BaseModel):
     mean: Statistic | None = Field(
         None, description="what images are normalised with, in units of 0..1; default: see README"
     )
-    std: Statistic | None = Field(None, description="likewise; goes with mean")
+    std: Statistic | None = Field(None, description="standard deviation likewise; goes with mean")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
