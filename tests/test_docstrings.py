@@ -1,4 +1,4 @@
-"""Docstrings: every dotted name in one exists, and no summary begins in the middle of a sentence."""
+"""Docstrings: dotted names in them exist, and no summary begins in the middle of a sentence."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ NOT_PYTHON = {
     "methods.ewc.lam",  # an option in a sweep file, by the method's label
     "package.module",
 }
-DANGLING = set("of with it its that those these this they in as so on at for or and but from".split())
-DANGLING |= {"behind", "beside", "likewise", "whose"}
+DANGLING = {
+    *("of", "with", "it", "its", "that", "those", "these", "this", "they", "in", "as", "so", "on"),
+    *("at", "for", "or", "and", "but", "from", "behind", "beside", "likewise", "whose"),
+}
 NOT_READ_YET = ("raycl/cli.py", "raycl/sweep/", "raycl/tracking/")
 
 
@@ -41,9 +43,9 @@ def tree(path: Path) -> ast.Module:
 def texts(node: ast.AST) -> Iterator[tuple[int, str]]:
     """Docstrings of modules, classes and functions, and those below constants."""
     for inner in ast.walk(node):
-        if isinstance(inner, ast.Expr) and isinstance(inner.value, ast.Constant):
-            if isinstance(inner.value.value, str):
-                yield inner.lineno, inner.value.value
+        match inner:
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                yield inner.lineno, text
 
 
 @cache
@@ -67,7 +69,9 @@ def words() -> tuple[dict[str, set[str]], set[str], set[str], set[str]]:
                     if isinstance(inner, ast.FunctionDef | ast.ClassDef):
                         own.add(inner.name)
                     elif isinstance(inner, ast.AnnAssign | ast.Assign):
-                        targets = [inner.target] if isinstance(inner, ast.AnnAssign) else inner.targets
+                        targets = (
+                            [inner.target] if isinstance(inner, ast.AnnAssign) else inner.targets
+                        )
                         own.update(n for target in targets for n in names_in(target))
                 if "Config" in node.name or any("Config" in base for base in bases[node.name]):
                     options |= own
@@ -116,7 +120,9 @@ def has(value: Any, parts: list[str]) -> bool:
     if hasattr(value, name):
         return has(getattr(value, name), rest)
     known = words()[0].get(getattr(value, "__name__", ""), set())
-    annotated = any(name in getattr(c, "__annotations__", {}) for c in getattr(value, "__mro__", ()))
+    annotated = any(
+        name in getattr(c, "__annotations__", {}) for c in getattr(value, "__mro__", ())
+    )
     return not rest and (name in known or annotated)
 
 
@@ -142,7 +148,9 @@ def exists(name: str, path: Path) -> bool:
     if head in Sweep.model_fields:
         return rest[0] in options or rest[0] in defined
     # a variable, an argument or an attribute: what it holds is not known, but a name is
-    instance = rest[0] in defined or hasattr(torch.nn.Module, rest[0]) or hasattr(torch.Tensor, rest[0])
+    instance = (
+        rest[0] in defined or hasattr(torch.nn.Module, rest[0]) or hasattr(torch.Tensor, rest[0])
+    )
     return head in names_used(path) and (instance or rest[0] in names_used(path))
 
 

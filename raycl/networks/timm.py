@@ -73,7 +73,9 @@ class TimmNetwork(Backbone):
             min_length=1,
             description="pretrained: of the images, in units of 0..1, in place of timm's",
         )
-        std: tuple[float, ...] | None = Field(None, min_length=1, description="standard deviation likewise")
+        std: tuple[float, ...] | None = Field(
+            None, min_length=1, description="standard deviation likewise"
+        )
 
         @field_validator("model_args")
         @classmethod
