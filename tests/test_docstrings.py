@@ -112,13 +112,13 @@ def has(value: Any, parts: list[str]) -> bool:
     if not parts:
         return True
     name, *rest = parts
-    if isinstance(value, ModuleType) and not hasattr(value, name):
+    if hasattr(value, name) and has(getattr(value, name), rest):
+        return True
+    if isinstance(value, ModuleType):  # a module that nothing has imported, or that a name hides
         try:
             return has(importlib.import_module(f"{value.__name__}.{name}"), rest)
         except ImportError:
             return False
-    if hasattr(value, name):
-        return has(getattr(value, name), rest)
     known = words()[0].get(getattr(value, "__name__", ""), set())
     annotated = any(
         name in getattr(c, "__annotations__", {}) for c in getattr(value, "__mro__", ())

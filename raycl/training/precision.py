@@ -21,7 +21,7 @@ def with_precision(phase: Phase, train: TrainConfig, device: torch.device) -> Ph
     ``nll_loss``, ``binary_cross_entropy_with_logits``, ``kl_div`` and ``mse_loss``. Measured with
     PyTorch 2.13: softmax, log_softmax, exp, log, sum and norms are float32 on CUDA but have the
     type of their input on the CPU; mean and var, and so statistics of a batch, have it on both. A
-    loss that is made of those takes ``x.float()`` first; ``Classifier.logits`` does.
+    loss made of those converts its input by ``torch.Tensor.float``, as ``Classifier.logits`` does.
 
     Args:
         phase: The phase that is run.
