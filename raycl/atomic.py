@@ -73,7 +73,7 @@ def read_json(path: Path, kind: type, hint: str = "") -> Any:
         Damaged: The file cannot be read, is no JSON, or holds another type.
     """
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -81,6 +81,6 @@ def read_json(path: Path, kind: type, hint: str = "") -> Any:
     except ValueError as error:
         reason = "it is empty" if not path.stat().st_size else str(error)
         raise Damaged(path, reason, hint) from error
-    if not isinstance(found, kind):
+    if not isinstance(content, kind):
         raise Damaged(path, f"it holds no JSON {'object' if kind is dict else 'list'}", hint)
-    return found
+    return content

@@ -168,20 +168,20 @@ def _classes(block: str, name: str) -> list[tuple[str, Any]]:
     """Kinds and class of everything that has a name."""
     if ":" not in name:
         known = registered(block)
-        if found := [(kinds, cls) for kinds, other, cls in known if other == name]:
-            return found
+        if classes := [(kinds, cls) for kinds, other, cls in known if other == name]:
+            return classes
         hint = nearest(name, {other for _, other, _ in known})
         raise UserError(f"raycl show {block}", f"unknown {block} '{name}'", hint)
     problems = []
-    found = []
+    classes = []
     for kind in KINDS:
         try:
-            found.append((kind.name, kind.named(block, {"name": name})))
+            classes.append((kind.name, kind.named(block, {"name": name})))
         except Problem as problem:
             problems.append(problem)
-    if not found:
+    if not classes:
         raise UserError(f"raycl show {block}", problems[0].what, problems[0].hint)
-    return found
+    return classes
 
 
 def options(schema: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
@@ -206,16 +206,16 @@ def _branches(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _type(part: Mapping[str, Any]) -> str:
-    found = []
+    types = []
     for branch in _branches(part):
         if "enum" in branch or "const" in branch:
-            found += [str(v) for v in branch.get("enum", [branch.get("const")])]
+            types += [str(v) for v in branch.get("enum", [branch.get("const")])]
         elif branch.get("type") == "array":
             kinds = dict.fromkeys(_type(item) for item in _items(branch))
-            found.append(f"list of {' | '.join(kinds) or 'any'}")
+            types.append(f"list of {' | '.join(kinds) or 'any'}")
         else:
-            found.append("mapping" if "properties" in branch else str(branch.get("type", "any")))
-    return " | ".join(found)
+            types.append("mapping" if "properties" in branch else str(branch.get("type", "any")))
+    return " | ".join(types)
 
 
 def _items(branch: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -233,8 +233,8 @@ def _bounds(part: Mapping[str, Any]) -> str:
         "maxItems": "items ≤",
     }
     parts = [p for branch in _branches(part) for p in (branch, *_items(branch))]
-    found = [f"{word} {p[key]:g}" for p in parts for key, word in words.items() if key in p]
-    return ", ".join(dict.fromkeys(found))
+    bounds = [f"{word} {p[key]:g}" for p in parts for key, word in words.items() if key in p]
+    return ", ".join(dict.fromkeys(bounds))
 
 
 def _yaml(value: Any) -> str:

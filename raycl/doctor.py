@@ -71,8 +71,8 @@ def examine(runs: Path | None, data_root: Path, tracking_uri: str | None) -> int
 
 
 def _python() -> Iterator[Finding]:
-    found = f"{sys.version.split()[0]} in {sys.prefix}, raycl {raycl.__version__}"
-    yield Finding("ok", "python", found)
+    text = f"{sys.version.split()[0]} in {sys.prefix}, raycl {raycl.__version__}"
+    yield Finding("ok", "python", text)
 
 
 def packages(constraints: Path, installed: Callable[[str], str] = version) -> Iterator[Finding]:
@@ -158,12 +158,12 @@ def _tracking(root: Path, uri: str | None) -> Iterator[Finding]:
 def _orphans(root: Path) -> Iterator[Finding]:
     from raycl.tracking.sync import orphans
 
-    found = orphans(root)
-    for path in found:
+    open_sweeps = orphans(root)
+    for path in open_sweeps:
         what = f"{path.name} has values or ends that MLflow does not know, and no process"
         cure = f"raycl run continues it, raycl sync {path.name} closes it"
         yield Finding("warn", "left behind", what, cure)
-    if not found:
+    if not open_sweeps:
         yield Finding("ok", "left behind", "no run without its driver")
 
 

@@ -48,10 +48,10 @@ def find(package: str, base: type[T], name: str, *, where: str = "") -> type[T]:
         raise UserError(where, f"unknown {kind} '{name}'", nearest(name, valid))
     module = importlib.import_module(f"{package}.{name}")
     defined = (v for v in vars(module).values() if getattr(v, "__module__", "") == module.__name__)
-    found = [v for v in defined if isinstance(v, type) and issubclass(v, base)]
-    if len(found) != 1:
+    classes = [v for v in defined if isinstance(v, type) and issubclass(v, base)]
+    if len(classes) != 1:
         raise TypeError(f"{module.__name__} must define exactly one {base.__name__}")
-    return found[0]
+    return classes[0]
 
 
 def _external(base: type[T], name: str, where: str) -> type[T]:

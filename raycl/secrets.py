@@ -91,11 +91,11 @@ def remember(uri: str) -> None:
     from urllib.parse import unquote
 
     for _, rest in _URI.findall(uri):
-        found = [option for _, name, option in _OPTION.findall(rest) if _OPTION_NAME.search(name)]
+        options = [option for _, name, option in _OPTION.findall(rest) if _OPTION_NAME.search(name)]
         if (end := user_end(rest)) > 0:
-            found.append(rest[:end].partition(":")[2])
+            options.append(rest[:end].partition(":")[2])
         parts = {
-            part for word in found for part in (word, unquote(word), *re.split("[/?#@]", word))
+            part for word in options for part in (word, unquote(word), *re.split("[/?#@]", word))
         }
         _remembered.update(part for part in parts if len(part) >= SHORT)
 

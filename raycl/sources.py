@@ -31,7 +31,7 @@ def sources(location: str) -> dict[str, str]:
         location: ``path/to/file.py`` or ``package.module``, as in a sweep file; the file's own name
             in the answer.
     """
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     if location.endswith(".py"):
         start, package = Path(location).resolve(), ""
     else:
@@ -43,13 +43,13 @@ def sources(location: str) -> dict[str, str]:
     todo += _modules(LOADED.get(str(start), ()))
     while todo:
         name, path, package = todo.pop()
-        if name in found:
+        if name in hashes:
             continue
         content = path.read_bytes()
-        found[name] = hashlib.sha256(content).hexdigest()[:16]
+        hashes[name] = hashlib.sha256(content).hexdigest()[:16]
         if path.suffix == ".py":
             todo += _modules(_imported(content, package))
-    return dict(sorted(found.items()))
+    return dict(sorted(hashes.items()))
 
 
 def _modules(names: Iterable[str]) -> Iterator[tuple[str, Path, str]]:

@@ -77,8 +77,8 @@ class Finished:
     @property
     def result(self) -> dict[str, Any]:
         """The result of the run."""
-        found: dict[str, Any] = self.rows[-1]["result"]
-        return found
+        result: dict[str, Any] = self.rows[-1]["result"]
+        return result
 
 
 class MethodConformance:
@@ -150,17 +150,17 @@ class MethodConformance:
             changing: Whether its second task has another network.
         """
         key = repr((self.config(seed), self.second if changing else None, self.device))
-        found = self._finished.get(key)
-        if found is None:
+        kept = self._finished.get(key)
+        if kept is None:
             run = self.build_changing(seed) if changing else self.build(seed)
-            found = Finished(run, [], [])
+            kept = Finished(run, [], [])
             while not run.done:
-                found.rows.append(run.advance())
+                kept.rows.append(run.advance())
                 loose = unsaved(run.method)
                 copies = {k: v.clone() for k, v in loose.items() if isinstance(v, Tensor)}
-                found.loose.append(loose | copies)
-            self._finished[key] = found
-        return found
+                kept.loose.append(loose | copies)
+            self._finished[key] = kept
+        return kept
 
     def cls(self) -> type[Method]:
         """The method's class."""
@@ -303,8 +303,8 @@ class MethodConformance:
         assert torch.equal(*answers), "task 1 has changed the answers for task 0"
         for readout, matrix in run.last_row["result"]["matrices"].items():
             for i in (0, 1):
-                found = run.evaluator.accuracy(run.method, run.stream.data[i].test, i, 2)
-                assert matrix[1][i] == found[readout], f"task {i} is measured as {found}"
+                accuracy = run.evaluator.accuracy(run.method, run.stream.data[i].test, i, 2)
+                assert matrix[1][i] == accuracy[readout], f"task {i} is measured as {accuracy}"
 
     def test_sees_only_what_it_declares(self) -> None:
         """A task is closed when it ends, and images are kept only with ``memory``."""
@@ -323,8 +323,8 @@ class MethodConformance:
     def test_memory_is_counted(self) -> None:
         """Counted bytes are those of the state and, for an upper bound, of all data."""
         run, result = self.finished().run, self.finished().result
-        found = tensors(run.method.state_dict())  # under two names counts once
-        sizes = {(t.data_ptr(), t.numel()): t.numel() * t.element_size() for t in found}
+        stored = tensors(run.method.state_dict())  # under two names counts once
+        sizes = {(t.data_ptr(), t.numel()): t.numel() * t.element_size() for t in stored}
         held = sum(sizes.values())
         if run.method.memory == "all":
             held += 64 * sum(len(data.train) for data in run.stream.data)

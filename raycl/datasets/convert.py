@@ -231,7 +231,7 @@ def _chosen(wanted: dict[str, _DataSet], tasks: Path | None) -> list[str]:
 
 def _usable(rows: Iterable[RawRow], images: Path, done: Converted) -> list[Row]:
     """Select the rows that become images of the tree, and count the others by reason."""
-    found = []
+    rows_kept = []
     for text, label, number, problem in rows:
         path = PurePosixPath(text)
         if ".." in path.parts:
@@ -245,11 +245,11 @@ def _usable(rows: Iterable[RawRow], images: Path, done: Converted) -> list[Row]:
         elif not (images / path).is_file():
             done.left_out["images that are not there"] += 1
         else:
-            found.append(Row(path, SETS[number], _class_folder(label)))
-    trained = {row.label for row in found if row.split == "train"}
-    usable = [row for row in found if row.label in trained]
-    if len(usable) < len(found):
-        done.left_out["images of classes without training images"] += len(found) - len(usable)
+            rows_kept.append(Row(path, SETS[number], _class_folder(label)))
+    trained = {row.label for row in rows_kept if row.split == "train"}
+    usable = [row for row in rows_kept if row.label in trained]
+    if len(usable) < len(rows_kept):
+        done.left_out["images of classes without training images"] += len(rows_kept) - len(usable)
     return usable
 
 

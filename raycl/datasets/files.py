@@ -209,8 +209,8 @@ def _orientation(image: Image.Image) -> int:
     """EXIF orientation of an image, where 1 is upright; Pillow turns TIFF images by itself."""
     if image.format == "TIFF" or "exif" not in image.info:
         return 1
-    found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return found if found in TURNS else 1
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in TURNS else 1
 
 
 def _decoded(content: bytes, image: Image.Image) -> Tensor:

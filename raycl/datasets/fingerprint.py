@@ -92,10 +92,10 @@ class _Hashes:
         before = self.known.get(name)
         if before is not None and before[0] == state:
             return before[1]
-        found = _content(path, stat.st_size, whole)
+        digest = _content(path, stat.st_size, whole)
         if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > FRESH_NS:
-            self.new[name] = (state, found)
-        return found
+            self.new[name] = (state, digest)
+        return digest
 
 
 def _content(path: Path, size: int, whole: bool) -> str:

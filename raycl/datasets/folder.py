@@ -136,9 +136,9 @@ def sample(part: Arrays | Files) -> NDArray[np.uint8]:
     return np.stack(decode_all(names, part.size, colour=True, shorter=part.shorter))
 
 
-def _splits(found: Listing, path: Path, validation: bool) -> tuple[Tree, Tree | None, Tree | None]:
+def _splits(listed: Listing, path: Path, validation: bool) -> tuple[Tree, Tree | None, Tree | None]:
     """Training, validation and test images; ``None`` for what the tree has no folder of."""
-    start, parts = found.start, [name.parts for name in found.names]
+    start, parts = listed.start, [name.parts for name in listed.names]
     while _is_lone(parts, validation):
         start, parts = f"{start}{parts[0][0]}/", [p[1:] for p in parts]
     top = {p[0] for p in parts}
@@ -200,12 +200,12 @@ def _within(budget: Budget, tree: Tree, classes: Sequence[str], held: bool, path
         what = f"{part}, shared by the {len(classes)} classes of '{path}', is no image for each"
         raise UserError("benchmark.budget", what, "set a larger one")
     rng = random.Random(budget.seed)
-    found: Tree = {}
+    kept: Tree = {}
     for name in classes:
         drawn = list(tree.get(name, ()))
         rng.shuffle(drawn)
-        found[name] = drawn[:count]
-    return found
+        kept[name] = drawn[:count]
+    return kept
 
 
 def _drawn(tree: Tree, count: int, path: Path) -> tuple[Tree, Tree]:

@@ -82,8 +82,8 @@ class FrozenSet(Examples):
         """See ``Examples.batches``; the same batches in the same order."""
         values = self._all() if augment is None else None
         read = self.examples.batches if values is None or not self.alone else super().batches
-        found = read(batch_size, generator=generator, augment=augment, drop_last=drop_last)
-        for batch in found:
+        batches = read(batch_size, generator=generator, augment=augment, drop_last=drop_last)
+        for batch in batches:
             known = None if values is None else values.index_select(0, batch.index)
             batch.frozen = self._of(batch.images) if known is None else known
             yield batch

@@ -45,12 +45,12 @@ def find(directory: Path, prefix: str | None = None) -> dict[tuple[str, str], Pa
     """
     if not directory.is_dir():
         raise UserError(WHERE, f"no such directory '{directory}'")
-    found: dict[tuple[str, str, str], Path] = {}
+    files: dict[tuple[str, str, str], Path] = {}
     for path in sorted(directory.iterdir(), reverse=True):  # an unpacked file wins over its .gz
         match = NAME.fullmatch(path.name)
         if match and prefix in (None, match[1]):
-            found[match[1], "train" if match[2] == "train" else "test", match[3]] = path
-    prefixes = sorted({key[0] for key in found})
+            files[match[1], "train" if match[2] == "train" else "test", match[3]] = path
+    prefixes = sorted({key[0] for key in files})
     if len(prefixes) > 1:
         sets = ", ".join(f"'{p}'" for p in prefixes)
         raise UserError(
@@ -59,10 +59,10 @@ def find(directory: Path, prefix: str | None = None) -> dict[tuple[str, str], Pa
     start = prefixes[0] if prefixes else prefix or ""
     for split, stem in (("train", "train"), ("test", "t10k (or test)")):
         for kind, dims in (("images", 3), ("labels", 1)):
-            if (start, split, kind) not in found:
+            if (start, split, kind) not in files:
                 name = f"{start}{stem}-{kind}-idx{dims}-ubyte[.gz]"
                 raise UserError(WHERE, f"'{directory}' has no file {name}")
-    return {(split, kind): path for (_, split, kind), path in found.items()}
+    return {(split, kind): path for (_, split, kind), path in files.items()}
 
 
 def read(

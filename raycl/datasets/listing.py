@@ -181,8 +181,8 @@ class _Found:
 
     def left_out(self, start: str) -> LeftOut:
         """Everything that was passed over, with whole names."""
-        found = {EMPTY: self.empty(), **self.passed}
-        return LeftOut.of({reason: [start + n for n in names] for reason, names in found.items()})
+        passed = {EMPTY: self.empty(), **self.passed}
+        return LeftOut.of({reason: [start + n for n in names] for reason, names in passed.items()})
 
 
 def _split(name: str) -> list[str]:

@@ -130,12 +130,12 @@ def install(name: str) -> None:
 
 def _installers() -> list[list[str]]:
     """Commands that install into the environment of this interpreter, the best one first."""
-    found = []
+    commands = []
     if importlib.util.find_spec("pip") is not None:
         quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--retries=1"]
-        found.append([sys.executable, "-m", "pip", "install", *quiet])
+        commands.append([sys.executable, "-m", "pip", "install", *quiet])
     beside = Path(sys.executable).with_name("uv")
     uv = str(beside) if beside.is_file() else shutil.which("uv")
     if uv is not None:
-        found.append([uv, "pip", "install", "--quiet", "--python", sys.executable])
-    return found
+        commands.append([uv, "pip", "install", "--quiet", "--python", sys.executable])
+    return commands

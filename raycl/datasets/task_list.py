@@ -102,11 +102,11 @@ def match(tasks: Sequence[Listed], folders: Mapping[str, str], path: Path, where
     Raises:
         UserError: A task without a folder, with the nearest name.
     """
-    found = []
+    matched = []
     for task in tasks:
         folder = folders.get(task.name) or folders.get(task.id)
         if folder is None:
             what = f"line {task.line} of '{path}': unknown task '{task.shown}'"
             raise UserError(where, what, nearest(task.shown, folders))
-        found.append(folder)
-    return found
+        matched.append(folder)
+    return matched

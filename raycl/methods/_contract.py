@@ -87,13 +87,13 @@ class MethodConfig(BaseModel):
 
     def network_options(self) -> dict[str, dict[str, Any]]:
         """The blocks of other networks that are given, by the name of the option."""
-        found = {name: getattr(self, name) for name in self.networks}
-        return {name: block for name, block in found.items() if block is not None}
+        blocks = {name: getattr(self, name) for name in self.networks}
+        return {name: block for name, block in blocks.items() if block is not None}
 
     def weights_options(self) -> dict[str, Weights]:
         """The weights for the method itself that are given, by the name of the option."""
-        found = {name: getattr(self, name) for name in self.other_weights}
-        return {name: block for name, block in found.items() if block is not None}
+        blocks = {name: getattr(self, name) for name in self.other_weights}
+        return {name: block for name, block in blocks.items() if block is not None}
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,7 @@ def arrangement(chosen: Tensor, classes: int, cells: int) -> list[tuple[int, int
     placed, start = [], 0
     for label in range(classes):
         rows = GRID // classes + (label < GRID % classes)
-        found = (chosen == label).nonzero().flatten()[: rows * GRID].tolist()
-        placed += [(start + i, source) for i, source in enumerate(found)]
+        samples = (chosen == label).nonzero().flatten()[: rows * GRID].tolist()
+        placed += [(start + i, source) for i, source in enumerate(samples)]
         start += rows * GRID
     return placed

@@ -29,19 +29,19 @@ def weighted_layers(network: nn.Module, method: str) -> dict[str, Layer]:
     Raises:
         UserError: There is none.
     """
-    found: dict[str, Layer] = {}
+    layers: dict[str, Layer] = {}
     for name, layer in network.named_modules():
         if not isinstance(layer, Layer) or not isinstance(layer.weight, nn.Parameter):
             continue
-        if all(layer.weight is not other.weight for other in found.values()):
-            found[name] = layer
-    if not found:
+        if all(layer.weight is not other.weight for other in layers.values()):
+            layers[name] = layer
+    if not layers:
         raise UserError(
             "network",
             f"{method} works on convolutions and linear layers, and this network has none",
             "take one that has, e.g. mlp, cnn or resnet18",
         )
-    return found
+    return layers
 
 
 def input_width(layer: Layer) -> int:
@@ -118,9 +118,9 @@ class Layered(PerTask):
 
     def own(self, task: int) -> Own:
         """The tensors of a task beside its head."""
-        found = self.get_submodule(f"task_{task}")
-        assert isinstance(found, Own)
-        return found
+        own = self.get_submodule(f"task_{task}")
+        assert isinstance(own, Own)
+        return own
 
     def own_parameters(self, task: int) -> list[nn.Parameter]:
         """See ``PerTask.own_parameters``."""

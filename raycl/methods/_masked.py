@@ -38,9 +38,9 @@ class Masked(Layered):
 
     def masks(self, task: int) -> TaskMasks:
         """The masks of a task."""
-        found = self.own(task).values
-        assert isinstance(found, TaskMasks)
-        return found
+        masks = self.own(task).values
+        assert isinstance(masks, TaskMasks)
+        return masks
 
     def end_task(self, task: Task) -> None:
         """Keep the task's masks as bits."""

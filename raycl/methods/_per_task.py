@@ -97,9 +97,9 @@ class PerTask(Classifier):
     def spread(self, own: Tensor, task_id: int) -> Tensor:
         """Scores of a task's classes (B, K) among all outputs: float32 (B, num_outputs)."""
         stream = self.context.stream
-        found = own.new_full((len(own), stream.num_outputs), -torch.inf, dtype=torch.float32)
+        scores = own.new_full((len(own), stream.num_outputs), -torch.inf, dtype=torch.float32)
         outputs = torch.tensor(stream.tasks[task_id].classes, device=own.device)
-        return found.index_copy(1, outputs, own.float())
+        return scores.index_copy(1, outputs, own.float())
 
     def active(self, task: TaskInfo) -> Tensor:
         """See ``Classifier.active``: the outputs of the task itself."""

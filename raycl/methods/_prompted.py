@@ -335,10 +335,10 @@ class PromptMethod(Classifier):
 
     def terms(self, answer: Answer, labels: Tensor, active: Tensor) -> dict[str, Tensor]:
         """Cross-entropy over ``active`` outputs, and the loss of the keys, if there is one."""
-        found = {"cross_entropy": masked_cross_entropy(answer.logits, labels, active)}
+        losses = {"cross_entropy": masked_cross_entropy(answer.logits, labels, active)}
         if answer.key_loss is not None:
-            found["keys"] = self.config.aux_loss_scale * answer.key_loss
-        return found
+            losses["keys"] = self.config.aux_loss_scale * answer.key_loss
+        return losses
 
     def trainable(self) -> list[nn.Parameter]:
         """Prompts, keys and head."""

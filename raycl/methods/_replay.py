@@ -203,11 +203,11 @@ class RandomReplay(Replaying):
 
     def diagnostics(self) -> dict[str, float]:
         """Number of images stored, and of different ones where an image may be stored twice."""
-        found = super().diagnostics()
+        numbers = super().diagnostics()
         if self.config.replay == "list_with_duplicates":
-            rows = self.exemplars.images[: int(found["exemplars"])].flatten(1)
-            found["unique_exemplars"] = float(len(torch.unique(rows, dim=0)))
-        return found
+            rows = self.exemplars.images[: int(numbers["exemplars"])].flatten(1)
+            numbers["unique_exemplars"] = float(len(torch.unique(rows, dim=0)))
+        return numbers
 
 
 class OrderedReplay(Replaying):

@@ -107,8 +107,8 @@ class BLIP(Classifier):
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
-        found = self.backbone.named_modules()
-        layers = {name: m for name, m in found if isinstance(m, (nn.Linear, nn.Conv2d))}
+        modules = self.backbone.named_modules()
+        layers = {name: m for name, m in modules if isinstance(m, (nn.Linear, nn.Conv2d))}
         if not layers:
             raise UserError("network", "blip quantises linear layers and convolutions; none here")
         parameters: dict[str, Quantised] = {}

@@ -127,9 +127,9 @@ class CLR(OnAnchor):
 
         Each is a child of the method, so that a kept epoch is a copy of the current one only.
         """
-        found = self.get_submodule(f"task_{task}")
-        assert isinstance(found, TaskTensors)
-        return found
+        own = self.get_submodule(f"task_{task}")
+        assert isinstance(own, TaskTensors)
+        return own
 
     def own_parameters(self, task: int) -> list[nn.Parameter]:
         """See ``PerTask.own_parameters``."""
@@ -160,5 +160,5 @@ class CLR(OnAnchor):
             scale = own.get(f"{name.removesuffix('kernel')}scale")
             change = own[name] - state[name] if scale is None else scale.unsqueeze(1) * own[name]
             moved.append(change.flatten())
-        found = torch.cat(moved)
-        return {"kernel_change": float(found.square().mean().sqrt())}
+        distances = torch.cat(moved)
+        return {"kernel_change": float(distances.square().mean().sqrt())}

@@ -54,19 +54,19 @@ class Components(Learner):
 
     def prompts(self, query: Tensor, task: int | None) -> tuple[Prompts, Tensor | None]:
         """See ``Learner.prompts``: sums over the components of all tasks so far."""
-        found: dict[int, BlockPrompts] = {}
+        prompts: dict[int, BlockPrompts] = {}
         penalties = []
         if self.index < 0:
-            return found, None
+            return prompts, None
         for number, block in enumerate(self.blocks):
             parts = (self.keys, self.attention, self.components)
             keys, attention, components = self._in_use([p[number] for p in parts], task)
             rows = weighted(query, attention, keys, components)
-            found[block] = BlockPrompts(front=halves(rows))
+            prompts[block] = BlockPrompts(front=halves(rows))
             if task is not None and self.config.mu:
                 used = (keys, attention, components.flatten(1))
                 penalties += [orthogonality_penalty(part) for part in used]
-        return found, self.config.mu * torch.stack(penalties).sum() if penalties else None
+        return prompts, self.config.mu * torch.stack(penalties).sum() if penalties else None
 
     def constants(self) -> list[Tensor]:
         """See ``Learner.constants``: the components of earlier tasks."""

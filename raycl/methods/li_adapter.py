@@ -49,8 +49,8 @@ class LiAdapter(OnAnchor):
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
-        found = self.backbone.named_modules()
-        self.convolutions = {n: layer for n, layer in found if isinstance(layer, nn.Conv2d)}
+        modules = self.backbone.named_modules()
+        self.convolutions = {n: layer for n, layer in modules if isinstance(layer, nn.Conv2d)}
         if not self.convolutions:
             raise UserError(
                 "network",

@@ -110,8 +110,12 @@ class PackNet(PerTask):
 
     def own_parameters(self, task: int) -> list[nn.Parameter]:
         """See ``PerTask.own_parameters``: in the first task the network, later its layers."""
-        found = dict(self.backbone.named_parameters())
-        return list(found.values()) if task == 0 else [found[f"{n}.weight"] for n in self.layers]
+        parameters = dict(self.backbone.named_parameters())
+        return (
+            list(parameters.values())
+            if task == 0
+            else [parameters[f"{n}.weight"] for n in self.layers]
+        )
 
     def phases(self, task: Task) -> list[Phase]:
         """The phases ``train`` and ``retrain``."""

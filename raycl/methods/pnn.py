@@ -64,8 +64,8 @@ class PNN(PerTask):
     def __init__(self, config: Any, context: Context) -> None:
         Method.__init__(self, config, context)
         network = self.new_network()
-        found = weighted_layers(network, config.name)
-        self.connected = called_once(network, list(found), context.stream.input_shape)[1:]
+        layers = weighted_layers(network, config.name)
+        self.connected = called_once(network, list(layers), context.stream.input_shape)[1:]
         self.columns = nn.ModuleList([Column(network, self.connected, earlier=0)])
         self.heads, self.index = nn.ModuleList(), 0
 
@@ -82,9 +82,9 @@ class PNN(PerTask):
 
     def column(self, task: int) -> Column:
         """The column of a task."""
-        found = self.columns[task]
-        assert isinstance(found, Column)
-        return found
+        column = self.columns[task]
+        assert isinstance(column, Column)
+        return column
 
     def train(self, mode: bool = True) -> Self:
         """See ``torch.nn.Module.train``; columns of earlier tasks stay in eval mode."""

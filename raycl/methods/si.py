@@ -185,8 +185,8 @@ class Steps:
     def before(self) -> None:
         """Note the position and the gradient of the cross-entropy; clip that of the whole loss."""
         config, clip_norm = self.method.config, self.method.context.train.clip_norm
-        found = [part for part in self.parts if part[0].grad is not None]
-        parameters, omega, anchor, path = (list(column) for column in zip(*found, strict=True))
+        parts = [part for part in self.parts if part[0].grad is not None]
+        parameters, omega, anchor, path = (list(column) for column in zip(*parts, strict=True))
         pull = torch._foreach_sub(parameters, anchor)
         torch._foreach_mul_(pull, omega)
         gradients = [p.grad for p in parameters if p.grad is not None]

@@ -94,8 +94,8 @@ class Weights(BaseModel):
         """Refuse a block without exactly one source, or with options of another source."""
         given = [source for source in SOURCES if getattr(self, source)]
         if len(given) != 1:
-            found = " and ".join(given) or "none"
-            raise ValueError(f"give exactly one of file, package and trial, not {found}")
+            sources = " and ".join(given) or "none"
+            raise ValueError(f"give exactly one of file, package and trial, not {sources}")
         if (self.package is None) != (self.resource is None):
             raise ValueError("package goes with resource, the file inside it")
         path = self.file or self.resource
@@ -189,12 +189,12 @@ def match(
     if weights.rename == "order":
         kept = {short: name for short, name in names.items() if not short.startswith(skipped)}
         width = features if removed else 0
-        found = _by_order(state, weights, tensors, list(kept.values()), width)
+        pairs = _by_order(state, weights, tensors, list(kept.values()), width)
     else:
-        found = _by_name(state, weights, tensors, names, skipped)
-    for source in found.values():
+        pairs = _by_name(state, weights, tensors, names, skipped)
+    for source in pairs.values():
         _check_values(weights, source, tensors[source])
-    return found
+    return pairs
 
 
 def _by_name(
@@ -209,10 +209,10 @@ def _by_name(
     inner = max(_prefixes([*state]), key=lambda p: sum(n[len(p) :] in known for n in state))
     wanted = {name[len(inner) :]: name for name in state}
     spare = [name for short, name in names.items() if short not in wanted]
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for short, name in wanted.items():
         if short in names:
-            found[name] = names[short]
+            pairs[name] = names[short]
             _check_shape(weights, names[short], tensors[names[short]], name, state[name])
         elif not short.endswith(COUNTER):
             other = f"; it has {_shown(spare[0], tensors[spare[0]])}" if spare else ""
@@ -225,7 +225,7 @@ def _by_name(
         what = f"the network has no tensor for {_shown(rest[0], tensors[rest[0]])}"
         part = rest[0][len(weights.beginning) :].partition(".")[0]
         raise UserError(WHERE, f"{what} of {weights.label}", f"ignore: [{part}.] leaves it out")
-    return found
+    return pairs
 
 
 def _prefixes(names: Sequence[str]) -> list[str]:

@@ -55,11 +55,11 @@ class NetworkConfig(BaseModel):
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         """Put the options of ``weights``, which are many, after the network's own."""
-        found = handler.resolve_ref_schema(handler(schema))
-        properties = found.get("properties", {})
+        resolved = handler.resolve_ref_schema(handler(schema))
+        properties = resolved.get("properties", {})
         if "weights" in properties:
             properties["weights"] = properties.pop("weights")
-        return found
+        return resolved
 
     def untrained(self) -> Self:
         """The same network with random weights, which can be built anywhere."""
@@ -191,13 +191,13 @@ def networks_of(block: Mapping[str, Any], tasks: int) -> tuple[Mapping[str, Any]
         UserError: A sequence has fewer networks than there are tasks.
     """
     cls, config = find_network(block)
-    found = cls.per_task(config)
-    if found is None:
+    blocks = cls.per_task(config)
+    if blocks is None:
         return (block,) * tasks
-    if len(found) < tasks:
+    if len(blocks) < tasks:
         raise UserError(
             "network.of",
-            f"{len(found)} networks for {tasks} tasks",
+            f"{len(blocks)} networks for {tasks} tasks",
             "give every task one, or repeat one with repeat: N",
         )
-    return found[:tasks]
+    return blocks[:tasks]

@@ -176,8 +176,10 @@ def _described(name: str) -> Any:
 
 def _classifier(name: str) -> tuple[str, ...]:
     """Beginnings of the names of a model's classifiers."""
-    found = getattr(_described(name), "classifier", None) or ()
-    return tuple(f"{one}." for one in ((found,) if isinstance(found, str) else found))
+    classifiers = getattr(_described(name), "classifier", None) or ()
+    return tuple(
+        f"{one}." for one in ((classifiers,) if isinstance(classifiers, str) else classifiers)
+    )
 
 
 @contextmanager

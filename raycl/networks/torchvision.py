@@ -67,10 +67,10 @@ class TorchvisionNetwork(Backbone):
 
 
 def _create(name: str, weights: str | None) -> nn.Module:
-    found = None if weights is None else _named(name, weights)
+    chosen = None if weights is None else _named(name, weights)
     _check_model(name)
     try:
-        return torchvision.models.get_model(name, weights=found)  # type: ignore[no-any-return]
+        return torchvision.models.get_model(name, weights=chosen)  # type: ignore[no-any-return]
     except OSError as error:
         what = f"cannot load {weights} of {name}: {error}"
         raise UserError(WHERE, what, ELSEWHERE) from error

@@ -36,10 +36,10 @@ class DistillationPrompts(nn.Module):
 
     def prompts(self) -> dict[int, BlockPrompts]:
         """Prompts by block: token and prefixes."""
-        found = {0: BlockPrompts(tokens=self.token)}
+        prompts = {0: BlockPrompts(tokens=self.token)}
         for number, rows in enumerate(self.prefixes, start=1):
-            found[number] = BlockPrompts(behind=halves(rows))
-        return found
+            prompts[number] = BlockPrompts(behind=halves(rows))
+        return prompts
 
 
 class AttentionMapper(nn.Module):
@@ -106,9 +106,9 @@ class PrefixMapper(nn.Module):
 
     def forward(self, prompts: Mapping[int, BlockPrompts]) -> dict[int, BlockPrompts]:
         """Map the teacher's prefixes to the student's width; without any, there are none."""
-        found = {}
+        mapped = {}
         for block, mapper in zip(self.blocks, self.mappers, strict=True):
             prefix = prompts[block].front if block in prompts else None
             if prefix is not None:
-                found[block] = BlockPrompts(front=mapper(prefix))
-        return found
+                mapped[block] = BlockPrompts(front=mapper(prefix))
+        return mapped

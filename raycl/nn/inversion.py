@@ -92,12 +92,12 @@ class Inversion:
             images: (B, C, H, W), normalised.
             labels: int64 (B,), positions in ``outputs``, for terms that want them.
         """
-        with watched(self.layers, outputs=self.outputs_watched) as found:
+        with watched(self.layers, outputs=self.outputs_watched) as maps:
             logits = self.network(images)
         # rounded numbers would not do for differences of variances or of neighbouring pixels
         with torch.autocast(images.device.type, enabled=False):
             chosen = logits.float().index_select(1, self.outputs)
-            moments = moments_of(found) if found else None
+            moments = moments_of(maps) if maps else None
             seen = Seen(images.float(), chosen, labels, moments)
             return {name: weight * term(seen) for name, (weight, term) in self.terms.items()}
 
@@ -214,8 +214,8 @@ def variation(seen: Seen) -> Tensor:
     + || x[i, j] - x[i+1, j+1] ||, neither squared nor averaged, so that the pull on one image falls
     with the square root of how many there are. (The code of arXiv 2306.08593.)
     """
-    found: Tensor = DiagonalVariation.apply(seen.images)  # type: ignore[no-untyped-call]
-    return found
+    norms: Tensor = DiagonalVariation.apply(seen.images)  # type: ignore[no-untyped-call]
+    return norms
 
 
 class DiagonalVariation(torch.autograd.Function):
@@ -329,14 +329,14 @@ def watched(layers: Sequence[nn.Module], *, outputs: bool = False) -> Iterator[l
     def after(layer: nn.Module, args: tuple[Any, ...], given: Tensor) -> None:
         seen[id(layer)] = given.clone()  # the next layer may write into it
 
-    found: list[Tensor] = []
+    collected: list[Tensor] = []
     handles = [
         layer.register_forward_hook(after) if outputs else layer.register_forward_pre_hook(before)
         for layer in layers
     ]
     try:
-        yield found
-        found += [seen[id(layer)] for layer in layers]
+        yield collected
+        collected += [seen[id(layer)] for layer in layers]
     finally:
         for handle in handles:
             handle.remove()

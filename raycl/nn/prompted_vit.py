@@ -68,19 +68,19 @@ def together(*several: Mapping[int, BlockPrompts]) -> dict[int, BlockPrompts]:
     Raises:
         ValueError: Two of them move the class token of one block.
     """
-    found: dict[int, BlockPrompts] = {}
+    joined: dict[int, BlockPrompts] = {}
     for prompts in several:
         for number, added in prompts.items():
-            known = found.get(number, BlockPrompts())
+            known = joined.get(number, BlockPrompts())
             if known.class_token is not None and added.class_token is not None:
                 raise ValueError(f"the class token of block {number} is moved twice")
-            found[number] = BlockPrompts(
+            joined[number] = BlockPrompts(
                 _chained(known.front, added.front),
                 _chained(known.behind, added.behind),
                 known.class_token or added.class_token,
                 _rows(known.tokens, added.tokens),
             )
-    return found
+    return joined
 
 
 def _chained(first: KeysValues | None, second: KeysValues | None) -> KeysValues | None:

@@ -78,10 +78,10 @@ def _relative(result: Result, bound: Result, readout: str) -> dict[str, float]:
     """Metrics of one readout; none if one of the two runs lacks it, or the upper bound is 0."""
     if readout not in bound["matrices"] or readout not in result["matrices"]:
         return {}
-    found = {}
+    metrics = {}
     for name, metric in AGAINST_BOUND.items():
         try:
-            found[name] = metric.function(result["matrices"][readout], bound["matrices"][readout])
+            metrics[name] = metric.function(result["matrices"][readout], bound["matrices"][readout])
         except ValueError:
             continue
-    return found
+    return metrics

@@ -125,17 +125,17 @@ def _stack(group: Group, which: str, game: str) -> tuple[Array, Array]:
 
     Seeds are evaluated at the same frames; returns in training are looked up between points.
     """
-    found = [
+    curves = [
         np.array(run.result["curves"][which][game], dtype=np.float64)
         for run in group.runs
         if run.result is not None and is_games(run.result) and run.result["curves"][which][game]
     ]
-    if not found:
+    if not curves:
         return np.empty(0), np.empty((0, 0))
-    start, end = max(c[0, 0] for c in found), min(c[-1, 0] for c in found)
-    at = np.unique(np.concatenate([curve[:, 0] for curve in found]))
+    start, end = max(c[0, 0] for c in curves), min(c[-1, 0] for c in curves)
+    at = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
     at = at[(at >= start) & (at <= end)]  # nothing is made up beyond a seed's points
-    return at, np.array([np.interp(at, curve[:, 0], curve[:, 1]) for curve in found])
+    return at, np.array([np.interp(at, curve[:, 0], curve[:, 1]) for curve in curves])
 
 
 def _result(groups: Sequence[Group]) -> Mapping[str, Any]:

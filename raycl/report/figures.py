@@ -176,12 +176,12 @@ def _legend(figure: Figure, methods: Sequence[str]) -> None:
     inches = [0.6 + 0.08 * len(name) for name in names]
     width = figure.get_figwidth()
     columns = len(names) if sum(inches) < width else max(1, int(width / max(inches)))
-    found = [handles[name] for name in names]
+    shown = [handles[name] for name in names]
     if len(names) <= 2 * columns:
-        figure.legend(found, names, loc="outside lower center", ncols=columns)
+        figure.legend(shown, names, loc="outside lower center", ncols=columns)
     else:  # a tall legend would take its room from the panels
         figure.set_figwidth(width + max(inches))
-        figure.legend(found, names, loc="outside right center")
+        figure.legend(shown, names, loc="outside right center")
 
 
 # ---------------------------------------------------------------------- panels
@@ -229,8 +229,8 @@ def _forgotten(table: Table) -> list[Row]:
 
 def _forgetful(table: Table) -> list[str]:
     """Methods that have forgetting, in order."""
-    found = {row["method"] for row in _forgotten(table)}
-    return [method for method in _methods(table) if method in found]
+    methods = {row["method"] for row in _forgotten(table)}
+    return [method for method in _methods(table) if method in methods]
 
 
 def _forgetting(axis: Axes, table: Table, benchmark: str, readout: str, first: bool) -> None:
@@ -372,9 +372,9 @@ def _files(name: str, figure: Figure) -> dict[str, bytes]:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # once is enough: laying out is most of the time
     box = figure.get_tightbbox().padded(0.06)
-    found = {}
+    files = {}
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         buffer = BytesIO()
         figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches=box)
-        found[f"{name}.{suffix}"] = buffer.getvalue()
-    return found
+        files[f"{name}.{suffix}"] = buffer.getvalue()
+    return files

@@ -154,8 +154,8 @@ def _cells(row: Row, baseline: str | None) -> Cells:
 def _published(row: Row, form: str) -> str | None:
     """The published number, or several with the revision of each."""
     if row["published_revisions"]:
-        found = row["published_revisions"].items()
-        return ", ".join(f"{_number(value, form)} ({revision})" for revision, value in found)
+        revisions = row["published_revisions"].items()
+        return ", ".join(f"{_number(value, form)} ({revision})" for revision, value in revisions)
     return None if row["published"] is None else _number(row["published"], form)
 
 

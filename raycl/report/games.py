@@ -26,11 +26,13 @@ def prepare(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> list[Tracked
         spec: The sweep file.
     """
     alone = _labels(spec)
-    found = [run if run.result is None else _with_scores(run, run.method in alone) for run in runs]
+    completed = [
+        run if run.result is None else _with_scores(run, run.method in alone) for run in runs
+    ]
     references = {
-        (run.benchmark, run.seed): run for run in reversed(found) if run.method in alone[:1]
+        (run.benchmark, run.seed): run for run in reversed(completed) if run.method in alone[:1]
     }
-    return [_with_transfer(run, references, alone) for run in found]
+    return [_with_transfer(run, references, alone) for run in completed]
 
 
 def is_games(result: Result | None) -> bool:
@@ -46,8 +48,8 @@ def game_frames(result: Result) -> float:
 def percent(result: Result, game: str, points: Iterable[Sequence[float]]) -> list[list[float]]:
     """Turn a curve of raw scores into one in percent of the reference."""
     frames, scores = zip(*points, strict=True) if points else ((), ())
-    found = normalise(scores, [result["references"][game]] * len(scores))
-    return [[f, p] for f, p in zip(frames, found, strict=True) if p is not None]
+    percents = normalise(scores, [result["references"][game]] * len(scores))
+    return [[f, p] for f, p in zip(frames, percents, strict=True) if p is not None]
 
 
 def _labels(spec: Mapping[str, Any]) -> list[str]:

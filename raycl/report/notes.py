@@ -137,9 +137,9 @@ def _selection(spec: Mapping[str, Any]) -> Iterable[str]:
 
 def _weights(spec: Mapping[str, Any]) -> Iterable[str]:
     """Notes on the files that networks start from."""
-    found = named_in([spec.get("network"), spec.get("methods")])
-    if found:
-        files = (f"{one.label}, sha256 {(one.sha256 or 'unknown')[:12]}" for one in found)
+    weights = named_in([spec.get("network"), spec.get("methods")])
+    if weights:
+        files = (f"{one.label}, sha256 {(one.sha256 or 'unknown')[:12]}" for one in weights)
         yield f"networks start from {'; '.join(dict.fromkeys(files))}"
 
 

@@ -123,16 +123,16 @@ def _latest(runs: Iterable[TrackedRun]) -> tuple[list[TrackedRun], list[TrackedR
 
 
 def _group(runs: Iterable[TrackedRun], methods: Sequence[str]) -> list[Group]:
-    found: dict[tuple[str, str, str], list[TrackedRun]] = defaultdict(list)
+    by_group: dict[tuple[str, str, str], list[TrackedRun]] = defaultdict(list)
     for run in runs:
-        found[run.benchmark, run.method, run.config_key].append(run)
-    configs = Counter((benchmark, method) for benchmark, method, _ in found)
-    order = sorted(found, key=lambda key: (key[0], methods.index(key[1]), key[2]))
+        by_group[run.benchmark, run.method, run.config_key].append(run)
+    configs = Counter((benchmark, method) for benchmark, method, _ in by_group)
+    order = sorted(by_group, key=lambda key: (key[0], methods.index(key[1]), key[2]))
     return [
         Group(
             benchmark,
             method if configs[benchmark, method] == 1 else f"{method} ({key[:6]})",
-            sorted(found[benchmark, method, key], key=lambda run: run.seed),
+            sorted(by_group[benchmark, method, key], key=lambda run: run.seed),
         )
         for benchmark, method, key in order
     ]
@@ -151,13 +151,13 @@ def _others(groups: Sequence[Group], group: Group, baseline: str | None) -> Grou
 
 def values(group: Group, readout: str, metric: str) -> dict[int, float]:
     """A metric per seed, where it is defined."""
-    found = {}
+    by_seed = {}
     for run in group.runs:
         assert run.result is not None
         value = run.result["metrics"].get(readout, {}).get(metric)
         if value is not None:
-            found[run.seed] = float(value)
-    return found
+            by_seed[run.seed] = float(value)
+    return by_seed
 
 
 def _rows(group: Group, baseline: Group | None) -> Iterable[Row]:

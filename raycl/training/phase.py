@@ -123,10 +123,10 @@ def changing(method: Method, trained: set[int]) -> set[str]:
         trained: ``id`` of every parameter that the optimiser steps.
     """
     parameters = dict(method.named_parameters(remove_duplicate=False))
-    found = {name for name, p in parameters.items() if id(p) in trained}
-    children = {name.partition(".")[0] for name in found if "." in name}
+    names = {name for name, p in parameters.items() if id(p) in trained}
+    children = {name.partition(".")[0] for name in names if "." in name}
     others = (name for name in method.state_dict() if name not in parameters and "." in name)
-    return found | {name for name in others if name.partition(".")[0] in children}
+    return names | {name for name in others if name.partition(".")[0] in children}
 
 
 def train_one_epoch(

@@ -63,8 +63,8 @@ class About:
 
     def as_json(self) -> str:
         """The value in the metadata, the same text for the same content."""
-        found = asdict(self) | {"images": "".join(self.images), "count": len(self.images)}
-        return json.dumps(found | {"images_sha256": self.images_sha256}, sort_keys=True)
+        fields = asdict(self) | {"images": "".join(self.images), "count": len(self.images)}
+        return json.dumps(fields | {"images_sha256": self.images_sha256}, sort_keys=True)
 
     def seen(self, ids: Iterable[str]) -> int:
         """Number of these images that the network has seen."""
@@ -99,20 +99,20 @@ def read_about(path: Path) -> About | None:
             text = (file.metadata() or {}).get(KEY)
     except (OSError, SafetensorError):  # whoever needs its tensors says what is wrong with it
         return None
-    found = {} if text is None else json.loads(text)
-    if found.get("origin") != ORIGIN:
+    content = {} if text is None else json.loads(text)
+    if content.get("origin") != ORIGIN:
         return None
-    ids, digits = found["images"], len(found["images"]) // max(1, found["count"])
-    statistics = found["normalisation"]
+    ids, digits = content["images"], len(content["images"]) // max(1, content["count"])
+    statistics = content["normalisation"]
     return About(
-        trial=found["trial"],
-        recipe=found["recipe"],
-        source=found["source"],
-        accuracy=found["accuracy"],
+        trial=content["trial"],
+        recipe=content["recipe"],
+        source=content["source"],
+        accuracy=content["accuracy"],
         normalisation=None if statistics is None else (tuple(statistics[0]), tuple(statistics[1])),
-        unit=found["unit"],
+        unit=content["unit"],
         images=tuple(ids[i : i + digits] for i in range(0, len(ids), max(1, digits))),
-        version=found["version"],
+        version=content["version"],
     )
 
 

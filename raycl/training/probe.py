@@ -95,13 +95,13 @@ class Probe:
         """
         method, labels = self.method, torch.cat([one.train.labels for one in data])
         kinds = {method.uses_task_id and r == "task" for r in self.evaluator.readouts}
-        found = {}
+        classifiers = {}
         for known in kinds:
             features = [
                 _features(method, one.train, i if known else None) for i, one in enumerate(data)
             ]
-            found[known] = fit_linear(np.concatenate(features), labels, l2, self.threads)
-        return Probed(method, self.stream.info.num_outputs, found)
+            classifiers[known] = fit_linear(np.concatenate(features), labels, l2, self.threads)
+        return Probed(method, self.stream.info.num_outputs, classifiers)
 
 
 def has_features(method: type[Method]) -> bool:
@@ -141,9 +141,9 @@ class Linear:
 
     def scores(self, features: Tensor, outputs: int) -> Tensor:
         """Scores of all outputs, float64 (B, outputs); minus infinity for a class never seen."""
-        found = ((features.double() - self.mean) / self.scale) @ self.weight.T + self.bias
-        unknown = found.new_full((len(found), outputs), -torch.inf)
-        return unknown.index_copy_(1, self.classes, found)
+        scores = ((features.double() - self.mean) / self.scale) @ self.weight.T + self.bias
+        unknown = scores.new_full((len(scores), outputs), -torch.inf)
+        return unknown.index_copy_(1, self.classes, scores)
 
 
 @dataclass(frozen=True)
@@ -205,13 +205,13 @@ def fit_linear(features: Array, labels: Tensor, l2: float, threads: int = 1) -> 
         weight, bias = model.coef_, model.intercept_
         if len(classes) == 2:
             weight, bias = np.concatenate([-weight, weight]) / 2, np.append(-bias, bias) / 2
-    found = (scaler.mean_, scaler.scale_, weight, bias, classes)
-    return Linear(*(torch.from_numpy(x).to(labels.device) for x in found))
+    fitted = (scaler.mean_, scaler.scale_, weight, bias, classes)
+    return Linear(*(torch.from_numpy(x).to(labels.device) for x in fitted))
 
 
 @torch.inference_mode()
 def _features(method: Method, examples: Examples, task_id: int | None) -> Array:
     """The features of a set, float64 (N, F); images are as they are, without augmentation."""
     batches = examples.batches(method.context.stream.at_once(BATCH))
-    found = [method.features(batch.images, task_id).double().cpu() for batch in batches]
-    return torch.cat(found).numpy()
+    features = [method.features(batch.images, task_id).double().cpu() for batch in batches]
+    return torch.cat(features).numpy()
