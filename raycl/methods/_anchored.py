@@ -15,6 +15,7 @@ from raycl.benchmarks.base import Task
 from raycl.datasets.examples import Batch
 from raycl.methods.base import Classifier, Context, Losses, masked_cross_entropy
 from raycl.nn.norms import freeze_batch_norm
+from raycl.nn.quadratic import QuadraticPenalty
 
 PUBLISHED_BATCH = 20
 """Factor in ``Anchored.batch_mean_fisher``."""
@@ -64,29 +65,25 @@ class Anchored(Classifier):
         """See ``Classifier.objective``; the first task has no penalty."""
         if task.info.index == 0:
             return super().objective(task)
-        active = self.active(task.info)
-        parameters = list(self.protected().values())
+        active, penalty = self.active(task.info), self.penalty()
 
         def loss(batch: Batch) -> Losses:
+            pull = penalty()  # first, so that its gradient comes last and is added in place
             z = self.logits(batch.images, task.info.index)
             return {
                 "cross_entropy": masked_cross_entropy(z, batch.labels, active),
-                "penalty": self.penalty(parameters),
+                "penalty": pull,
             }
 
         return loss
 
-    def penalty(self, parameters: list[nn.Parameter]) -> Tensor:
-        """The second term of the loss, a scalar."""
+    def penalty(self) -> QuadraticPenalty:
+        """The second term of the loss, for as long as ``anchor`` and ``importance`` stay."""
+        parameters = list(self.protected().values())
         sizes = [p.numel() for p in parameters]
-        w = self.importance
-        weights = [None] * len(sizes) if w is None else torch.split(w, sizes)
-        terms = []  # one by one: joining the parameters in every step costs more than the rest
-        for p, anchor, w in zip(parameters, torch.split(self.anchor, sizes), weights, strict=True):
-            squares = (p - anchor.view_as(p)).square()
-            terms.append((squares if w is None else w.view_as(p) * squares).sum())
-        strength: float = self.config.lam / 2
-        return strength * torch.stack(terms).sum()
+        weights = None if self.importance is None else torch.split(self.importance, sizes)
+        anchor = torch.split(self.anchor, sizes)
+        return QuadraticPenalty(parameters, anchor, self.config.lam, weights)
 
     def end_task(self, task: Task) -> None:
         """Move the anchor to where the task has ended."""

@@ -137,9 +137,8 @@ class FrozenBits(nn.Module):
     @torch.no_grad()
     def clamp_(self, low: list[Tensor], high: list[Tensor]) -> None:
         """Put the parameters back inside their limits; called after every step of the optimiser."""
-        parameters: list[Tensor] = [q.parameter for q in self.of]
-        torch._foreach_clamp_min_(parameters, low)
-        torch._foreach_clamp_max_(parameters, high)
+        for q, least, greatest in zip(self.of, low, high, strict=True):
+            q.parameter.clamp_(least, greatest)
 
     @torch.no_grad()
     def consolidate(self, fisher: Tensor, tasks: int) -> None:
