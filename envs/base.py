@@ -25,7 +25,7 @@ class Finished(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What N emulators return for one action each.
+    """The answer of N emulators to one action each.
 
     Args:
         observations: (N, 4, 84, 84) uint8; where a game is over, those of the next game.
@@ -77,7 +77,7 @@ class Preset(Protocol):
         """One agent step. ``actions``: (N,), each an action of the game."""
 
     def frames(self) -> tuple[Pixels, ...]:
-        """What the screens show: N arrays (H, W, 3)."""
+        """The pictures on the screens: N arrays (H, W, 3)."""
 
     def close(self) -> None:
         """Let the emulators and their threads go."""

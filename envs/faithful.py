@@ -277,7 +277,7 @@ class FaithfulGames:
         )
 
     def frames(self) -> tuple[Pixels, ...]:
-        """What the screens show; the maximum of two frames, so that nothing flickers."""
+        """The pictures on the screens; the maximum of two frames, so that nothing flickers."""
         return tuple(emulator.frames.screen for emulator in self._emulators)
 
     def close(self) -> None:

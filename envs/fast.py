@@ -107,7 +107,7 @@ class FastGames:
             raise RuntimeError("the pictures are out of step with the game")
 
     def frames(self) -> tuple[Pixels, ...]:
-        """What the screens show; the maximum of two frames, so that nothing flickers."""
+        """The pictures on the screens; the maximum of two frames, so that nothing flickers."""
         assert self._screens is not None
         return tuple(self._screens[:, 0])
 

@@ -138,7 +138,7 @@ def num_actions(name: str) -> int:
 
 @cache
 def action_meanings(name: str) -> tuple[str, ...]:
-    """What each action of a game does, e.g. ``("NOOP", "FIRE", "UP", ...)``, from ALE.
+    """Meanings of the actions of a game, from ALE, e.g. ``("NOOP", "FIRE", "UP", ...)``.
 
     Raises:
         UnknownGame: There is no such game.

@@ -246,7 +246,7 @@ class SequentialAtari(VectorEnv[Pixels, Actions, npt.NDArray[Any]]):
         return finished
 
     def render(self) -> tuple[Pixels, ...]:  # type: ignore[override]
-        """What the screens show after the last ``reset`` or ``step``.
+        """The pictures on the screens after the last ``reset`` or ``step``.
 
         Returns:
             N arrays (H, W, 3) uint8, mostly 210 x 160. Where a game has just ended, it is the

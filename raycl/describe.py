@@ -1,4 +1,4 @@
-"""What ``raycl list``, ``raycl show`` and ``--dry-run`` print."""
+"""Prints what ``raycl list``, ``raycl show`` and ``--dry-run`` are asked for."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Alternating(Benchmark):
     """
 
     class Config(BenchmarkConfig):
-        """Options."""
+        """Options of the benchmark ``alternating``."""
 
         parts: tuple[Part, ...] = Field(
             (

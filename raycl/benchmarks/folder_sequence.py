@@ -50,7 +50,7 @@ class FolderSequence(Benchmark):
     """
 
     class Config(BenchmarkConfig):
-        """Options."""
+        """Options of the benchmark ``folder_sequence``."""
 
         path: str = Field(description="folder, zip or archive.zip!inner; from the data root")
         tasks: tuple[str, ...] | None = Field(

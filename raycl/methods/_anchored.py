@@ -30,7 +30,7 @@ class Anchored(Classifier):
     """
 
     class Config(Classifier.Config):
-        """Options every such method has."""
+        """Options of every method with an anchor."""
 
         lam: float = Field(ge=0, description="strength of the penalty")
         fisher: Literal["batch_mean", "per_example"] = Field(

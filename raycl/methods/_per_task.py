@@ -38,7 +38,7 @@ class PerTask(Classifier):
     """
 
     class Config(MethodConfig):
-        """Options of every such method."""
+        """Options of every method with weights of each task."""
 
         penalty: float = Field(
             0.0, ge=0, description="weight of the sum of Euclidean norms of all trained tensors"
@@ -144,7 +144,7 @@ class OnAnchor(PerTask):
     """
 
     class Config(PerTask.Config):
-        """Options of every such method."""
+        """Options of every method on a network that is frozen at some time."""
 
         anchor: Literal["weights", "first_task"] = Field(
             "weights", description="the frozen network: as it starts, or trained on the first task"

@@ -359,7 +359,7 @@ class PromptMethod(Classifier):
         return [*self.anchors(task, train), train]
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """An optimiser of prompts and head; rows that a task must not change have no decay."""
+        """Make the optimiser of prompts and head; rows that must not change have no decay."""
         optimizer = make_optimizer(parameters, self.context.train)
         if self.context.train.weight_decay:
             keep(optimizer, lambda: [r for one in self.models() for r in one.learner.constants()])

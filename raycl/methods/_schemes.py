@@ -44,7 +44,7 @@ def _decoupled(config: Any, logits: Tensor, teacher: Tensor, labels: Tensor) -> 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a student learns from a teacher.
+    """A way in which a student learns from a teacher.
 
     Attributes:
         parts: (options, learners of student and teacher) to what the student trains beside its

@@ -85,7 +85,7 @@ class APT(PromptMethod):
     """
 
     class Config(PromptMethod.Config):
-        """Options."""
+        """Options of the method ``apt``."""
 
         ema: float = Field(
             0.7, ge=0, le=1, description="share of the old average in the new one, from task 2 on"

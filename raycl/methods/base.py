@@ -66,7 +66,7 @@ class Classifier(Method):
     """
 
     class Config(MethodConfig):
-        """Options every such method has."""
+        """Options of every classifier."""
 
         outputs: Outputs = "seen"
 

@@ -74,7 +74,7 @@ class CDL(PromptMethod):
     """
 
     class Config(CDLConfig):
-        """Options."""
+        """Options of the method ``cdl``."""
 
     predictors: tuple[str, ...] = ("teacher", *HEADS)
 

@@ -103,7 +103,7 @@ class CODAPrompt(PromptMethod):
     """
 
     class Config(PromptMethod.Config):
-        """Options."""
+        """Options of the method ``coda_prompt``."""
 
         size: int = Field(
             100,

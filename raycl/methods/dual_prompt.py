@@ -85,7 +85,7 @@ class DualPrompt(PromptMethod):
     """
 
     class Config(PromptMethod.Config):
-        """Options."""
+        """Options of the method ``dual_prompt``."""
 
         size: int = Field(10, ge=1, description="expert prompts; at least one for each task")
         length: int = Field(20, ge=2, multiple_of=2, description="rows of an expert prompt")

@@ -64,7 +64,7 @@ class L2P(PromptMethod):
     """
 
     class Config(PromptMethod.Config):
-        """Options."""
+        """Options of the method ``l2p``."""
 
         size: int = Field(30, ge=1, description="prompts in the pool")
         length: int = Field(

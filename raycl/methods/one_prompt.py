@@ -50,7 +50,7 @@ class OnePrompt(PromptMethod):
     """
 
     class Config(PromptMethod.Config):
-        """Options."""
+        """Options of the method ``one_prompt``."""
 
         length: int = Field(
             100, ge=2, multiple_of=2, description="rows of the prompt: as many as l2p puts there"

@@ -139,7 +139,7 @@ class RegressFeatures(Method):
         return torch.stack(list(both), 1)
 
     def _source_features(self, images: Tensor) -> Tensor:
-        """What the source makes of images that are normalised for the stream."""
+        """Features that the source has of images, which come normalised for the stream."""
         if self.statistics is not None:
             mean, std = (one[self.index] for one in self._stream_statistics())
             images = images * _channels(std, images) + _channels(mean, images)

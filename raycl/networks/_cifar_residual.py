@@ -23,7 +23,7 @@ class Residual(nn.Module):
         self.path, self.shortcut = path, shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, fan_in, H, W) to (B, fan_out, ceil(H / stride), ceil(W / stride))."""
+        """Map (B, fan_in, H, W) to (B, fan_out, ceil(H / stride), ceil(W / stride))."""
         return F.relu(self.path(x) + self.shortcut(x))
 
 
@@ -38,7 +38,7 @@ class DenseLayer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, fan_in, H, W) to (B, fan_in + GROWTH, H, W)."""
+        """Map (B, fan_in, H, W) to (B, fan_in + GROWTH, H, W)."""
         return torch.cat([self.path(x), x], 1)
 
 
@@ -51,7 +51,7 @@ class SqueezeExcitation(nn.Module):
         self.excite = nn.Conv2d(channels // 16, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) to the same shape."""
+        """Map (B, channels, H, W) to the same shape."""
         hidden = F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))
         scaled: Tensor = x * self.excite(hidden).sigmoid()
         return scaled
@@ -78,7 +78,7 @@ class PreActivation(nn.Module):
         self.shortcut = conv(fan_in, fan_out, 1, stride) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, fan_in, H, W) to (B, fan_out, ceil(H / stride), ceil(W / stride))."""
+        """Map (B, fan_in, H, W) to (B, fan_out, ceil(H / stride), ceil(W / stride))."""
         activated = self.activation(x)
         kept = x if self.shortcut is None else self.shortcut(activated)
         return self.path(activated) + kept  # type: ignore[no-any-return]

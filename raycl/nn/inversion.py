@@ -223,7 +223,7 @@ class DiagonalVariation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """(B, C, H, W) to a scalar."""
+        """Map (B, C, H, W) to a scalar."""
         grad, norms = torch.zeros_like(x), []
         left, right = (..., slice(None, -1)), (..., slice(1, None))
         upper, lower = (..., slice(None, -1), slice(None)), (..., slice(1, None), slice(None))
@@ -356,7 +356,7 @@ class ChannelMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, ...) to two of float32 (C,)."""
+        """Map (B, C, ...) to two of float32 (C,)."""
         axes = [axis for axis in range(x.dim()) if axis != 1]
         values = x if x.dtype.itemsize >= 4 else x.float()
         if x.device.type == "cpu":  # twenty times faster there than var_mean over several axes

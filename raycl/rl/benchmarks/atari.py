@@ -29,7 +29,7 @@ class Atari(GameSequence):
     """
 
     class Config(GamesConfig):
-        """See the fields."""
+        """Options of the benchmark ``atari``."""
 
         games: str | tuple[str, ...] = Field(
             "blip6", description="a sequence (blip6, blip3), one game, or a list of games"

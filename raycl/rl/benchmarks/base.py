@@ -47,7 +47,7 @@ class Evaluation(BaseModel):
 
 
 class GamesConfig(BaseModel):
-    """Options every sequence of games has."""
+    """Options of every sequence of games."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -29,7 +29,7 @@ class SequenceMethod(nn.Module):
     """Whether every game has weights of its own, so that its score stays what it was."""
 
     class Config(MethodConfig):
-        """Options every method has."""
+        """Options of every method on games."""
 
     config: Any
 
