@@ -47,7 +47,7 @@ class Preset(Protocol):
     """One game in N emulators.
 
     Args (of the constructor):
-        game: Its name.
+        game: Name of the game.
         num_envs: N.
         training: A lost life ends an episode.
         full_action_space: All 18 actions instead of the minimal set.

@@ -56,7 +56,7 @@ class Frames(_Wrapper):
 
     Args:
         env: An ``AtariEnv`` in colour, with ``frameskip=1`` and no sticky actions.
-        actions: What ALE calls the actions.
+        actions: ALE's names of the actions.
         max_frames: Emulator frames after which a game is over.
     """
 

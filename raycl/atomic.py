@@ -17,8 +17,8 @@ class Damaged(UserError):
 
     Args:
         path: The file.
-        reason: What is wrong with it.
-        hint: What to do about it.
+        reason: The damage.
+        hint: Advice to the user.
     """
 
     def __init__(self, path: Path, reason: str, hint: str = "") -> None:
@@ -66,7 +66,7 @@ def read_json(path: Path, kind: type, hint: str = "") -> Any:
     Args:
         path: A file of raycl's own.
         kind: ``dict`` or ``list``: the type that the file must hold.
-        hint: What to do about a damaged one.
+        hint: Advice about a damaged file.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -26,7 +26,7 @@ class Finding:
 
     Attributes:
         level: ``fail``: sweeps will not work; ``warn``: something is worth doing.
-        topic: What was looked at.
+        topic: The thing that was looked at.
         what: The observation.
         cure: The remedy, if there is something to do.
     """
@@ -175,7 +175,7 @@ def ray_token(environment: Mapping[str, str], default: Path) -> Iterator[Finding
 
     Args:
         environment: Environment variables.
-        default: Where Ray keeps the token.
+        default: The file in which Ray keeps the token.
     """
     mode, path = environment.get("RAY_AUTH_MODE"), environment.get("RAY_AUTH_TOKEN_PATH")
     if path and not Path(path).is_file():

@@ -32,7 +32,7 @@ def find(package: str, base: type[T], name: str, *, where: str = "") -> type[T]:
     """The class called ``name``.
 
     Args:
-        package: Where plain names are looked up, e.g. ``"raycl.methods"``.
+        package: Package in which plain names are looked up, e.g. ``"raycl.methods"``.
         base: The class it must derive from.
         name: A registered name, ``module:Class`` or ``file.py:Class``.
         where: The place in the sweep file, for error messages.

@@ -33,7 +33,7 @@ class TaskInfo:
 
     Attributes:
         index: Position in the stream, from 0.
-        name: For people, e.g. ``"3/5 (cat, dog)"``.
+        name: Name for people, e.g. ``"3/5 (cat, dog)"``.
         classes: Output ids of its classes. The position in this tuple is the label inside the
             task (the domain-incremental label). Tasks share ids where the benchmark says so.
     """
@@ -57,7 +57,7 @@ class StreamInfo:
         input_shape: Channels, height, width.
         num_outputs: Distinct output ids over all tasks.
         class_names: Name of each output id.
-        mean: Per task, per channel: what its images are normalised with, in units of 0..1.
+        mean: Mean, per task and channel, with which images are normalised, in units of 0..1.
         std: Likewise.
         readouts: Readouts that make sense here, some of ``("class", "task", "domain")``;
             the first is the primary one.
@@ -120,7 +120,7 @@ class Stream:
     """A benchmark made concrete for one seed on one device.
 
     Attributes:
-        info: What may be known without data.
+        info: The facts that may be known without data.
         data: One entry per task.
     """
 
@@ -136,7 +136,7 @@ class Stream:
         """Open a task, as a method sees it.
 
         Args:
-            index: Which task.
+            index: Index of the task.
             memory: The method's declaration; ``"all"`` opens the training data of the past.
         """
         past = [d.train for d in self.data[:index]] if memory == "all" else None
@@ -272,7 +272,7 @@ class Benchmark(ABC):
         Args:
             data: Loaded data sets, by ``key`` of their configuration (``raycl.datasets.key``).
             seed: Seed of class order, task order, transformations and the validation split.
-            device: Where the images live.
+            device: Device of the images.
 
         Raises:
             UserError: The options do not fit the data (more tasks than classes, ...).

@@ -106,7 +106,7 @@ def convert(
     Args:
         database: The SQLite file.
         images: The folder that holds a folder for each data set, or the one around it.
-        out: Where the tree is made.
+        out: Folder in which the tree is made.
         tasks: A CSV file: only the tasks it lists, see ``raycl.datasets.task_list``.
         tell: Called with a line after each task.
 

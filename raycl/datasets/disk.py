@@ -26,10 +26,10 @@ class Entry:
 
     Attributes:
         name: As in sweep files.
-        classes: How many; ``None`` if that depends on the files.
+        classes: Number of classes; ``None`` if that depends on the files.
         shape: Channels, height, width; ``None`` likewise.
         present: Whether it can be loaded now.
-        location: Where it is, or what is missing.
+        location: Its place, or the file that is missing.
     """
 
     name: str
@@ -92,7 +92,7 @@ def load(config: DatasetConfig, root: Path) -> Dataset:
     """Read a data set.
 
     Args:
-        config: Which, and what to do with it.
+        config: The data set, and the options of reading it.
         root: The data root; relative paths start here.
 
     Raises:

@@ -48,7 +48,7 @@ class Repeated:
     """A transform that gives grey images more channels, all equal.
 
     Attributes:
-        channels: How many.
+        channels: Number of channels.
         first: The transform that is applied before, if any.
     """
 
@@ -93,7 +93,7 @@ class Examples(ABC):
         """The same images, normalised with other statistics.
 
         Args:
-            mean: Per channel, in units of 0..1; a grey image gets so many equal channels.
+            mean: Mean per channel, in units of 0..1; grey images get as many equal channels.
             std: Likewise.
         """
         raise TypeError(f"a {type(self).__name__} cannot be normalised otherwise")
@@ -147,7 +147,7 @@ class Normalised(Examples):
         store: The images that ``rows`` points into; sets with the same store can be merged.
         rows: int64 (N,), which images of the store belong to this set.
         labels: int64 (N,), output ids, on the device.
-        mean: Per channel, in units of 0..1, after ``transform``.
+        mean: Mean per channel, in units of 0..1, after ``transform``.
         std: Likewise.
         transform: The benchmark's fixed change of the images, applied batch by batch.
 

@@ -32,9 +32,9 @@ def fingerprint(config: DatasetConfig, root: Path, cache: Path) -> str:
     """The fingerprint of a data set: number and size of its files, and a hash of them all.
 
     Args:
-        config: Which data set.
+        config: The data set.
         root: The data root.
-        cache: Where hashes are kept; not having it costs time only.
+        cache: File in which hashes are kept; without it, only time is lost.
     """
     files = sorted(_files(config, root))
     if not files:

@@ -40,8 +40,8 @@ def find(directory: Path, prefix: str | None = None) -> dict[tuple[str, str], Pa
     """The four files, by (``"train"`` or ``"test"``, ``"images"`` or ``"labels"``).
 
     Args:
-        directory: Where they lie.
-        prefix: What their names begin with; ``None``: whatever is there, if it is one set.
+        directory: The folder with the files.
+        prefix: Beginning of their names; ``None``: any, if the folder has one set only.
     """
     if not directory.is_dir():
         raise UserError(WHERE, f"no such directory '{directory}'")

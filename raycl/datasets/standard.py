@@ -30,7 +30,7 @@ class Standard:
         files: Paths below the data root; all must exist (for IDX each may end in ``.gz``).
         torchvision: Class in ``torchvision.datasets`` that fetches it; empty: bundled, or by hand.
         names: Class names, where the files hold none.
-        mean: Per channel, in units of 0..1; ``None``: computed from the training images.
+        mean: Mean per channel, in units of 0..1; ``None``: computed from the training images.
         std: Likewise.
         by_hand: How to get it where nothing fetches it.
     """

@@ -95,7 +95,7 @@ def match(tasks: Sequence[Listed], folders: Mapping[str, str], path: Path, where
 
     Args:
         tasks: As read.
-        folders: What each task may be called, to its folder.
+        folders: Folder of each task, by every name that the task may have.
         path: The CSV file, for errors.
         where: The option that names the file, for errors.
 

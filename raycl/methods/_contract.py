@@ -107,14 +107,14 @@ class Context:
             first task, with ``task=i`` that of task i, or that of a given block
             (``{"name": "mlp", ...}``, see ``MethodConfig.networks``); with ``shape=(C, H, W)`` for
             images of another shape than the stream's.
-        device: Where the run happens; the loop moves the method there.
+        device: Device of the run; the loop moves the method there.
         data_generator: CPU generator of data order, saved with the run.
         method_generator: CPU generator of everything else a method samples, saved with the run.
         augment: The training augmentation (uint8 to uint8), or ``None``.
         augmentation: Name to another augmentation than the training one, for stored images.
         read_tensors: All tensors of weights, by name; for ``MethodConfig.other_weights``.
         networks: The ``network`` block of each task; empty: one network for all.
-        stop: How many tasks of the stream are run, the first ones; ``None``: all.
+        stop: Number of tasks of the stream that are run, the first ones; ``None``: all.
         seen_accuracy: Percent right on the validation data of all tasks so far, which only the loop
             sees: the mean over tasks, and over the readouts ``class`` (else ``domain``) and
             ``task``.
@@ -177,7 +177,7 @@ class Phase:
             (direct children of the method) they are in; what else a phase changes goes on.
         patience: Epochs after the kept one before the phase ends early.
         stop: (score, learning rate) to whether the phase ends early.
-        diverged: What a loss that is not finite does: ``"fail"`` ends the run with an error,
+        diverged: Effect of a loss that is not finite: ``"fail"`` ends the run with an error,
             ``"stop"`` ends the phase with the kept epoch, if there is one.
         validate: Whether the accuracy on the current task is measured after each epoch; not where
             the phase leaves the outputs as they are.

@@ -59,7 +59,7 @@ class Scheme:
         keep: Blocks whose outputs are compared.
         hint: (parts, outputs of the student's blocks, outputs of as many last blocks of the
             teacher) to the loss of features.
-        hint_weight: Its weight.
+        hint_weight: Weight of that loss.
     """
 
     parts: Callable[[Any, Learner, Learner], nn.Module] = _no_parts

@@ -82,7 +82,7 @@ class Factors(nn.Module):
     """Vectors s and t of some layers, -1 or +1 at random at first.
 
     Args:
-        layers: What they are for.
+        layers: The layers that the vectors are for.
 
     Attributes:
         inputs: s of each layer, float (input channels,).

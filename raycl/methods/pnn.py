@@ -143,7 +143,7 @@ class Column(nn.Module):
     Args:
         network: Images to features.
         connected: Names of layers that have connections.
-        earlier: How many columns there are before.
+        earlier: Number of columns before this one.
 
     Attributes:
         adapters: For each connected layer, and then for the head; none in the first column.

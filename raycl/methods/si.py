@@ -168,7 +168,7 @@ class Steps:
     """The two halves of a step: what is noted before the optimiser moves, and added to w after.
 
     Args:
-        method: Whose steps; its buffers have to stay where they are.
+        method: The method; its buffers have to stay where they are.
     """
 
     def __init__(self, method: SI) -> None:

@@ -144,7 +144,7 @@ def load(network: nn.Module, weights: Weights, tensors: Tensors, **about: Any) -
     """Copy the tensors of a file into a network.
 
     Args:
-        network: Whose state is filled.
+        network: The network; its state is filled.
         weights: The block.
         tensors: All that the file holds.
         about: See ``match``.

@@ -30,7 +30,7 @@ def squared_gradients(
 
     Args:
         network: Images to logits (B, num_outputs), in eval mode: examples must not mix.
-        names: Which of its parameters are theta.
+        names: Names of those of its parameters that are theta.
         images: (B, C, H, W).
         labels: int64 (B,), positions in ``outputs``.
         outputs: int64 (K,), the outputs of the softmax.
@@ -56,7 +56,7 @@ def fisher_diagonal(
 
     Args:
         network: Images to logits (B, num_outputs), in eval mode.
-        names: Which of its parameters are theta.
+        names: Names of those of its parameters that are theta.
         batches: Images (B, C, H, W), all of them counted alike.
         outputs: int64 (K,), the outputs of the softmax.
         generator: CPU generator that draws the labels.

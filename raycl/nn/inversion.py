@@ -190,7 +190,7 @@ class LayerNorms:
     sum is over layers, so that deeper networks weigh more. (The code of arXiv 2306.08593.)
 
     Args:
-        target: What the moments should be, of the layers watched and in their order.
+        target: Moments that the watched layers should have, in their order.
     """
 
     def __init__(self, target: Moments) -> None:
@@ -263,7 +263,7 @@ class Smoothness:
 
     Args:
         shape: Height and width.
-        device: Where the images are.
+        device: Device of the images.
     """
 
     def __init__(self, shape: tuple[int, int], device: torch.device | str = "cpu") -> None:

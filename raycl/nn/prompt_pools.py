@@ -73,7 +73,7 @@ def all_pairs_key_loss(scores: Tensor, chosen: Chosen) -> Tensor:
 
     Args:
         scores: All cosines, (B, M).
-        chosen: What ``choose`` gave for them.
+        chosen: The prompts that ``choose`` gave for them.
     """
     return (1 - scores[:, chosen.rows]).sum()
 

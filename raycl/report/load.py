@@ -50,8 +50,8 @@ class TrackedRun:
         started: Milliseconds since the epoch.
         metrics: The latest value of each logged metric.
         pretrained: ``"own"`` if its networks start from weights of `raycl pretrain`, else empty.
-        seen: How many images such weights had seen: ``"0 of 60000"``, or ``"unknown"``.
-        result: What the trial's last row held (matrices, metrics, costs); ``None`` if it did not
+        seen: Number of images that such weights had seen: ``"0 of 60000"``, or ``"unknown"``.
+        result: Result in the trial's last row (matrices, metrics, costs); ``None`` if it did not
             finish, or if the artifact cannot be read.
         made_of: Stands for the code and the data of the trial; empty: unknown.
     """

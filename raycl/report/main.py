@@ -36,7 +36,7 @@ def report(
         fmt: See ``show``, also for the rest.
         out: Folder.
         baseline: Label.
-        file: Where to print.
+        file: Stream to print to.
 
     Raises:
         UserError: Unknown sweep, format or baseline, or the store cannot be read.
@@ -65,7 +65,7 @@ def show(
         out: Also write ``report.md``, ``table.csv``, ``table.json``, ``figures/`` there, and
             ``pictures/`` if methods made any.
         baseline: The method differences are taken to; ``None``: as the sweep file says.
-        file: Where to print; ``None``: standard output.
+        file: Stream to print to; ``None``: standard output.
 
     Raises:
         UserError: Unknown format or baseline.

@@ -48,7 +48,7 @@ class Table:
             sweep file. Metrics in percent, but for raw scores of games, which are metrics of
             the readout ``score``; absent values are ``None``.
         groups: Groups of runs that were averaged, in the same order.
-        notes: What is not in the table and why, and what a reader must know, one line each.
+        notes: Lines below the table: what is left out and why, and what a reader must know.
     """
 
     name: str

@@ -78,7 +78,7 @@ def fitted(
     Args:
         frames: Stride to frames as ``encode`` takes them.
         palette: See ``encode``.
-        steps: How many steps there are.
+        steps: Number of steps.
         limit: Bytes the file should not exceed.
         most: Frames to begin with at most.
         fewest: Frames below which no more are dropped, whatever the size.

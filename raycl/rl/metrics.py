@@ -124,7 +124,7 @@ def learning_areas(training: Sequence[Curve], frames: int) -> list[float]:
     as there, and after its last as high as there.
 
     Args:
-        training: Of each game, the curve of its returns in training.
+        training: The curve of each game's returns in training.
         frames: D.
 
     Raises:
@@ -147,7 +147,7 @@ def auc(R: ArrayLike, training: Sequence[Curve], frames: int) -> float:
 
     Args:
         R: The matrix; only its size is used.
-        training: Of each game, the curve of its returns in training.
+        training: The curve of each game's returns in training.
         frames: D.
 
     Raises:

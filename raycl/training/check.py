@@ -89,7 +89,7 @@ def try_out(config: Mapping[str, Any], info: StreamInfo) -> None:
 
     Args:
         config: A finished configuration.
-        info: What the benchmark's stream is.
+        info: The facts about the benchmark's stream.
 
     Raises:
         UserError: A network does not take the images, there are fewer networks than tasks, weights
@@ -119,7 +119,7 @@ def load_from_hub(config: Mapping[str, Any], info: StreamInfo) -> None:
 
     Args:
         config: A finished configuration that ``try_out`` found nothing wrong with.
-        info: What the benchmark's stream is.
+        info: The facts about the benchmark's stream.
 
     Raises:
         UserError: The hub cannot be reached, and its local cache has no such weights.
@@ -202,7 +202,7 @@ def _option(name: str, whole: str = "network") -> Iterator[None]:
 
     Args:
         name: The option.
-        whole: Where such an error says that it is.
+        whole: The place that such an error names.
     """
     try:
         yield

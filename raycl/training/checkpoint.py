@@ -69,7 +69,7 @@ class CheckpointStore:
 
     Args:
         url: Its folder: a path, or any URL fsspec knows.
-        keep: How many to keep; at least 2, so that a torn newest one can be passed over.
+        keep: Number of files to keep; at least 2, so that a torn newest one can be passed over.
     """
 
     def __init__(self, url: str, keep: int = 2) -> None:

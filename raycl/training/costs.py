@@ -57,7 +57,7 @@ class Costs:
         """Take the totals at a task's end.
 
         Args:
-            method: Its whole state is what has to be kept.
+            method: The method, whose whole state has to be kept.
             plain_size: Scalars of the plain network, which every method needs.
             data_bytes: Data it goes back to and that its state does not hold.
         """

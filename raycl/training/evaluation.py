@@ -102,15 +102,15 @@ class Evaluator:
         competing: Tensor,
         ways: Sequence[str],
     ) -> dict[str, Tensor]:
-        """Number of images of a batch that one predictor has right, per way of asking.
+        """Number of images of a batch that one predictor gets right, per readout.
 
         Args:
-            known: Its logits with the task known; ``None``: no way of asking needs them.
-            unknown: Its logits with the task unknown, or ``None``.
-            labels: (B,).
+            known: The predictor's logits with the task known; ``None``: no readout needs them.
+            unknown: The predictor's logits with the task unknown, or ``None``.
+            labels: Output ids, (B,).
             own: Outputs of the task.
             competing: Outputs that compete where the task is unknown.
-            ways: Of asking.
+            ways: The readouts, without the predictor's name.
         """
         labels, right = labels.unsqueeze(1), {}
         if known is not None and "task" in ways:

@@ -14,7 +14,7 @@ def with_frozen(stream: Stream, method: Method, cache_mb: float) -> Stream:
     """The stream with ``Method.frozen_values`` of its images, if the method has any.
 
     Args:
-        stream: Its images are read as before.
+        stream: The stream; its images are read as before.
         method: May be in any mode; it is in that mode again after each call.
         cache_mb: Memory for all values together, in units of 10^6 bytes.
     """

@@ -27,7 +27,7 @@ class PhaseState:
     Attributes:
         kept: The part of the method's state that the phase changes, as it was after the kept
             epoch, on the device; see ``changing``. ``None``: no epoch was kept yet.
-        kept_epoch: Which epoch that was, counted from 1; 0 for none.
+        kept_epoch: Number of that epoch, counted from 1; 0 for none.
     """
 
     def __init__(self, phase: Phase, method: Method) -> None:

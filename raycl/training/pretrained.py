@@ -40,7 +40,7 @@ class About:
         accuracy: Average accuracy by readout, percent, on the test images of its benchmark.
         normalisation: Mean and standard deviation that images were normalised with, if all were
             alike.
-        unit: What ids of images are made of, see ``raycl.datasets.ids.unit``.
+        unit: Unit of the ids of images, see ``raycl.datasets.ids.unit``.
         images: Ids of the training images of its data sets, sorted.
         version: Version of raycl.
         origin: Always ``pretrain``.

@@ -39,7 +39,7 @@ def per_example(
 
     Args:
         policy: theta is its trunk.
-        game: Whose actor.
+        game: The game whose actor is used.
         observations: uint8 (n, C, H, W).
         batches: Minibatches they are divided into; for one-example gradients only their number
             times their size matters.
