@@ -57,7 +57,7 @@ def postgres() -> Iterator[int]:
 
     def run(program: str, *arguments: str) -> None:
         command = [*as_other, str(programs / program), *arguments]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stdout + done.stderr
 
     who = ["--username=mlflow", f"--pwfile={folder}/password", "--auth=scram-sha-256"]
@@ -66,7 +66,7 @@ def postgres() -> Iterator[int]:
     try:
         environment = os.environ | {"PGPASSWORD": PASSWORD}
         create = [str(programs / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow"]
-        subprocess.run([*create, "mlflow"], env=environment, check=True, timeout=30)
+        subprocess.run([*create, "mlflow"], env=environment, check=True, timeout=120)
         yield port
     finally:
         run("pg_ctl", f"--pgdata={data}", "--mode=immediate", "--wait", "stop")
