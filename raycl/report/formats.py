@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from io import StringIO
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -43,7 +44,7 @@ def _csv(table: Table) -> str:
             frame[column] = [" ".join(map(str, cell)) for cell in frame[column]]
     if "published_revisions" in frame:
         frame["published_revisions"] = [
-            "; ".join(f"{revision}: {value}" for revision, value in (cell or {}).items())
+            "; ".join(f"{name}: {_mean(value)}" for name, value in (cell or {}).items())
             for cell in frame["published_revisions"]
         ]
     return frame.to_csv(index=False, lineterminator="\n")
@@ -152,11 +153,20 @@ def _cells(row: Row, baseline: str | None) -> Cells:
 
 
 def _published(row: Row, form: str) -> str | None:
-    """The published number, or several with the revision of each."""
+    """The published number, or several with the revision of each, and how ours compares."""
+    if row["published"] is None:
+        return None
+    spread = "" if row["published_std"] is None else f" ± {_number(row['published_std'], form)}"
+    text = _number(row["published"], form) + spread
     if row["published_revisions"]:
         revisions = row["published_revisions"].items()
-        return ", ".join(f"{_number(value, form)} ({revision})" for revision, value in revisions)
-    return None if row["published"] is None else _number(row["published"], form)
+        text = ", ".join(f"{_number(_mean(value), form)} ({name})" for name, value in revisions)
+    return text if row["verdict"] is None else f"{text}, {row['verdict']}"
+
+
+def _mean(printed: Any) -> Any:
+    """The number that one revision prints."""
+    return printed["mean"] if isinstance(printed, dict) else printed
 
 
 def _number(value: float | None, form: str = ".2f") -> str:

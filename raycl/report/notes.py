@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from raycl.report.load import MATRIX, RESOLVED, TrackedRun, TrackedSweep
+from raycl.report.published import NOT_IN_FULL
 from raycl.report.statistics import LEVEL, RESAMPLES
 from raycl.training.weights import named_in
 
@@ -155,6 +156,15 @@ def _published(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Any]) 
     if any(row["published"] is not None for row in rows):
         note = published.get("note")
         yield f"published: {published.get('source')}" + (f"; {note}" if note else "")
+    for row in rows:
+        if row["published_source"]:
+            what = f"{row['metric']} of {row['method']} on {row['benchmark']}"
+            yield f"published {what}: {row['published_source']}"
+    verdicts = {row["verdict"] for row in rows} - {None}
+    if verdicts & {"within", "outside"}:
+        yield "within: our mean differs from the published one by at most its standard deviation"
+    if NOT_IN_FULL in verdicts:
+        yield f"{NOT_IN_FULL}: not with the settings of what is published, or not with all seeds"
 
 
 def _baseline(rows: Sequence[Mapping[str, Any]], baseline: str | None) -> Iterable[str]:

@@ -77,7 +77,7 @@ def make_table(sweep: TrackedSweep, baseline: str | None = None) -> Table:
     groups = _group(usable, methods)
     rows = [row for group in groups for row in _rows(group, _others(groups, group, baseline))]
     own = {(g.benchmark, g.method) for g in groups if any(run.pretrained for run in g.runs)}
-    spared = join_published(rows, sweep.spec.get("published") or {}, own)
+    spared = join_published(rows, sweep.spec, own)
     rows.sort(key=_sort_key(rows))
     above = [*games.notes(usable, sweep.spec), *bounds.notes(usable, sweep.spec)]
     above += pretrained_notes([run for g in groups for run in g.runs], spared)
@@ -178,7 +178,10 @@ def _rows(group: Group, baseline: Group | None) -> Iterable[Row]:
             "metric": metric,
             **summary(by_seed),
             "published": None,
+            "published_std": None,
+            "published_source": None,
             "published_revisions": None,
+            "verdict": None,
             "baseline": baseline.method if baseline else None,
             "difference": pair.get("mean"),
             "difference_low": pair.get("low"),
