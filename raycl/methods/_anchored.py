@@ -1,4 +1,4 @@
-"""What EWC and its relatives share: an anchor, a penalty on leaving it, estimates of the Fisher."""
+"""Base of EWC and its relatives: an anchor, a penalty on leaving it, estimates of the Fisher."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from raycl.nn.norms import freeze_batch_norm
 from raycl.nn.quadratic import QuadraticPenalty
 
 PUBLISHED_BATCH = 20
-"""The factor in ``Anchored.batch_mean_fisher``."""
+"""Factor in ``Anchored.batch_mean_fisher``."""
 
 
 class Anchored(Classifier):
-    """Training of every task but the first is pulled to the last solution, theta*.
+    """A classifier that is pulled to the last solution, theta*, from the second task on.
 
     L = CE(z[outputs], y) + lam / 2 * sum_i w_i (theta_i - theta*_i)^2
 
@@ -30,7 +30,7 @@ class Anchored(Classifier):
     """
 
     class Config(Classifier.Config):
-        """Options every such method has."""
+        """Options of every method with an anchor."""
 
         lam: float = Field(ge=0, description="strength of the penalty")
         fisher: Literal["batch_mean", "per_example"] = Field(
@@ -50,11 +50,11 @@ class Anchored(Classifier):
 
     @property
     def importance(self) -> Tensor | None:
-        """w, in the order of ``anchor``; ``None`` if all are 1."""
+        """The weights w, in the order of ``anchor``; ``None`` if all are 1."""
         return None
 
     def protected(self) -> dict[str, nn.Parameter]:
-        """What the penalty is on, by name in ``network``, in the order of the buffers."""
+        """Names, in ``network``, of the parameters under the penalty, in the buffers' order."""
         return dict(self.network.named_parameters())
 
     def position(self) -> Tensor:
@@ -86,11 +86,11 @@ class Anchored(Classifier):
         return QuadraticPenalty(parameters, anchor, self.config.lam, weights)
 
     def end_task(self, task: Task) -> None:
-        """Move the anchor here."""
+        """Move the anchor to where the task has ended."""
         self.anchor.copy_(self.position())
 
     def estimate_fisher(self, task: Task) -> Tensor:
-        """Fisher diagonal of the protected parameters, as ``fisher`` says, in the buffers' order.
+        """Estimate the Fisher diagonal of the protected parameters, as the option ``fisher`` says.
 
         The softmax is over the outputs of the cross-entropy. Images are drawn with the method's own
         generator, so that later tasks see their data in the order any other method does.
@@ -148,11 +148,11 @@ class FisherAnchored(Anchored):
 
     @abstractmethod
     def gather(self, new: Tensor, tasks: int) -> None:
-        """Take a task's Fisher into ``fisher``.
+        """Add the Fisher of a task to ``fisher``.
 
         Args:
-            new: (P,), of this task.
-            tasks: Tasks before this one.
+            new: Fisher of this task, (P,).
+            tasks: Number of tasks before this one.
         """
 
     def remedy(self, lr: float) -> str:

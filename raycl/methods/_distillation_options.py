@@ -33,7 +33,7 @@ class CDLConfig(PromptMethod.Config):
     ] = Field("kdp", description="how the student learns from the teacher")
     teacher_network: dict[str, Any] = Field(description="network of the teacher: a block")
     alpha: float = Field(0.5, ge=0, le=1, description="weight of what the teacher says")
-    temperature: float = Field(2.0, gt=0, description="of the softened logits (not for dkd)")
+    temperature: float = Field(2.0, gt=0, description="temperature of logits (not for dkd)")
     kd_blocks: int | None = Field(
         None, ge=1, description="kdp: blocks with a token or a prefix; default: 12, or all"
     )
@@ -62,7 +62,7 @@ class CDLConfig(PromptMethod.Config):
     @field_validator("learner")
     @classmethod
     def _complete(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """Every option of the learner, those left out with their defaults."""
+        """Fill in the options of the learner that were left out."""
         try:
             options = find_learner(value).Config
         except UserError as error:

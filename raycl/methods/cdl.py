@@ -22,7 +22,7 @@ from raycl.networks.base import Backbone, find_network
 from raycl.nn.prompted_vit import BlockPrompts, KeysValues
 
 ANSWERED = 256
-"""Images at a time while the teacher answers for all of a task."""
+"""Number of images at a time while the teacher answers for all images of a task."""
 HEADS = ("head", "kd_head")
 """Predictors of a student with two heads: each head alone."""
 
@@ -74,7 +74,7 @@ class CDL(PromptMethod):
     """
 
     class Config(CDLConfig):
-        """Options."""
+        """Options of the method ``cdl``."""
 
     predictors: tuple[str, ...] = ("teacher", *HEADS)
 
@@ -107,10 +107,10 @@ class CDL(PromptMethod):
             check_kept(tensors, config.teacher.trial, self._about(), len(context.networks))
 
     def _check(self, context: Context) -> None:
-        """Refuse what cannot be learnt.
+        """Refuse options, networks and streams that do not go together.
 
         Raises:
-            UserError: Says what.
+            UserError: Names the first problem.
         """
         method = find_learner(self.config.learner)
         method.check(context)
@@ -142,7 +142,7 @@ class CDL(PromptMethod):
     # ------------------------------------------------------------------ teachers of other trials
 
     def _about(self) -> dict[str, Any]:
-        """What must be the same in a trial that takes its teachers from this one."""
+        """Settings that a trial must share to take its teachers from this one."""
         config, stream = self.config, self.context.stream
         learner = config.learner_config().model_dump(mode="json")
         return {
@@ -196,7 +196,7 @@ class CDL(PromptMethod):
     def taught(
         self, images: Tensor, query: Tensor, task: int | None = None, keep: Collection[int] = ()
     ) -> Answer:
-        """What the teacher says; ``task`` as of ``Learner.prompts``."""
+        """The answer of the teacher; ``task`` as of ``Learner.prompts``."""
         return self.teacher(transformer(self.teacher_backbone), images, query, task, keep=keep)  # type: ignore[no-any-return]
 
     def answer(
@@ -219,7 +219,7 @@ class CDL(PromptMethod):
         task: int | None,
         keep: Collection[int] = (),
     ) -> Answer:
-        """What the student says, given the teacher's prompts."""
+        """The answer of the student, given the teacher's prompts."""
         added = self.scheme.added(self.parts, teacher)
         return self.student(transformer(self.backbone), images, query, task, added, keep)  # type: ignore[no-any-return]
 
@@ -337,7 +337,7 @@ class CDL(PromptMethod):
         return self.taught(batch.images, query).logits
 
     def _said(self, task: Task) -> Callable[[Batch, Tensor], Tensor]:
-        """The teacher's logits of a training batch; once per image where none is augmented."""
+        """Make a function to the teacher's logits of a batch; images that stay are asked once."""
         kept: list[Tensor] = []
         if self.context.augment is not None:
             return self._said_now
@@ -369,7 +369,7 @@ class CDL(PromptMethod):
         return [parameter for module in modules for parameter in module.parameters()]
 
     def phases(self, task: Task) -> list[Phase]:
-        """``teacher`` and ``student``; ``anchor`` of both before them, in the first task."""
+        """The phases ``teacher`` and ``student``; in the first task, ``anchor`` of both before."""
         *anchors, train = super().phases(task)
         student = replace(train, name="student", loss=self._learning(task, self._said(task)))
         if self.scheme.joint or self.config.teacher is not None:

@@ -98,7 +98,7 @@ class SI(Classifier):
         return torch.cat([p.detach().flatten() for p in self.network.parameters()])
 
     def begin_task(self, task: Task) -> None:
-        """The first task's way starts where the network is."""
+        """Note, before the first task, where the network starts."""
         super().begin_task(task)
         if task.info.index == 0:
             self.anchor.copy_(self.position())
@@ -168,7 +168,7 @@ class Steps:
     """The two halves of a step: what is noted before the optimiser moves, and added to w after.
 
     Args:
-        method: Whose steps; its buffers have to stay where they are.
+        method: The method; its buffers have to stay where they are.
     """
 
     def __init__(self, method: SI) -> None:
@@ -186,8 +186,8 @@ class Steps:
     def before(self) -> None:
         """Note the position and the gradient of the cross-entropy; clip that of the whole loss."""
         config, clip_norm = self.method.config, self.method.context.train.clip_norm
-        found = [part for part in self.parts if part[0].grad is not None]
-        parameters, omega, anchor, path = (list(column) for column in zip(*found, strict=True))
+        parts = [part for part in self.parts if part[0].grad is not None]
+        parameters, omega, anchor, path = (list(column) for column in zip(*parts, strict=True))
         pull = torch._foreach_sub(parameters, anchor)
         torch._foreach_mul_(pull, omega)
         gradients = [p.grad for p in parameters if p.grad is not None]

@@ -46,7 +46,7 @@ class Schedule(BaseModel):
 
 
 class TrainConfig(BaseModel):
-    """How a phase of ordinary training is run."""
+    """Options of a phase of ordinary training, the ``train`` block of a sweep file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -84,7 +84,7 @@ class TrainConfig(BaseModel):
         None, ge=1, description="end a task's training so many epochs after the kept one"
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the losses; bfloat16: autocast, weights stay float32"
+        "float32", description="precision of losses; bfloat16: autocast, weights stay float32"
     )
     channels_last: bool = Field(
         False, description="memory format of convolutions: faster on many devices, rounds otherwise"
@@ -109,7 +109,7 @@ class TrainConfig(BaseModel):
 def make_optimizer(
     parameters: Iterable[nn.Parameter] | list[dict[str, Any]], config: TrainConfig
 ) -> torch.optim.Optimizer:
-    """The optimiser a phase starts with."""
+    """Make the optimiser that a phase starts with."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -148,7 +148,7 @@ def keep(optimizer: torch.optim.Optimizer, rows: Callable[[], Sequence[Tensor]])
 def make_schedule(
     optimizer: torch.optim.Optimizer, config: TrainConfig
 ) -> torch.optim.lr_scheduler.LRScheduler | torch.optim.lr_scheduler.ReduceLROnPlateau | None:
-    """The schedule, stepped once per epoch; a plateau schedule is stepped with the score."""
+    """Make the schedule, stepped once per epoch; a plateau schedule is stepped with the score."""
     schedule = config.schedule
     lrs = torch.optim.lr_scheduler
     if schedule.name == "step":

@@ -1,4 +1,4 @@
-"""A table as text: for a terminal, Markdown, CSV and JSON."""
+"""Writes a table as text: for a terminal, as Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MINUS = "−"
 
 
 def render(table: Table, fmt: str) -> str:
-    """The table in one of ``FORMATS``; ``"table"`` without colours, 100 columns wide."""
+    """Write the table in one of ``FORMATS``; ``"table"`` is without colours, 100 columns wide."""
     if fmt == "json":
         return json.dumps(list(table.rows), indent=2, allow_nan=False) + "\n"
     if fmt == "csv":
@@ -132,7 +132,7 @@ def _is_headline(row: Row) -> bool:
 
 
 def _cells(row: Row, baseline: str | None) -> Cells:
-    """What a reader sees of one row; ``None`` where there is nothing to see."""
+    """Cells of one row; ``None`` where a cell stays empty."""
     digits = words.of(row["readout"]).decimals(row["readout"])
     spread = "" if row["std"] is None else f" ± {row['std']:.{digits}f}"
     interval = _interval(row["low"], row["high"], digits)
@@ -157,15 +157,15 @@ def _published(row: Row, form: str) -> str | None:
     if row["published"] is None:
         return None
     spread = "" if row["published_std"] is None else f" ± {_number(row['published_std'], form)}"
-    found = _number(row["published"], form) + spread
+    text = _number(row["published"], form) + spread
     if row["published_revisions"]:
         revisions = row["published_revisions"].items()
-        found = ", ".join(f"{_number(_mean(value), form)} ({name})" for name, value in revisions)
-    return found if row["verdict"] is None else f"{found}, {row['verdict']}"
+        text = ", ".join(f"{_number(_mean(value), form)} ({name})" for name, value in revisions)
+    return text if row["verdict"] is None else f"{text}, {row['verdict']}"
 
 
 def _mean(printed: Any) -> Any:
-    """The number of what is printed in one revision."""
+    """The number that one revision prints."""
     return printed["mean"] if isinstance(printed, dict) else printed
 
 

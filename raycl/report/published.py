@@ -1,4 +1,4 @@
-"""Published numbers of the sweep file, set beside ours, and how ours compare."""
+"""Sets the published numbers of the sweep file beside ours, and compares the two."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def join_published(
 
 
 def figure(value: Any) -> dict[str, Any] | None:
-    """What is printed, as ``{mean, ...}``; ``None`` if it is no number."""
+    """A published value as ``{mean, ...}``; ``None`` if it is no number."""
     if isinstance(value, Mapping):
         return dict(value)
     return {"mean": float(value)} if isinstance(value, int | float) else None
 
 
 def verdict(row: Mapping[str, Any], spread: float | None, whole: bool) -> str | None:
-    """How our mean compares with the published one.
+    """Compare our mean with the published one.
 
     Args:
         row: With ``mean`` and ``published``.
@@ -92,7 +92,7 @@ def _has(spec: Any, wanted: Any) -> bool:
 
 
 def _primary(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The first readout of each benchmark, told by a method that supports most of them."""
+    """The first readout of each benchmark, as the method with the most readouts has them."""
     readouts: dict[str, dict[str, dict[str, None]]] = {}
     for row in rows:
         methods = readouts.setdefault(row["benchmark"], {})

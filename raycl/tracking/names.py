@@ -68,8 +68,8 @@ def points(row: Mapping[str, Any]) -> dict[str, tuple[int, dict[str, float], int
     """Sort a trial's row onto the axes.
 
     Args:
-        row: The flat row of `training.Run.advance`. Values that end a task count only when
-            ``at_task_end`` is true. An axis whose step the row does not have is left out.
+        row: The flat row of `raycl.training.run.Run.advance`. Values that end a task count only
+            when ``at_task_end`` is true. An axis whose step the row does not have is left out.
 
     Returns:
         axis -> (step, finite values by legal name, how many values were not finite)

@@ -17,7 +17,7 @@ BATCH = 512
 
 
 class Predictor(Protocol):
-    """What can be evaluated: a method, or something in its place."""
+    """The interface of what can be evaluated: a method, or something in its place."""
 
     @property
     def uses_task_id(self) -> bool:
@@ -29,7 +29,7 @@ class Predictor(Protocol):
 
 
 class Evaluator:
-    """Turns logits into accuracies.
+    """Measures accuracies, under all readouts at once.
 
     * ``task``: the task is known; the best of its own outputs.
     * ``class``: the task is unknown; the best of all outputs of tasks seen so far.
@@ -72,7 +72,7 @@ class Evaluator:
     def accuracy(
         self, method: Predictor, examples: Examples, index: int, seen_tasks: int
     ) -> dict[str, float]:
-        """Percent right, per readout.
+        """Measure the percentage of right answers, per readout.
 
         Args:
             method: In eval mode already, or put there by the caller.
@@ -102,15 +102,15 @@ class Evaluator:
         competing: Tensor,
         ways: Sequence[str],
     ) -> dict[str, Tensor]:
-        """Number of images of a batch that one predictor has right, per way of asking.
+        """Number of images of a batch that one predictor gets right, per readout.
 
         Args:
-            known: Its logits with the task known; ``None``: no way of asking needs them.
-            unknown: Its logits with the task unknown, or ``None``.
-            labels: (B,).
+            known: The predictor's logits with the task known; ``None``: no readout needs them.
+            unknown: The predictor's logits with the task unknown, or ``None``.
+            labels: Output ids, (B,).
             own: Outputs of the task.
             competing: Outputs that compete where the task is unknown.
-            ways: Of asking.
+            ways: The readouts, without the predictor's name.
         """
         labels, right = labels.unsqueeze(1), {}
         if known is not None and "task" in ways:
