@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from raycl.training.metrics import Metric, backward_transfer
+from raycl.trial.matrix import Metric, backward_transfer
 
 Matrix = NDArray[np.float64]
 Curve = Sequence[Sequence[float]]

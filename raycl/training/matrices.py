@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycl.training import metrics
+from raycl.trial.matrix import Rows
 
 Matrix = NDArray[np.float64]
 
@@ -33,7 +34,7 @@ class Matrices:
         self,
         readouts: Sequence[str],
         tasks: int,
-        diagnostics: Mapping[str, metrics.Rows] = {},
+        diagnostics: Mapping[str, Rows] = {},
         selects: bool = False,
     ) -> None:
         self.selects = selects

@@ -23,15 +23,16 @@ from raycl.networks.base import Backbone, Tensors, networks_of
 from raycl.training import pictures, probe
 from raycl.training.check import check_networks, find_method
 from raycl.training.config import TrialConfig
-from raycl.training.costs import Costs, PlainSizes
 from raycl.training.evaluation import Evaluator
 from raycl.training.frozen import with_frozen
 from raycl.training.matrices import Matrices
-from raycl.training.phase import PhaseState, TrainingError, train_one_epoch
+from raycl.training.phase import PhaseState, train_one_epoch
 from raycl.training.precision import to_channels_last, with_precision
-from raycl.training.randomness import Randomness, Seeds
 from raycl.training.readouts import choose_readouts, further_readouts
-from raycl.training.weights import (
+from raycl.trial.costs import Costs, PlainSizes
+from raycl.trial.randomness import Randomness, Seeds
+from raycl.trial.run import Row, TrainingError
+from raycl.trial.weights import (
     build_network,
     normalisation,
     tensors_of,
@@ -39,7 +40,6 @@ from raycl.training.weights import (
     with_option_hashes,
 )
 
-Row = dict[str, Any]
 Module = TypeVar("Module", bound=nn.Module)
 
 

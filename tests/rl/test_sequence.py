@@ -14,10 +14,10 @@ from sequence_making import UPDATES, Make, same, state, tiny
 
 from raycl import registry
 from raycl.rl.algorithm import RunnersLostError
+from raycl.rl.env_runner import Job
 from raycl.rl.ppo import normalised
-from raycl.rl.runner import Job
 from raycl.rl.sequence import SequenceRun
-from raycl.training.phase import TrainingError
+from raycl.trial.run import TrainingError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 METHODS = registry.names("raycl.rl.methods")
@@ -286,7 +286,7 @@ def test_everything_comes_back_from_a_checkpoint(make: Make, method: str, update
 def test_the_policy_of_a_cut_sequence_has_the_heads_of_its_games(make: Make) -> None:
     run = make(tiny(tasks=1))
     rest(run)
-    found = run.policy_state()
+    found = run.keepsake()
     assert (found["games"], found["num_actions"], found["game"]) == (["Boxing"], [18], 0)
     assert len(found["scores"]["score"]) == 1
 
