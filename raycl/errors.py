@@ -63,6 +63,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 KeyPath = tuple[str | int, ...]
+"""Where a value stands in a sweep file, or in a block of it: keys and positions from the root."""
 
 
 class Problem(ValueError):

@@ -23,6 +23,7 @@ from raycl.sweep.file import spec
 from raycl.sweep.plan import expand
 from raycl.sweep.plan.check_data import check_data, read_weights
 from raycl.sweep.plan.plan import TrialPlan, fill, threads_of
+from raycl.trial.run import TrialRun
 
 WORTH = 0.95
 """Fewer trials at a time are preferred if they reach this share of the highest throughput."""
@@ -137,7 +138,7 @@ class Copy:
         self.kind = kinds.of(self.plan.config["benchmark"])
         self.device = "cuda" if self.plan.resources["gpu"] else "cpu"
         self.limit = 0.0 if self.device == "cuda" else self.plan.resources["memory"]
-        self.run: Any = None
+        self.run: TrialRun | None = None
         self.examples, self.memory_mb = 0, 0.0
 
     def ready(self) -> None:
@@ -170,8 +171,8 @@ class Copy:
 
     def close(self) -> None:
         """Let go what the run holds."""
-        if self.run is not None and self.kind.close is not None:
-            self.kind.close(self.run)
+        if self.run is not None:
+            self.run.close()
         self.run = None
 
     def _step(self) -> None:

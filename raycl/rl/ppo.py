@@ -15,16 +15,14 @@ Departures from BLIP's code:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from raycl.rl.config import PPOConfig
-
-if TYPE_CHECKING:  # a policy is built from a configuration, which holds this one
-    from raycl.rl.policy import Policy
+from raycl.rl.policy import Policy
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
 ADVANTAGE_EPS = 1e-5

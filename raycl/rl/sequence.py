@@ -137,6 +137,10 @@ class SequenceRun:
         }
         return found | ({"histograms": self.histograms} if self.histograms else {})
 
+    def picture_files(self) -> dict[str, bytes]:
+        """There are none: games are played again from the keepsakes when pictures are wanted."""
+        return {}
+
     def close(self) -> None:
         """End all processes that play games."""
         self.algorithm.stop()

@@ -168,6 +168,16 @@ class Run:
         }
         return found | ({"histograms": self.histograms} if self.histograms else {})
 
+    def keepsake(self) -> None:
+        """There is none: nothing needs a method of an earlier task again."""
+
+    def picture_files(self) -> dict[str, bytes]:
+        """The method's pictures of the task that ended in the last step, as PNG files by path."""
+        return {f"{pictures.FOLDER}/{n}.png": pictures.png(i) for n, i in self.pictures.items()}
+
+    def close(self) -> None:
+        """There is nothing to let go."""
+
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,10 +1,16 @@
-"""``R[t, i]``, the matrix of a trial, and what a metric of it is."""
+"""``R[t, i]``, the matrix of a trial, and what a metric of it is.
+
+``R[t, i]`` is the performance on task i after training task t: percent accuracy for images, score
+for games. It is float64 of shape (T, T), NaN where nothing was measured; T is the number of tasks
+trained so far. Formulas count tasks from 1, as papers do.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -71,5 +77,13 @@ def known(values: Matrix) -> Matrix:
         ValueError: One of them is NaN.
     """
     if np.isnan(values).any():
-        raise ValueError("an entry of R, or of the baseline, that the metric needs is NaN")
+        raise ValueError("an entry of R, of the baseline or of a curve that is needed is NaN")
     return values
+
+
+def plain(matrix: Matrix) -> list[Any]:
+    """A matrix, or a row of one, as JSON has it: ``None`` where it is NaN."""
+    return [
+        plain(v) if isinstance(v, np.ndarray) else (None if math.isnan(v) else float(v))
+        for v in matrix
+    ]

@@ -17,7 +17,7 @@ from raycl.rl.algorithm import RunnersLostError
 from raycl.rl.env_runner import Job
 from raycl.rl.ppo import normalised
 from raycl.rl.sequence import SequenceRun
-from raycl.trial.run import TrainingError
+from raycl.trial.run import Known, TrainingError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 METHODS = registry.names("raycl.rl.methods")
@@ -41,6 +41,7 @@ def test_rows_say_where_a_run_is_and_the_last_one_what_came_out(make: Make) -> N
     assert ["curve/score/Boxing" in row for row in rows] == [False, True, True] * 2
     assert ["curve/score/KungFuMaster" in row for row in rows] == [False] * 4 + [True] * 2
     assert all(row["time/steps_per_s"] > 0 for row in rows)
+    assert {key for row in rows for key in row if "/" not in key} <= Known.__annotations__.keys()
     result = rows[-1]["result"]
     score, percent = result["matrices"]["score"], result["matrices"]["normalised"]
     assert score[0][1] is None

@@ -364,6 +364,9 @@ class FakeRun:
     def keepsake(self) -> dict[str, Any]:
         return {"game": self.position // 3 - 1, "policy": torch.ones(2)}
 
+    def picture_files(self) -> dict[str, bytes]:
+        return {}
+
     def close(self) -> None:
         self.closed = True
 

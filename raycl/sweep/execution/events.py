@@ -13,6 +13,7 @@ from ray import tune
 
 from raycl.sweep.plan.plan import TrialPlan, plan_of
 from raycl.sweep.record.outcomes import Status
+from raycl.trial.run import FAILED, PARKED, UNKEPT, Row, known
 
 
 class Listener(Protocol):
@@ -21,13 +22,13 @@ class Listener(Protocol):
     def started(self, plan: TrialPlan) -> None:
         """A trial starts, for the first time or again."""
 
-    def row(self, plan: TrialPlan, row: dict[str, Any]) -> None:
+    def row(self, plan: TrialPlan, row: Row) -> None:
         """A trial reports."""
 
     def lost(self, plan: TrialPlan, error: str) -> None:
         """A trial's worker died; the trial will be retried."""
 
-    def ended(self, plan: TrialPlan, status: Status, row: dict[str, Any], error: str) -> None:
+    def ended(self, plan: TrialPlan, status: Status, row: Row, error: str) -> None:
         """A trial is over; ``row`` is its last one."""
 
 
@@ -47,7 +48,7 @@ class Hub:
         self.interrupted = False
         self.broken = ""
         self.owners: dict[str, str] = {}
-        self.running: dict[str, tuple[TrialPlan, dict[str, Any]]] = {}
+        self.running: dict[str, tuple[TrialPlan, Row]] = {}
         self.over: set[str] = set()
 
     @property
@@ -58,17 +59,17 @@ class Hub:
     @property
     def parked(self) -> bool:
         """Whether every trial that runs has saved its state and waits to be ended."""
-        return all(row.get("parked") for _, row in self.running.values())
+        return all(row.get(PARKED) for _, row in self.running.values())
 
     def started(self, plan: TrialPlan) -> None:
         """See ``Listener``."""
         self.running[plan.key] = (plan, self.running.get(plan.key, (plan, {}))[1])
         self._tell(lambda listener: listener.started(plan))
 
-    def row(self, plan: TrialPlan, row: dict[str, Any]) -> None:
+    def row(self, plan: TrialPlan, row: Row) -> None:
         """See ``Listener``; what a parked trial repeats is not passed on."""
         self.running[plan.key] = (plan, row)
-        if not row.get("parked"):
+        if not row.get(PARKED):
             self._tell(lambda listener: listener.row(plan, row))
 
     def lost(self, plan: TrialPlan, error: str) -> None:
@@ -98,12 +99,12 @@ class Hub:
         if plan.key not in self.running:
             return
         _, row = self.running[plan.key]
-        if "unkept" in row:  # the storage failed, not the trial
-            self.broken = self.broken or row["unkept"]
+        if UNKEPT in row:  # the storage failed, not the trial
+            self.broken = self.broken or row[UNKEPT]
             self.ended(plan, "killed")
-        elif "failed" in row:
-            self.ended(plan, "error", row["failed"])
-        elif row.get("finished"):
+        elif FAILED in row:
+            self.ended(plan, "error", row[FAILED])
+        elif known(row).get("finished"):
             self.ended(plan, "finished")
         else:
             self.ended(plan, "killed" if self.ending else "stopped-early")
@@ -111,7 +112,7 @@ class Hub:
     def end_all(self, status: Status) -> None:
         """Close what is still open once Tune has returned."""
         for plan, row in list(self.running.values()):
-            if row.get("finished") or "failed" in row or "unkept" in row:
+            if known(row).get("finished") or FAILED in row or UNKEPT in row:
                 self.completed(plan)
             else:
                 self.ended(plan, status)

@@ -31,6 +31,7 @@ from raycl.sweep.plan.plan import TrialPlan, fill
 from raycl.sweep.record.outcomes import Outcome, Outcomes, Status
 from raycl.sweep.record.winners import search_value
 from raycl.tracking.journal import Journal
+from raycl.trial.run import FAILED, Row
 
 SAMPLERS = {"optuna": optuna.samplers.TPESampler, "optuna_gp": optuna.samplers.GPSampler}
 ATTEMPTS = 5
@@ -208,7 +209,7 @@ class Searcher(OptunaSearch):
         """Tune's hook; ``result`` is flattened."""
         result = result or {}
         finished = result if result.get("row/finished") else None
-        super().on_trial_complete(trial_id, finished, error or "row/failed" in result)
+        super().on_trial_complete(trial_id, finished, error or f"row/{FAILED}" in result)
 
 
 def make_searcher(
@@ -321,11 +322,11 @@ class Proposals:
         appended.close()
         self._rows[plan.key] = row
 
-    def row(self, plan: TrialPlan, row: Mapping[str, Any]) -> None:
+    def row(self, plan: TrialPlan, row: Row) -> None:
         """Of no interest here."""
 
     def lost(self, plan: TrialPlan, error: str) -> None:
         """Of no interest here."""
 
-    def ended(self, plan: TrialPlan, status: Status, row: Mapping[str, Any], error: str) -> None:
+    def ended(self, plan: TrialPlan, status: Status, row: Row, error: str) -> None:
         """Of no interest here."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,6 +14,7 @@ from rich.table import Table
 from raycl.sweep.kinds.kind import Shown
 from raycl.sweep.plan.plan import TrialPlan
 from raycl.sweep.record.outcomes import Status
+from raycl.trial.run import NOTE, Row
 
 PLAIN_EVERY_S = 15.0
 """Between two plain lines about running trials."""
@@ -39,7 +39,7 @@ class Progress:
         self.shown = shown
         self.before = self.over = done
         self.failed = 0
-        self.rows: dict[str, tuple[TrialPlan, dict[str, Any], float]] = {}
+        self.rows: dict[str, tuple[TrialPlan, Row, float]] = {}
         self.started_at = self.spoke_at = time.monotonic()
         self._bar = Bar(
             TextColumn("[bold]{task.description}"),
@@ -69,12 +69,12 @@ class Progress:
         """A trial starts."""
         self.rows[plan.key] = (plan, {}, time.monotonic())
 
-    def row(self, plan: TrialPlan, row: dict[str, Any]) -> None:
+    def row(self, plan: TrialPlan, row: Row) -> None:
         """A trial reports."""
         since = self.rows[plan.key][2] if plan.key in self.rows else time.monotonic()
         self.rows[plan.key] = (plan, row, since)
-        if "note" in row:
-            self.say(f"{plan.name} {row['note']}")
+        if NOTE in row:
+            self.say(f"{plan.name} {row[NOTE]}")
         if self._live is None and time.monotonic() - self.spoke_at > PLAIN_EVERY_S:
             where = ", ".join(
                 f"{p.name} {self.shown.where(r, self.tasks)}" for p, r, _ in self.rows.values()
@@ -85,7 +85,7 @@ class Progress:
         """A worker died."""
         self.say(f"{plan.name} lost its worker and is retried: {error[:160]}")
 
-    def ended(self, plan: TrialPlan, status: Status, row: dict[str, Any], error: str) -> None:
+    def ended(self, plan: TrialPlan, status: Status, row: Row, error: str) -> None:
         """A trial is over."""
         *_, since = self.rows.pop(plan.key, (plan, row, time.monotonic()))
         self.over += status != "killed"

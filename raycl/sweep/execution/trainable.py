@@ -33,7 +33,16 @@ from raycl.sweep.execution.storage import LEASE
 from raycl.sweep.plan.plan import TrialPlan, plan_of
 from raycl.sweep.record.made_of import MADE, MadeOf, process
 from raycl.trial.checkpoint import CheckpointStore
-from raycl.trial.run import Row
+from raycl.trial.run import (
+    FAILED,
+    NOTE,
+    PARKED,
+    TRACEBACK,
+    UNKEPT,
+    Row,
+    TrialRun,
+    known,
+)
 
 EVERY_S = 0.2
 """Epochs shorter than this are not all reported; a task's end always is."""
@@ -83,7 +92,7 @@ def trial(
     except torch.AcceleratorError:
         raise  # the process's CUDA context is gone: Tune retries in a new one
     except Unkept as error:
-        report({"unkept": str(error)}, settings)
+        report({UNKEPT: str(error)}, settings)
     except Exception as error:
         if lost(error):
             raise  # env runners or their node are gone: Tune retries
@@ -91,7 +100,7 @@ def trial(
         text = " ".join(f"{type(error).__name__}: {error}".split())
         if memory and (isinstance(error, MemoryError) or "can't allocate memory" in text):
             text += f" (resources.memory is {memory:g} GB)"
-        told = {"failed": redact(text), "traceback": redact(traceback.format_exc())}
+        told = {FAILED: redact(text), TRACEBACK: redact(traceback.format_exc())}
         report(told, settings)
 
 
@@ -142,10 +151,9 @@ def _train(
     run = kind.build(plan.config, data, device, plan.resources, weights)
     _check_made_of(settings, plan)
     try:
-        _advance(run, kind, store, settings, device, plan)
+        _advance(run, store, settings, device, plan)
     finally:
-        if kind.close is not None:
-            kind.close(run)
+        run.close()
 
 
 def _check_made_of(settings: Settings, plan: TrialPlan) -> None:
@@ -155,41 +163,36 @@ def _check_made_of(settings: Settings, plan: TrialPlan) -> None:
 
 
 def _advance(
-    run: Any,
-    kind: kinds.Kind,
-    store: CheckpointStore,
-    settings: Settings,
-    device: str,
-    plan: TrialPlan,
+    run: TrialRun, store: CheckpointStore, settings: Settings, device: str, plan: TrialPlan
 ) -> None:
     """From the last checkpoint to the end."""
-    keeper = Keeper(run, kind, store)
+    keeper = Keeper(run, store)
     if note := keeper.load():
         made = {MADE: keeper.made} if keeper.made else {}
-        report(run.last_row | made | {"note": note}, settings)  # nothing may follow a last report
+        report(run.last_row | made | {NOTE: note}, settings)  # nothing may follow a last report
     parking = Parking(settings.execution)
     drained = False
     reported_at = time.monotonic()
     try:
         while not run.done:
             row = run.advance()
-            if row["at_task_end"]:  # a task may have built a network
+            if known(row)["at_task_end"]:  # a task may have built a network
                 _check_made_of(settings, plan)
-            if row.get("finished"):
+            if known(row).get("finished"):
                 row[MADE] = keeper.made = {**settings.made, **process(device)}
             word = parking.look()
-            if row["at_task_end"]:
-                keeper.keep(row["task"])  # before what says it is there
-            if row["at_task_end"] or word or keeper.age > settings.every_s:
+            if known(row)["at_task_end"]:
+                keeper.keep(known(row)["task"])  # before what says it is there
+            if known(row)["at_task_end"] or word or keeper.age > settings.every_s:
                 keeper.save()
             if word == "drain" and not drained:
                 drained = True
-                row |= {"note": "has saved, for its node is being drained"}
-            if row["at_task_end"] or "note" in row or time.monotonic() - reported_at > EVERY_S:
+                row |= {NOTE: "has saved, for its node is being drained"}
+            if known(row)["at_task_end"] or NOTE in row or time.monotonic() - reported_at > EVERY_S:
                 reported_at = time.monotonic()
                 report(row, settings)
             while word == "park" and not run.done:  # until Tune stops it, inside report
-                report(run.last_row | {"parked": True}, settings)
+                report(run.last_row | {PARKED: True}, settings)
                 time.sleep(EVERY_S)
     except SystemExit:  # Tune's way to stop a trial, raised inside report
         keeper.save()
@@ -205,15 +208,14 @@ class Keeper:
 
     Args:
         run: The trial.
-        kind: Of its kind.
         store: Its folder.
 
     Attributes:
         made: What the result was made with, once there is one; see ``made``.
     """
 
-    def __init__(self, run: Any, kind: kinds.Kind, store: CheckpointStore) -> None:
-        self.run, self.kind, self.store = run, kind, store
+    def __init__(self, run: TrialRun, store: CheckpointStore) -> None:
+        self.run, self.store = run, store
         self.made: dict[str, str] = {}
         self.saved = -1
         self.saved_at = time.monotonic()
@@ -248,11 +250,10 @@ class Keeper:
     def keep(self, task: int) -> None:
         """What a task leaves for good."""
         with kept():
-            if self.kind.keepsake is not None:
-                self.store.put(f"after-{task:02d}", self.kind.keepsake(self.run))
-            if self.kind.pictures is not None:
-                for name, file in self.kind.pictures(self.run).items():
-                    self.store.put_bytes(name, file)
+            if (keepsake := self.run.keepsake()) is not None:
+                self.store.put(f"after-{task:02d}", keepsake)
+            for name, file in self.run.picture_files().items():
+                self.store.put_bytes(name, file)
 
 
 @contextlib.contextmanager
@@ -290,4 +291,4 @@ def report(row: Row, settings: Settings) -> None:
     prefix, _, name = settings.metric.rpartition("/")
     found = (v for k, v in row.items() if k.startswith(f"{prefix}/") and k.endswith(f"/{name}"))
     score = next(found, worst)
-    tune.report({"row": row, "tasks_done": row.get("tasks_done", 0), "score": score})
+    tune.report({"row": row, "tasks_done": known(row).get("tasks_done", 0), "score": score})

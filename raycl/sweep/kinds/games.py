@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from raycl.datasets.base import Dataset
 from raycl.errors import Problem
-from raycl.networks.base import find_network
+from raycl.networks.base import Tensors, find_network
 from raycl.rl.benchmarks.base import build_games
 from raycl.sweep.kinds.kind import NETWORKS, Kind, Part, Shown
-from raycl.trial.run import Row
+from raycl.trial.run import Row, TrialRun
 
 _SMALL = {"envs": 4, "rollout": 32, "minibatches": 4, "epochs": 1}
 """PPO of ``--smoke``."""
 
 
-def tasks(benchmark: Mapping[str, Any], data: Mapping[str, Any]) -> int:
+def tasks(benchmark: Mapping[str, Any], data: Mapping[str, Dataset]) -> int:
     """Games of the sequence."""
     return len(build_games(benchmark).games)
 
@@ -71,26 +72,15 @@ def published(benchmarks: Iterable[Mapping[str, Any]]) -> Mapping[str, Iterable[
 
 def build(
     config: Mapping[str, Any],
-    data: Mapping[str, Any],
+    data: Mapping[str, Dataset],
     device: str,
     resources: Mapping[str, Any],
-    weights: Mapping[str, Any] | None = None,
-) -> Any:
+    weights: Mapping[str, Tensors] | None = None,
+) -> TrialRun:
     """The run of a finished configuration; each of its processes reads weights files itself."""
     from raycl.rl.sequence import SequenceRun  # RLlib: seconds
 
     return SequenceRun(config, device, int(resources["env_runners"]))
-
-
-def keepsake(run: Any) -> dict[str, Any]:
-    """The policy after each game, for pictures of it playing."""
-    state: dict[str, Any] = run.keepsake()
-    return state
-
-
-def close(run: Any) -> None:
-    """Its env runners go."""
-    run.close()
 
 
 def _update(row: Row) -> str:
@@ -156,8 +146,5 @@ GAMES = Kind(
     smoke=smoke,
     published=published,
     build=build,
-    keepsake=keepsake,
-    pictures=None,
-    close=close,
     shown=SHOWN,
 )

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from raycl import registry
+from raycl.datasets.base import Dataset
 from raycl.errors import Problem, UserError
 from raycl.methods.base import Method
-from raycl.networks.base import find_network
+from raycl.networks.base import Tensors, find_network
 from raycl.sweep.kinds.kind import NETWORKS, Kind, Part, Shown
-from raycl.trial.run import Row
+from raycl.trial.run import Row, TrialRun
 
 
-def tasks(benchmark: Mapping[str, Any], data: Mapping[str, Any]) -> int:
+def tasks(benchmark: Mapping[str, Any], data: Mapping[str, Dataset]) -> int:
     """Tasks of the stream."""
     from raycl.training.run import build_benchmark
 
@@ -50,22 +51,15 @@ def probes(method: Any) -> bool:
 
 def build(
     config: Mapping[str, Any],
-    data: Mapping[str, Any],
+    data: Mapping[str, Dataset],
     device: str,
     resources: Mapping[str, Any],
-    weights: Mapping[str, Any] | None = None,
-) -> Any:
+    weights: Mapping[str, Tensors] | None = None,
+) -> TrialRun:
     """The run of a finished configuration."""
     from raycl.training.run import Run
 
     return Run(config, data, device, weights)
-
-
-def pictures(run: Any) -> dict[str, bytes]:
-    """Those of the method, as PNG files."""
-    from raycl.training.pictures import FOLDER, png
-
-    return {f"{FOLDER}/{name}.png": png(image) for name, image in run.pictures.items()}
 
 
 def _cells(row: Row, tasks: int) -> list[str]:
@@ -127,8 +121,5 @@ IMAGES = Kind(
     smoke=lambda data, benchmarks: {"train.epochs": 1, "stop.tasks": 2},
     published=lambda benchmarks: {},
     build=build,
-    keepsake=None,
-    pictures=pictures,
-    close=None,
     shown=SHOWN,
 )

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from raycl import registry
 from raycl.errors import Problem, UserError
-from raycl.trial.run import Row
+from raycl.trial.run import Row, TrialRun
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from raycl.datasets.base import Dataset
+    from raycl.networks.base import Tensors
     from raycl.trial.matrix import Metric
 
 
@@ -88,9 +90,6 @@ class Kind:
         published: Of the benchmark blocks: further readouts, and the names they have numbers of.
         build: Of a finished configuration, data, device, resources and the tensors of weights files
             by hash: the run.
-        keepsake: Of a run at a task's end: what is kept for good, besides checkpoints.
-        pictures: Of a run at a task's end: files by path; a row's ``pictures`` are their stems.
-        close: Of a run: lets go what it holds (processes).
         shown: How progress is told.
     """
 
@@ -105,17 +104,16 @@ class Kind:
     validation: tuple[str, ...]
     validation_hint: str
     seeds: tuple[str, ...]
-    tasks: Callable[[Config, Mapping[str, Any]], int]
+    tasks: Callable[[Config, Mapping[str, Dataset]], int]
     needs_data: bool
     settings: Callable[[Any], frozenset[str]]
     probes: Callable[[Any], bool] | None
     fits: Callable[[Config, Config, Config], None]
     smoke: Callable[[Config, Sequence[Config]], dict[str, Any]]
     published: Callable[[Iterable[Config]], Mapping[str, Iterable[str]]]
-    build: Callable[[Config, Mapping[str, Any], str, Config, Mapping[str, Any] | None], Any]
-    keepsake: Callable[[Any], dict[str, Any]] | None
-    pictures: Callable[[Any], dict[str, bytes]] | None
-    close: Callable[[Any], None] | None
+    build: Callable[
+        [Config, Mapping[str, Dataset], str, Config, Mapping[str, Tensors] | None], TrialRun
+    ]
     shown: Shown
 
     def named(self, block: str, data: Config) -> Any:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from raycl import atomic
 from raycl.sweep.plan.plan import TrialPlan
+from raycl.trial.run import Row
 
 Status = Literal["finished", "stopped-early", "error", "killed"]
 
@@ -47,7 +48,7 @@ class Outcome:
     status: Status
     error: str = ""
     varied: dict[str, Any] = field(default_factory=dict)
-    row: dict[str, Any] = field(default_factory=dict)
+    row: Row = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -56,7 +57,7 @@ class Outcome:
         cls,
         plan: TrialPlan,
         status: Status,
-        row: dict[str, Any],
+        row: Row,
         error: str,
         tags: Mapping[str, str] | None = None,
     ) -> Outcome:
@@ -168,7 +169,7 @@ class Recorder:
     def lost(self, plan: TrialPlan, error: str) -> None:
         """Nothing is over yet."""
 
-    def ended(self, plan: TrialPlan, status: Status, row: dict[str, Any], error: str) -> None:
+    def ended(self, plan: TrialPlan, status: Status, row: Row, error: str) -> None:
         """Write it down."""
         if status != "killed":
             self.outcomes.add(Outcome.of(plan, status, row, error, self.tags(plan)))

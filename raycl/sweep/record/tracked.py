@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from raycl.secrets import masked
 from raycl.sweep.file.blocks import weights_in
@@ -12,6 +11,7 @@ from raycl.sweep.plan.plan import TrialPlan
 from raycl.sweep.record.outcomes import Outcome, Status
 from raycl.tracking.records import SweepRecord, TrialEnd, TrialRecord
 from raycl.tracking.tracker import Tracker
+from raycl.trial.run import FAILED, Row, failure
 from raycl.trial.weights import told
 
 
@@ -36,16 +36,16 @@ class Tracked:
         """A trial starts, or starts again after its worker was lost."""
         self.tracker.trial_started(_record(plan, self.storage, self.tags(plan)))
 
-    def row(self, plan: TrialPlan, row: dict[str, Any]) -> None:
+    def row(self, plan: TrialPlan, row: Row) -> None:
         """A trial reports."""
         self.tracker.trial_row(plan.key, row)
 
     def lost(self, plan: TrialPlan, error: str) -> None:
         """The retry starts the trial again, which the tracker counts as an attempt."""
 
-    def ended(self, plan: TrialPlan, status: Status, row: dict[str, Any], error: str) -> None:
+    def ended(self, plan: TrialPlan, status: Status, row: Row, error: str) -> None:
         """A trial is over; a row with ``failed`` and ``traceback`` speaks for itself."""
-        self.tracker.trial_ended(plan.key, status, row, None if "failed" in row else error or None)
+        self.tracker.trial_ended(plan.key, status, row, None if FAILED in row else error or None)
 
 
 def end_of(outcome: Outcome, storage: str) -> TrialEnd:
@@ -55,10 +55,9 @@ def end_of(outcome: Outcome, storage: str) -> TrialEnd:
         outcome: Of the trial.
         storage: See ``Tracked``.
     """
-    row = outcome.row
-    error = f"{row['failed']}\n{row.get('traceback', '')}" if "failed" in row else outcome.error
+    error = failure(outcome.row) or outcome.error
     record = _record(outcome, storage, outcome.tags)
-    return TrialEnd(record, outcome.status, row, error or None)
+    return TrialEnd(record, outcome.status, outcome.row, error or None)
 
 
 def _record(of: TrialPlan | Outcome, storage: str, further: Mapping[str, str]) -> TrialRecord:
