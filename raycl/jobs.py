@@ -48,7 +48,7 @@ class Wish:
         smoke: As small as can be.
         runs, data: Folders, absolute; ``None``: below the driver's home, see ``cluster.at_home``.
         tracking_uri: MLflow.
-        accept_changes: See ``runner.run``.
+        accept_changes: See ``raycl.sweep.run.run``.
     """
 
     sweep: Path

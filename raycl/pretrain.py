@@ -63,7 +63,7 @@ def pretrain(
     """Run the sweep, or find that it has run; write the file and print the block that names it.
 
     Returns:
-        As ``runner.run``; the file is written if that is 0.
+        As ``raycl.sweep.run.run``; the file is written if that is 0.
 
     Raises:
         UserError: The sweep is none of pre-training, has several trials and none is chosen, or the

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation as BLIP's code has it: options, advantages, losses.
+"""Proximal policy optimisation as BLIP's code has it: advantages and losses; options: ``config``.
 
 Schulman et al., "Proximal Policy Optimization Algorithms", arXiv 1707.06347; advantages by Schulman
 et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation", arXiv

@@ -1,4 +1,7 @@
-"""From Tune's callbacks to plain calls: started, row, ended; and the orderly end of a stage."""
+"""From Tune's callbacks to plain calls: started, row, ended; and when Tune's loop is to end.
+
+How a sweep stops, from the signal to the exit code, is told in ``signals``.
+"""
 
 from __future__ import annotations
 

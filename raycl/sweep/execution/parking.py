@@ -3,7 +3,7 @@
 Tune can stop a function only when it reports, and kills it ten seconds later. So the driver leaves
 a word in Ray's key-value store (that of its control service) and trials look there, between epochs;
 at the same time they ask whether their node is being drained, which is how a preemption is
-announced.
+announced. What comes before and after that word is told in ``signals``.
 """
 
 from __future__ import annotations

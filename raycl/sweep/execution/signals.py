@@ -1,4 +1,4 @@
-"""What signals do to a sweep's driver.
+"""What signals do to a sweep's driver, and how a sweep stops.
 
 SIGINT (Ctrl-C), SIGTERM (``timeout``, ``scancel``, systemd, a preemption) and SIGHUP (a terminal or
 an SSH connection that closes) mean the same: trials save, runs are closed, the driver ends. While
@@ -6,6 +6,26 @@ trials run they are only noted (``noted``), else they raise ``KeyboardInterrupt`
 what must not be cut short does not hear them (``unheard``). Whoever sends them to the whole process
 group, or to all processes of a job, sends them to Ray's processes, too: those are started with the
 signals blocked (``blocked``), for trials could not save without them.
+
+How a sweep stops while trials run, in the order of events:
+
+1. A signal comes. ``stage`` has it noted: ``Hub.interrupted`` is set, nothing else happens yet.
+2. ``events`` (``Events.on_step_begin``, which Tune calls several times a second) sees it, starts
+   the clock of ``checkpoint.grace_s``, and has ``parking`` leave a word in Ray's key-value store.
+3. Each trial looks there between two epochs (``Parking.look`` in ``trainable``). It saves a
+   checkpoint and from then on reports its last row again and again, with ``parked``.
+4. When all that run are parked, or the time is over, ``events`` sends this process SIGUSR1, which
+   only Tune hears: its loop ends. Tune stops each trial by a ``SystemExit`` inside its next report;
+   one that had not parked saves then, for which Tune gives it ten seconds.
+5. Tune's ``fit`` returns. ``stage`` tells all listeners that what had not finished was ``killed``,
+   which leaves no outcome, so that it is continued; then it raises ``Interrupted``.
+6. ``run`` closes the tracker's runs as KILLED, unheard, and ends with exit code 130.
+
+A storage that cannot be written (``Hub.broken``) takes the same way from step 2 on, without the
+grace: there is nowhere to save to; ``stage`` raises ``Broken``, and the exit code is 1. A second
+Ctrl-C is ignored while the time of step 2 runs; after it, it raises ``KeyboardInterrupt``. A search
+that uses up its time ends by Tune itself; its trials count as stopped early. When Ray itself dies
+nobody can be asked to save: see ``ray_here.Watch``.
 """
 
 from __future__ import annotations

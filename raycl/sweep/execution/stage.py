@@ -176,7 +176,7 @@ def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
 
 @contextlib.contextmanager
 def _signals(hub: Hub, grace_s: float) -> Iterator[None]:
-    """A signal is noted, and ``Events`` ends Tune's loop, by a signal that only Tune hears."""
+    """Signals are noted while Tune runs; how the stage then ends is told in ``signals``."""
 
     def note() -> None:
         hub.interrupted = True

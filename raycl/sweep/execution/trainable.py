@@ -61,7 +61,7 @@ class Settings:
         mode: ``max`` or ``min``.
         execution: Id of this invocation of the sweep, see ``Parking``; empty: nobody will ask.
         variables: Set in the trial's process; see ``cluster.hidden``.
-        made: What the driver knows of what results are made of; see ``made_of``.
+        made: What the driver knows of what results are made of; see ``raycl.sweep.record.made_of``.
         made_of: What the sweep is made of; ``None``: whatever it is now.
     """
 
@@ -194,7 +194,7 @@ def _advance(
             while word == "park" and not run.done:  # until Tune stops it, inside report
                 report(run.last_row | {PARKED: True}, settings)
                 time.sleep(EVERY_S)
-    except SystemExit:  # Tune's way to stop a trial, raised inside report
+    except SystemExit:  # Tune's way to stop a trial, raised inside report; see ``signals``
         keeper.save()
         raise
 
