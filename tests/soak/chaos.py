@@ -70,7 +70,7 @@ PATIENCE_S = 1800.0
 """No step of any trial for so long: the sweep is stuck."""
 LEFT_S = 90.0
 """How soon the processes of a driver that is gone must be gone, on a busy machine."""
-LINE = 45
+LINE = 36
 """Bytes that ``Counted`` writes for a step, about."""
 FULL = "No space left on device"
 
