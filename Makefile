@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint bench clean broken
+.PHONY: help install quickstart format lint quick check test bench clean broken
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -17,8 +17,9 @@ install: $(READY) ## .venv with raycl and the tested versions of everything it n
 quickstart: $(READY) ## the sweep sweeps/quickstart.yaml, and its table
 	$(BIN)/raycl run sweeps/quickstart.yaml
 
-test: $(READY) ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+format: $(READY) ## format the code, and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 lint: $(READY) ## format, lint, types, and which package may import which
 	$(BIN)/ruff format --check .
@@ -26,11 +27,20 @@ lint: $(READY) ## format, lint, types, and which package may import which
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The first call runs every test, to learn in .testmondata which functions each of them runs.
+quick: $(READY) ## the tests that a change can affect
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --testmon --testmon-forceselect
+
+check: lint quick ## lint and quick: before each commit
+
+test: $(READY) ## all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
 bench: $(READY) ## the performance tests and their figures
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/perf -m perf -s
 
 clean: ## remove .venv and caches; keeps runs/ and data/
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .testmondata* build *.egg-info
 
 # An environment that was not finished, was moved here, or whose interpreter has gone is made anew.
 OLDER := import sys; sys.exit(sys.version_info < (3, 11))

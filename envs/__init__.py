@@ -1,4 +1,4 @@
-"""Gymnasium environments for sequential Atari. Knows nothing of raycl or Ray.
+"""Gymnasium environments for sequential Atari; this package knows nothing of raycl or Ray.
 
 Importing this package registers ``raycl/<Game>-v0`` for every game and ``raycl/Sequence-v0``, whose
 argument ``games`` is a sequence: ``gymnasium.make("envs:raycl/Boxing-v0")`` imports it itself.
@@ -18,7 +18,7 @@ __all__ = ["register"]
 
 
 def register() -> None:
-    """Make the environments known to Gymnasium; again does nothing."""
+    """Make the environments known to Gymnasium; a second call does nothing."""
     kwargs: dict[str, dict[str, str]] = {game: {"games": game} for game in games.names()}
     for name, defaults in {**kwargs, "Sequence": {}}.items():
         key = f"raycl/{name}-v0"

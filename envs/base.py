@@ -1,4 +1,4 @@
-"""What a preset does for ``envs.vector.SequentialAtari``: one game, played in N emulators."""
+"""The interface of a preset, which plays one game in N emulators for ``envs.vector``."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Finished(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What N emulators return for one action each.
+    """The answer of N emulators to one action each.
 
     Args:
-        observations: (N, 4, 84, 84) uint8; of the next game where one is over.
+        observations: (N, 4, 84, 84) uint8; where a game is over, those of the next game.
         rewards: (N,) raw.
         terminated: (N,) bool.
         truncated: (N,) bool.
-        final: (N, 4, 84, 84) uint8, the last of an episode, valid where ``observations`` are of
-            the next one; None if they are nowhere.
+        final: (N, 4, 84, 84) uint8, the last observation of an episode, valid where
+            ``observations`` show the next episode already; None if that is nowhere the case.
     """
 
     observations: Pixels
@@ -47,7 +47,7 @@ class Preset(Protocol):
     """One game in N emulators.
 
     Args (of the constructor):
-        game: Its name.
+        game: Name of the game.
         num_envs: N.
         training: A lost life ends an episode.
         full_action_space: All 18 actions instead of the minimal set.
@@ -77,7 +77,7 @@ class Preset(Protocol):
         """One agent step. ``actions``: (N,), each an action of the game."""
 
     def frames(self) -> tuple[Pixels, ...]:
-        """What the screens show: N arrays (H, W, 3)."""
+        """The pictures on the screens: N arrays (H, W, 3)."""
 
     def close(self) -> None:
         """Let the emulators and their threads go."""

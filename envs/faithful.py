@@ -18,8 +18,8 @@ NOOP of 5 ends the game, the next one begins, where the reference loses the end 
 (stable-baselines3, issue 1060). If action 2 of 6 ends an episode, the observation is that of the
 next one instead of the one before. A game can be dropped before its end.
 
-Outside of training nothing of this changes but what is told: rewards are raw and ``terminated`` is
-the end of a game. Rewards of the steps of 5 and 6 are in the score, and in no step.
+Outside of training the games are the same, but rewards are raw and ``terminated`` means the end of
+a game. Rewards of the steps of 5 and 6 are in the score, and in no step.
 
 Differences from the fast preset (``envs.fast``): 1 (108,000 frames, ``truncated``, no-ops not
 counted), 2 (0 to 29 frames), 3 (maximum of grey values: up to 22 grey levels in Riverraid, 8 in
@@ -52,11 +52,11 @@ _Wrapper = gymnasium.Wrapper[Pixels, Any, Pixels, Any]
 
 
 class Frames(_Wrapper):
-    """Items 1 to 3. Drives the emulator itself, to read the screen only where it is used.
+    """Items 1 to 3: drives the emulator directly, to read the screen only where it is used.
 
     Args:
         env: An ``AtariEnv`` in colour, with ``frameskip=1`` and no sticky actions.
-        actions: What ALE calls the actions.
+        actions: ALE's names of the actions.
         max_frames: Emulator frames after which a game is over.
     """
 
@@ -101,11 +101,11 @@ class Frames(_Wrapper):
 
 
 class Score(_Wrapper):
-    """Item 4: what whole games score, by the wrappers outside of this one unseen.
+    """Item 4: counts the score of whole games, before the outer wrappers change rewards and ends.
 
     Args:
-        env: What is scored.
-        index: Of the emulator.
+        env: The game whose score is counted.
+        index: Index of the emulator.
         finished: Grows by one for each game played to its end.
     """
 
@@ -121,7 +121,7 @@ class Score(_Wrapper):
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: int) -> Result:
-        """A step, counted."""
+        """Take a step and count it."""
         observation, reward, over, truncated, info = self.env.step(action)
         self._score += float(reward)
         self._steps += 1
@@ -166,10 +166,10 @@ class EpisodicLife(_Wrapper):
 
 
 class FireReset(_Wrapper):
-    """Item 6: every episode starts with actions 1 and 2. For games whose action 1 is FIRE."""
+    """Item 6: every episode starts with actions 1 and 2; used where action 1 is FIRE."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
-        """The next episode, two steps on."""
+        """Start the next episode, and take its first two steps."""
         observation, info = self.env.reset(seed=seed, options=options)
         for action in (1, 2):
             observation, _, done, _, info = self.env.step(action)
@@ -182,7 +182,7 @@ class Warp(gymnasium.ObservationWrapper[Pixels, Any, Pixels]):
     """Item 7: 84 x 84 grey values."""
 
     def observation(self, observation: Pixels) -> Pixels:
-        """(H, W, 3) to (84, 84)."""
+        """Shrink a screen (H, W, 3) to grey values (84, 84)."""
         grey = cv2.cvtColor(observation, cv2.COLOR_RGB2GRAY)
         return np.asarray(cv2.resize(grey, (84, 84), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
@@ -265,7 +265,7 @@ class FaithfulGames:
                 final[i] = stack[i]
                 stack[i, :3] = 0
                 stack[i, 3], _ = emulator.env.reset()
-                # Not before: the first step of the next life may end the game too.
+                # Looked up only now, because the first step of the next life may end the game too.
                 over[i] = emulator.score.games > games_before
         self._stack = stack
         return Step(
@@ -277,7 +277,7 @@ class FaithfulGames:
         )
 
     def frames(self) -> tuple[Pixels, ...]:
-        """What the screens show; the maximum of two frames, so that nothing flickers."""
+        """The pictures on the screens; the maximum of two frames, so that nothing flickers."""
         return tuple(emulator.frames.screen for emulator in self._emulators)
 
     def close(self) -> None:

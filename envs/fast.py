@@ -86,9 +86,9 @@ class FastGames:
         frame = info["episode_frame_number"]
         final = None
         if "final_obs" in info:  # somewhere an episode has ended
-            # A lost life is "terminated" too, and "lives" is already that of the next game: what
-            # tells that a new game has begun is that its frames are counted anew. After a game
-            # that was cut within 30 frames they may be more, as no-ops count.
+            # A lost life is "terminated" too, and "lives" already belongs to the next game. A new
+            # game is recognised by its frame counter, which starts anew. After a game that was
+            # cut within 30 frames the counter may be higher, because no-ops count.
             over = truncated | (frame <= self._frame)
             if over.any():
                 final = info["final_obs"]
@@ -107,7 +107,7 @@ class FastGames:
             raise RuntimeError("the pictures are out of step with the game")
 
     def frames(self) -> tuple[Pixels, ...]:
-        """What the screens show; the maximum of two frames, so that nothing flickers."""
+        """The pictures on the screens; the maximum of two frames, so that nothing flickers."""
         assert self._screens is not None
         return tuple(self._screens[:, 0])
 

@@ -82,10 +82,10 @@ SCORES: dict[str, tuple[float, float]] = {
 
 
 class UnknownGame(ValueError):
-    """No game and no sequence has this name.
+    """A name that no game and no sequence has.
 
     Args:
-        name: What was asked for.
+        name: The name that was asked for.
         nearest: Names like it, the likeliest first; may be empty.
     """
 
@@ -102,12 +102,12 @@ def _roms() -> dict[str, str]:
 
 
 def names() -> tuple[str, ...]:
-    """All games one player can play, e.g. ``"KungFuMaster"``, in alphabetical order."""
+    """All games for one player, e.g. ``"KungFuMaster"``, in alphabetical order."""
     return tuple(_roms())
 
 
 def rom(name: str) -> str:
-    """What ALE calls a game: ``rom("KungFuMaster") == "kung_fu_master"``.
+    """The name that ALE has for a game: ``rom("KungFuMaster") == "kung_fu_master"``.
 
     Raises:
         UnknownGame: There is no such game.
@@ -128,7 +128,7 @@ def _emulator(name: str) -> ale_py.ALEInterface:
 
 
 def num_actions(name: str) -> int:
-    """How many actions have an effect in a game (ALE's minimal set).
+    """Number of actions that have an effect in a game (ALE's minimal set).
 
     Raises:
         UnknownGame: There is no such game.
@@ -138,7 +138,7 @@ def num_actions(name: str) -> int:
 
 @cache
 def action_meanings(name: str) -> tuple[str, ...]:
-    """What each action of a game does, e.g. ``("NOOP", "FIRE", "UP", ...)``, from ALE.
+    """Meanings of the actions of a game, from ALE, e.g. ``("NOOP", "FIRE", "UP", ...)``.
 
     Raises:
         UnknownGame: There is no such game.
@@ -164,8 +164,8 @@ def sequence(games: str | Sequence[str]) -> tuple[str, ...]:
         games: A sequence's name (see ``SEQUENCES``), one game, or games in order.
 
     Raises:
-        UnknownGame: A name is none.
-        ValueError: There is no game, or one comes twice.
+        UnknownGame: A name belongs to no game.
+        ValueError: No game is given, or one is given twice.
     """
     if isinstance(games, str):
         if games in SEQUENCES:

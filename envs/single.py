@@ -15,7 +15,7 @@ from envs.vector import SequentialAtari
 
 
 class Atari(gymnasium.Env[Pixels, int]):
-    """One emulator that plays one game of a sequence; ``set_task`` puts in the next game.
+    """One emulator that plays one game of a sequence; ``set_task`` switches to another game.
 
     A ``SequentialAtari`` of one, without its autoreset: after ``terminated`` or ``truncated``,
     ``reset`` starts the next episode, which after a lost life is the same game. The action space
@@ -27,7 +27,7 @@ class Atari(gymnasium.Env[Pixels, int]):
         preset, training, full_action_space, max_frames, render_mode: See ``SequentialAtari``.
 
     Raises:
-        UnknownGame: A game's name is none.
+        UnknownGame: No game has that name.
         ValueError: Another argument is out of its range.
     """
 
@@ -69,7 +69,7 @@ class Atari(gymnasium.Env[Pixels, int]):
         return self._vector.game
 
     def set_task(self, index: int) -> None:
-        """Put in a game of the sequence. ``reset`` must follow.
+        """Switch to a game of the sequence; ``reset`` must follow.
 
         Raises:
             ValueError: There is no such game in the sequence.
@@ -84,11 +84,11 @@ class Atari(gymnasium.Env[Pixels, int]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Pixels, dict[str, Any]]:
-        """Start the next episode; in the middle of one, or with a seed, a new game.
+        """Start the next episode; in the middle of an episode, or with a seed, start a new game.
 
         Args:
             seed: 0 to 2**31 - 1.
-            options: There are none.
+            options: Not used; there are no options.
 
         Returns:
             An observation (4, 84, 84) uint8, and an empty dictionary.

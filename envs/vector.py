@@ -28,7 +28,7 @@ Actions = npt.NDArray[np.int64]
 
 
 class SequentialAtari(VectorEnv[Pixels, Actions, npt.NDArray[Any]]):
-    """N emulators that play one game of a sequence; ``set_task`` puts in the next game.
+    """N emulators that play one game of a sequence; ``set_task`` switches to another game.
 
     The spaces are the same for every game: Box(4, 84, 84) uint8 and Discrete(18). A game takes
     the actions below ``num_actions`` only. An episode that ends starts anew in the same step
@@ -49,7 +49,7 @@ class SequentialAtari(VectorEnv[Pixels, Actions, npt.NDArray[Any]]):
         render_mode: ``"rgb_array"`` for ``render``. The fast preset then plays each game twice.
 
     Raises:
-        UnknownGame: A game's name is none.
+        UnknownGame: No game has that name.
         ValueError: Another argument is out of its range.
     """
 
@@ -116,7 +116,7 @@ class SequentialAtari(VectorEnv[Pixels, Actions, npt.NDArray[Any]]):
         return self.num_actions_of[self.task]
 
     def set_task(self, index: int) -> None:
-        """Put in a game of the sequence. ``reset`` must follow; scores not yet fetched are lost.
+        """Switch to a game of the sequence; ``reset`` must follow. Scores not fetched are lost.
 
         Raises:
             ValueError: There is no such game in the sequence.
@@ -146,7 +146,7 @@ class SequentialAtari(VectorEnv[Pixels, Actions, npt.NDArray[Any]]):
             seed: A number below 65,536 gives each emulator a seed that no emulator gets from
                 another number; a sequence holds ALE's own seeds, one per emulator. None goes on
                 with the streams of random numbers there are.
-            options: There are none.
+            options: Not used; there are no options.
 
         Returns:
             Observations (N, 4, 84, 84), and an empty dictionary.
@@ -223,7 +223,7 @@ class SequentialAtari(VectorEnv[Pixels, Actions, npt.NDArray[Any]]):
         )
 
     def _checked(self, actions: npt.ArrayLike) -> Actions:
-        """Actions that ALE knows. On any other its threads die and a step never comes back."""
+        """Refuse actions that ALE does not know: its threads would die and the step never end."""
         array = np.asarray(actions)
         if array.shape != (self.num_envs,) or array.dtype.kind not in "iu":
             raise ValueError(
@@ -246,7 +246,7 @@ class SequentialAtari(VectorEnv[Pixels, Actions, npt.NDArray[Any]]):
         return finished
 
     def render(self) -> tuple[Pixels, ...]:  # type: ignore[override]
-        """What the screens show after the last ``reset`` or ``step``.
+        """The pictures on the screens after the last ``reset`` or ``step``.
 
         Returns:
             N arrays (H, W, 3) uint8, mostly 210 x 160. Where a game has just ended, it is the

@@ -1,4 +1,4 @@
-"""``python -m raycl``."""
+"""Entry point of ``python -m raycl``, which does what ``raycl`` does."""
 
 from raycl.cli import main
 

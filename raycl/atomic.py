@@ -1,4 +1,4 @@
-"""Small files that a crash leaves old or new, never in part, and what is said of damaged ones."""
+"""Small files are written whole: after a crash a file is the old one or the new one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Damaged(UserError):
 
     Args:
         path: The file.
-        reason: What is wrong with it.
-        hint: What to do about it.
+        reason: The damage.
+        hint: Advice to the user.
     """
 
     def __init__(self, path: Path, reason: str, hint: str = "") -> None:
@@ -27,7 +27,7 @@ class Damaged(UserError):
 
 
 def write(path: Path, content: str | bytes, mode: int = 0o666) -> None:
-    """Replace a file; a reader, a crash and a power cut find the old content or the new one.
+    """Replace a file at once: whoever reads it, also after a crash, finds old or new content.
 
     Args:
         path: The file; its folder is made.
@@ -35,7 +35,7 @@ def write(path: Path, content: str | bytes, mode: int = 0o666) -> None:
         mode: Permissions, less those of the umask.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A number of this process would do neither for its threads nor for other machines.
+    # The process id would not be unique: threads and other machines write the same file.
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     data = content.encode() if isinstance(content, str) else content
     try:
@@ -61,19 +61,19 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_json(path: Path, kind: type, hint: str = "") -> Any:
-    """What a JSON file holds.
+    """Read a JSON file of raycl's own.
 
     Args:
         path: A file of raycl's own.
-        kind: ``dict`` or ``list``: what it must hold.
-        hint: What to do about a damaged one.
+        kind: ``dict`` or ``list``: the type that the file must hold.
+        hint: Advice about a damaged file.
 
     Raises:
-        FileNotFoundError: It is not there.
-        Damaged: It cannot be read, is no JSON, or holds something else.
+        FileNotFoundError: There is no such file.
+        Damaged: The file cannot be read, is no JSON, or holds another type.
     """
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -81,6 +81,6 @@ def read_json(path: Path, kind: type, hint: str = "") -> Any:
     except ValueError as error:
         reason = "it is empty" if not path.stat().st_size else str(error)
         raise Damaged(path, reason, hint) from error
-    if not isinstance(found, kind):
+    if not isinstance(content, kind):
         raise Damaged(path, f"it holds no JSON {'object' if kind is dict else 'list'}", hint)
-    return found
+    return content

@@ -53,7 +53,10 @@ Overrides = Annotated[
 Smoke = Annotated[bool, typer.Option("--smoke", help="As small as can be, under NAME-smoke.")]
 Accept = Annotated[
     bool,
-    typer.Option("--accept-changes", help="Go on although own code, data or raycl have changed."),
+    typer.Option(
+        "--accept-changes",
+        help="Go on although own code, data, a hub's weights or raycl have changed.",
+    ),
 ]
 Dashboard = Annotated[
     str | None,

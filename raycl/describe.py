@@ -1,4 +1,4 @@
-"""What ``raycl list``, ``raycl show`` and ``--dry-run`` print."""
+"""Prints what ``raycl list``, ``raycl show`` and ``--dry-run`` are asked for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from raycl.sweep.pack import Result
 
 PLAIN_WIDTH = 160
-"""Columns where there is no terminal to ask."""
+"""Width in columns where the output is no terminal."""
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -42,12 +42,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def console() -> Console:
-    """Standard output."""
+    """A console of rich on standard output."""
     return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
 
 
 def print_preview(sweep: spec.Sweep) -> None:
-    """Every trial that would run, its resources, and the count."""
+    """Print every trial that would run, its resources, and their number."""
     lines = expand.preview(sweep)
     several = len(sweep.benchmark) > 1
     asked = ["cpu", "gpu"]
@@ -79,7 +79,7 @@ def print_preview(sweep: spec.Sweep) -> None:
 
 
 def print_packed(result: Result) -> None:
-    """Throughput against trials at a time, and the best setting as a line of a sweep file."""
+    """Print throughput by trials at a time, and the best setting as a line of a sweep file."""
     base = next((row.rate for row in result.rows if row.rate), 0.0)
     memory = "GPU MB of each" if result.device.gpu else "MB of each"
     columns = ["at a time", "cpu", "gpu", "threads", result.unit, "of each", "times", memory, ""]
@@ -109,7 +109,7 @@ def print_packed(result: Result) -> None:
 
 
 def _asked(asked: Mapping[str, float]) -> str:
-    """As a line of a sweep file."""
+    """The resources of a trial as a line of a sweep file."""
     return f"resources: {{cpu: {asked['cpu']:g}, gpu: {asked['gpu']:g}}}"
 
 
@@ -121,7 +121,7 @@ def _values(varied: Mapping[str, Any] | str) -> str:
 
 
 def print_registered(what: str) -> None:
-    """All methods, benchmarks or networks, with the first line about each."""
+    """Print all methods, benchmarks or networks, each with the first line about it."""
     block = what.removesuffix("s")
     rows = []
     for kinds, name, cls in registered(block):
@@ -133,7 +133,7 @@ def print_registered(what: str) -> None:
 
 
 def _settings(method: Any) -> str:
-    """Readouts of a method on images; on games there is nothing to choose from."""
+    """Readouts of a method on images; empty for games, which have one readout only."""
     return ", ".join(sorted(getattr(method, "settings", ())))
 
 
@@ -148,7 +148,7 @@ def _networks(method: Any) -> str:
 
 
 def print_class(kind: str, name: str) -> None:
-    """One method, benchmark or network: its documentation and its options.
+    """Print one method, benchmark or network: its documentation and its options.
 
     A name that several kinds of trials have is shown for each.
     """
@@ -168,20 +168,20 @@ def _classes(block: str, name: str) -> list[tuple[str, Any]]:
     """Kinds and class of everything that has a name."""
     if ":" not in name:
         known = registered(block)
-        if found := [(kinds, cls) for kinds, other, cls in known if other == name]:
-            return found
+        if classes := [(kinds, cls) for kinds, other, cls in known if other == name]:
+            return classes
         hint = nearest(name, {other for _, other, _ in known})
         raise UserError(f"raycl show {block}", f"unknown {block} '{name}'", hint)
     problems = []
-    found = []
+    classes = []
     for kind in KINDS:
         try:
-            found.append((kind.name, kind.named(block, {"name": name})))
+            classes.append((kind.name, kind.named(block, {"name": name})))
         except Problem as problem:
             problems.append(problem)
-    if not found:
+    if not classes:
         raise UserError(f"raycl show {block}", problems[0].what, problems[0].hint)
-    return found
+    return classes
 
 
 def options(schema: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
@@ -206,16 +206,16 @@ def _branches(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _type(part: Mapping[str, Any]) -> str:
-    found = []
+    types = []
     for branch in _branches(part):
         if "enum" in branch or "const" in branch:
-            found += [str(v) for v in branch.get("enum", [branch.get("const")])]
+            types += [str(v) for v in branch.get("enum", [branch.get("const")])]
         elif branch.get("type") == "array":
             kinds = dict.fromkeys(_type(item) for item in _items(branch))
-            found.append(f"list of {' | '.join(kinds) or 'any'}")
+            types.append(f"list of {' | '.join(kinds) or 'any'}")
         else:
-            found.append("mapping" if "properties" in branch else str(branch.get("type", "any")))
-    return " | ".join(found)
+            types.append("mapping" if "properties" in branch else str(branch.get("type", "any")))
+    return " | ".join(types)
 
 
 def _items(branch: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -233,8 +233,8 @@ def _bounds(part: Mapping[str, Any]) -> str:
         "maxItems": "items ≤",
     }
     parts = [p for branch in _branches(part) for p in (branch, *_items(branch))]
-    found = [f"{word} {p[key]:g}" for p in parts for key, word in words.items() if key in p]
-    return ", ".join(dict.fromkeys(found))
+    bounds = [f"{word} {p[key]:g}" for p in parts for key, word in words.items() if key in p]
+    return ", ".join(dict.fromkeys(bounds))
 
 
 def _yaml(value: Any) -> str:
@@ -247,7 +247,7 @@ def _doc(cls: type) -> str:
 
 
 def print_sweeps(folder: Path) -> None:
-    """Sweep files of a folder and its sub-folders."""
+    """Print the sweep files of a folder and its sub-folders."""
     files = sorted(folder.rglob("*.yaml"))
     if not files:
         print(f"no sweep files in {folder.absolute()}")
@@ -270,7 +270,7 @@ def _labels(sweep: spec.Sweep) -> list[str]:
 
 
 def print_runs(root: Path) -> None:
-    """Sweeps that were started, and how their trials ended."""
+    """Print the sweeps that were started, and how their trials ended."""
     rows = []
     for path in sorted(root.glob("*/spec.json")):
         folder = SweepFolder(root, path.parent.name)
@@ -285,12 +285,12 @@ def print_runs(root: Path) -> None:
 
 
 def print_sweep(path: Path) -> None:
-    """A sweep file with short forms written out and its own defaults filled in; it can be run."""
+    """Print a sweep file with short forms written out and defaults filled in; it can be run."""
     print(yaml.safe_dump(spec.load(path).resolved(), sort_keys=False, allow_unicode=True), end="")
 
 
 def print_data(entries: Iterable[Entry]) -> None:
-    """Data sets, and whether they are there."""
+    """Print the data sets, and whether they are there."""
     rows = [
         [
             entry.name,
@@ -305,7 +305,7 @@ def print_data(entries: Iterable[Entry]) -> None:
 
 
 def print_packages(packages: Mapping[str, Package]) -> None:
-    """Weights that have a package, the networks they are for, and whether they are installed."""
+    """Print weights that have a package, their networks, and whether they are installed."""
     rows = [
         [
             name,

@@ -1,4 +1,4 @@
-"""Is this machine fit to run sweeps? One line per question, with what to do."""
+"""Checks whether this machine is fit to run sweeps: one line per question, with what to do."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SLOW_IMPORT_S = 4.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One answer.
+    """The answer to one question of ``raycl doctor``.
 
     Attributes:
         level: ``fail``: sweeps will not work; ``warn``: something is worth doing.
-        topic: What was looked at.
-        what: What was found.
-        cure: What to do.
+        topic: The thing that was looked at.
+        what: The observation.
+        cure: The remedy, if there is something to do.
     """
 
     level: Literal["ok", "warn", "fail"]
@@ -71,12 +71,12 @@ def examine(runs: Path | None, data_root: Path, tracking_uri: str | None) -> int
 
 
 def _python() -> Iterator[Finding]:
-    found = f"{sys.version.split()[0]} in {sys.prefix}, raycl {raycl.__version__}"
-    yield Finding("ok", "python", found)
+    text = f"{sys.version.split()[0]} in {sys.prefix}, raycl {raycl.__version__}"
+    yield Finding("ok", "python", text)
 
 
 def packages(constraints: Path, installed: Callable[[str], str] = version) -> Iterator[Finding]:
-    """Installed versions against the tested ones.
+    """Compare the installed versions with the tested ones.
 
     Args:
         constraints: A file of ``name==version`` lines; may be absent.
@@ -158,24 +158,24 @@ def _tracking(root: Path, uri: str | None) -> Iterator[Finding]:
 def _orphans(root: Path) -> Iterator[Finding]:
     from raycl.tracking.sync import orphans
 
-    found = orphans(root)
-    for path in found:
+    open_sweeps = orphans(root)
+    for path in open_sweeps:
         what = f"{path.name} has values or ends that MLflow does not know, and no process"
         cure = f"raycl run continues it, raycl sync {path.name} closes it"
         yield Finding("warn", "left behind", what, cure)
-    if not found:
+    if not open_sweeps:
         yield Finding("ok", "left behind", "no run without its driver")
 
 
 def ray_token(environment: Mapping[str, str], default: Path) -> Iterator[Finding]:
-    """Ray's token authentication: the trap that ends in "401" at ``ray job submit``.
+    """Check Ray's token authentication, whose trap ends in "401" at ``ray job submit``.
 
     ``ray.init`` turns it on and writes a token; ``ray start`` uses a token that is there; clients
     of Ray Jobs send none unless ``RAY_AUTH_MODE=token`` is set.
 
     Args:
         environment: Environment variables.
-        default: Where Ray keeps the token.
+        default: The file in which Ray keeps the token.
     """
     mode, path = environment.get("RAY_AUTH_MODE"), environment.get("RAY_AUTH_TOKEN_PATH")
     if path and not Path(path).is_file():
@@ -193,7 +193,7 @@ def ray_token(environment: Mapping[str, str], default: Path) -> Iterator[Finding
 
 
 def token_mode(environment: Mapping[str, str], default: Path) -> Iterator[Finding]:
-    """Whether others on this machine can read Ray's token; arguments as of ``ray_token``."""
+    """Check that nobody else can read Ray's token; the arguments are those of ``ray_token``."""
     file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or default)
     if file.is_file() and file.stat().st_mode & 0o077:
         what = f"others can read {file}, and run code on clusters that take it"

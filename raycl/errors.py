@@ -1,4 +1,4 @@
-"""What a user did wrong, in one line: where, what, and the nearest valid name."""
+"""Errors of the user, each told in one line: where, what, and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class UserError(Exception):
-    """Bad input. The command line prints it on one line, without secrets, and exits with code 2.
+    """Bad input; the command line prints it on one line, without secrets, and exits with code 2.
 
     Args:
         where: The place, e.g. ``"sweep.yaml: methods[0].lam"`` or ``"--address"``.
@@ -32,7 +32,7 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    r"""The text with escapes for what is no printable character, e.g. bytes of a name in Latin-1.
+    r"""The text with escapes for characters that cannot be printed, e.g. bytes of a Latin-1 name.
 
     >>> printable(os.fsdecode(b"caf\xe9\n"))
     'caf\\xe9\\n'
@@ -50,7 +50,7 @@ def _escaped(letter: str) -> str:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint naming the closest valid name, or all of them if none is close; empty without any.
+    """A hint that names the closest valid name, or all of them if none is close.
 
     >>> nearest("fintune", ["finetune", "joint"])
     "did you mean 'finetune'?"

@@ -32,13 +32,13 @@ def find(package: str, base: type[T], name: str, *, where: str = "") -> type[T]:
     """The class called ``name``.
 
     Args:
-        package: Where plain names are looked up, e.g. ``"raycl.methods"``.
+        package: Package in which plain names are looked up, e.g. ``"raycl.methods"``.
         base: The class it must derive from.
         name: A registered name, ``module:Class`` or ``file.py:Class``.
         where: The place in the sweep file, for error messages.
 
     Raises:
-        UserError: No such name, file, module or class, or it is not a ``base``.
+        UserError: There is no such name, file, module or class, or the class is not a ``base``.
     """
     if ":" in name:
         return _external(base, name, where)
@@ -48,10 +48,10 @@ def find(package: str, base: type[T], name: str, *, where: str = "") -> type[T]:
         raise UserError(where, f"unknown {kind} '{name}'", nearest(name, valid))
     module = importlib.import_module(f"{package}.{name}")
     defined = (v for v in vars(module).values() if getattr(v, "__module__", "") == module.__name__)
-    found = [v for v in defined if isinstance(v, type) and issubclass(v, base)]
-    if len(found) != 1:
+    classes = [v for v in defined if isinstance(v, type) and issubclass(v, base)]
+    if len(classes) != 1:
         raise TypeError(f"{module.__name__} must define exactly one {base.__name__}")
-    return found[0]
+    return classes[0]
 
 
 def _external(base: type[T], name: str, where: str) -> type[T]:

@@ -1,4 +1,4 @@
-"""Secrets: how they are kept out of lines, files, process lists and the metadata of jobs."""
+"""Keeps secrets out of output, files, process lists and the metadata of jobs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 MASK = "***"
-"""What stands where a secret was."""
+"""The text that is printed in place of a secret."""
 WORDS = "RAYCL_COMMAND_WORDS"
-"""Variable with the words of a command line that does not show them all."""
+"""Environment variable that holds the true command line, where the visible one is masked."""
 PACKAGE, FILE = "raycl_secrets", "variables.json"
-"""Folder and file that bring variables to a job."""
+"""Folder (a Python module) that brings variables to a job, and the file inside it."""
 SHORT = 4
 """Shorter passwords are not looked for outside of URIs: they would be found everywhere."""
 
@@ -53,7 +53,7 @@ def redact(text: str) -> str:
 
 
 def _without_user(scheme: str, rest: str) -> str:
-    """What follows ``://``, without password and secret options."""
+    """The part of a URI after ``://``, without password and secret options."""
     end = user_end(rest)
     shown = rest if end < 0 else rest[end:]
     shown = _OPTION.sub(lambda o: o[1] + MASK if _OPTION_NAME.search(o[2]) else o[0], shown)
@@ -67,7 +67,7 @@ def _without_user(scheme: str, rest: str) -> str:
 
 
 def user_end(rest: str) -> int:
-    """Index of the ``@`` that ends the user and password of what follows ``://``; -1: none.
+    """Index of the ``@`` that ends user and password in the part after ``://``; -1: none.
 
     It is the last one, for people write passwords with ``@``, ``/``, ``?`` and ``#`` as they are.
     """
@@ -91,17 +91,17 @@ def remember(uri: str) -> None:
     from urllib.parse import unquote
 
     for _, rest in _URI.findall(uri):
-        found = [option for _, name, option in _OPTION.findall(rest) if _OPTION_NAME.search(name)]
+        options = [option for _, name, option in _OPTION.findall(rest) if _OPTION_NAME.search(name)]
         if (end := user_end(rest)) > 0:
-            found.append(rest[:end].partition(":")[2])
+            options.append(rest[:end].partition(":")[2])
         parts = {
-            part for word in found for part in (word, unquote(word), *re.split("[/?#@]", word))
+            part for word in options for part in (word, unquote(word), *re.split("[/?#@]", word))
         }
         _remembered.update(part for part in parts if len(part) >= SHORT)
 
 
 def concealed(value: Any) -> Any:
-    """A tree of plain values whose texts are ``masked``."""
+    """A tree of plain values in which every text is ``masked``."""
     if isinstance(value, dict):
         return {key: concealed(child) for key, child in value.items()}
     if isinstance(value, list):
@@ -115,7 +115,7 @@ def is_secret(name: str, value: str) -> bool:
 
 
 def split(variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Variables that everybody may see, and those that hold secrets."""
+    """Split variables into those that everybody may see and those that hold secrets."""
     hidden = {name: value for name, value in variables.items() if is_secret(name, value)}
     return {k: v for k, v in variables.items() if k not in hidden}, hidden
 
@@ -130,12 +130,12 @@ class _Redacted:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write what may be seen."""
+        """Write the text without its secrets."""
         self._stream.write(redact(text))
         return len(text)
 
     def writelines(self, lines: Any) -> None:
-        """Write lines."""
+        """Write lines without their secrets."""
         for line in lines:
             self.write(line)
 
@@ -144,7 +144,7 @@ class _Redacted:
 
 
 def guard_output() -> None:
-    """Redact all that this process prints: libraries' warnings and tracebacks, too."""
+    """Redact everything that this process prints, also warnings and tracebacks of libraries."""
     sys.stdout, sys.stderr = _Redacted(sys.stdout), _Redacted(sys.stderr)
 
 
@@ -170,7 +170,7 @@ def leave_the_command_line() -> None:
 
 
 def pack(variables: Mapping[str, str], into: Path) -> Path:
-    """A folder that brings variables to a job as a Python module of it, to be read by ``unpack``.
+    """Write a folder that brings variables to a job as a Python module, read by ``unpack``.
 
     Ray shows a job's variables to everybody who sees its dashboard, but not what is in its files;
     it unpacks them on the nodes with the mode they have here, 0600.

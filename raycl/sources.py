@@ -1,4 +1,4 @@
-"""The code that a class from outside raycl runs: its file, and the modules that this imports.
+"""Finds the code that a class from outside raycl runs: its file, and the modules that it imports.
 
 Installed packages, the standard library and raycl itself are not followed: versions stand for them.
 Imports are read off the source, also those inside functions; what a file imports under a name that
@@ -31,7 +31,7 @@ def sources(location: str) -> dict[str, str]:
         location: ``path/to/file.py`` or ``package.module``, as in a sweep file; the file's own name
             in the answer.
     """
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     if location.endswith(".py"):
         start, package = Path(location).resolve(), ""
     else:
@@ -43,17 +43,17 @@ def sources(location: str) -> dict[str, str]:
     todo += _modules(LOADED.get(str(start), ()))
     while todo:
         name, path, package = todo.pop()
-        if name in found:
+        if name in hashes:
             continue
         content = path.read_bytes()
-        found[name] = hashlib.sha256(content).hexdigest()[:16]
+        hashes[name] = hashlib.sha256(content).hexdigest()[:16]
         if path.suffix == ".py":
             todo += _modules(_imported(content, package))
-    return dict(sorted(found.items()))
+    return dict(sorted(hashes.items()))
 
 
 def _modules(names: Iterable[str]) -> Iterator[tuple[str, Path, str]]:
-    """Name, file and package of those modules that are somebody's own."""
+    """Name, file and package of those modules that belong to the user, not to a library."""
     for name in names:
         spec = _find(name)
         if spec is not None and _is_own(spec.origin):
@@ -83,7 +83,7 @@ def _imported(content: bytes, package: str) -> Iterator[str]:
 
 
 def _find(name: str) -> ModuleSpec | None:
-    """Where a module is; nothing is imported, so that nothing is run."""
+    """The file of a module, found without importing it, so that none of its code is run."""
     first, *rest = name.split(".")
     if not all(part.isidentifier() for part in (first, *rest)):
         return None

@@ -1,4 +1,4 @@
-"""Standard output and standard error that never fail for what is printed, or for who listens.
+"""Makes standard output and standard error never fail, whatever is printed, whoever listens.
 
 A sweep goes on when its terminal has closed or ``| head`` has seen enough, and letters that a
 terminal cannot print are replaced.
@@ -14,14 +14,14 @@ import sys
 from typing import Any, TextIO
 
 GONE = (errno.EPIPE, errno.EIO)
-"""Errors that say that nobody reads any more: a pipe, a terminal."""
+"""Error numbers which mean that nobody reads a pipe or a terminal any more."""
 PLAIN = {"↑": "^", "↓": "v", "→": "->", "±": "+-", "−": "-", "–": "-", "·": "-", "•": "*"}
 PLAIN |= {"≤": "<=", "≥": ">=", "…": "..."}
-"""Signs that we print, and what stands for them where only ASCII can be printed."""
+"""Signs that raycl prints, and their replacements where only ASCII can be printed."""
 
 
 def steady() -> None:
-    """Make ``sys.stdout`` and ``sys.stderr`` such streams; what replaced them before stays."""
+    """Make ``sys.stdout`` and ``sys.stderr`` such streams; streams replaced before stay."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -48,13 +48,13 @@ def _steady(stream: TextIO | None, number: int) -> TextIO:
 
 
 class _Listener(io.FileIO):
-    """A descriptor whose reader may go away; what is told on standard error may also be lost."""
+    """A file descriptor whose reader may go away."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number, "w", closefd=False)
 
     def write(self, data: Any, /) -> int:
-        """Write; where nobody reads, as if it had been read."""
+        """Write; if nobody reads any more, pretend that it was read."""
         try:
             return super().write(data)
         except OSError as error:

@@ -34,14 +34,14 @@ from raycl.training import pictures
 from raycl.training.run import Run
 
 CHANCE = 50.0
-"""Percent, of a task of two classes."""
+"""Accuracy in percent that guessing has on a task of two classes."""
 
 
 def toy_data(seed: int = 0, train: int = 33, test: int = 20) -> dict[str, Dataset]:
     """Four classes of 8x8 images: a fixed pattern each, under noise.
 
     Args:
-        seed: Of the images.
+        seed: Seed of the images.
         train: Training images per class; odd, so that batches come out uneven.
         test: Test images per class.
     """
@@ -62,12 +62,12 @@ def toy_data(seed: int = 0, train: int = 33, test: int = 20) -> dict[str, Datase
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that several tests look at, and none may change.
+    """A finished run that several tests look at, and none may change.
 
     Attributes:
-        run: It, at its end.
-        rows: What each epoch returned.
-        loose: What no state held after each epoch; see ``unsaved``.
+        run: The run, at its end.
+        rows: The row that each epoch returned.
+        loose: Tensors, arrays and generators that no state held after each epoch; see ``unsaved``.
     """
 
     run: Run
@@ -76,13 +76,13 @@ class Finished:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What the run says at its end."""
-        found: dict[str, Any] = self.rows[-1]["result"]
-        return found
+        """The result of the run."""
+        result: dict[str, Any] = self.rows[-1]["result"]
+        return result
 
 
 class MethodConformance:
-    """Subclass it, set ``method``, and pytest does the rest.
+    """The suite for one method: subclass it, set ``method``, and pytest does the rest.
 
     Attributes:
         method: A registered name, ``package.module:Class`` or ``path/to/file.py:Class``.
@@ -90,7 +90,7 @@ class MethodConformance:
         network: Backbone.
         second: Backbone of the second task, where a method says it can change networks.
         train: The train block.
-        device: Where.
+        device: Device on which the runs happen.
         learns: Percent that the accuracy right after each task must exceed.
     """
 
@@ -146,21 +146,21 @@ class MethodConformance:
         """A run at its end, which all tests of the class share that configure it alike.
 
         Args:
-            seed: Of the run.
+            seed: Seed of the run.
             changing: Whether its second task has another network.
         """
         key = repr((self.config(seed), self.second if changing else None, self.device))
-        found = self._finished.get(key)
-        if found is None:
+        kept = self._finished.get(key)
+        if kept is None:
             run = self.build_changing(seed) if changing else self.build(seed)
-            found = Finished(run, [], [])
+            kept = Finished(run, [], [])
             while not run.done:
-                found.rows.append(run.advance())
+                kept.rows.append(run.advance())
                 loose = unsaved(run.method)
                 copies = {k: v.clone() for k, v in loose.items() if isinstance(v, Tensor)}
-                found.loose.append(loose | copies)
-            self._finished[key] = found
-        return found
+                kept.loose.append(loose | copies)
+            self._finished[key] = kept
+        return kept
 
     def cls(self) -> type[Method]:
         """The method's class."""
@@ -186,7 +186,7 @@ class MethodConformance:
         assert any(not torch.equal(a, b) for a, b in pairs), "another seed gives the same state"
 
     def test_resumes_bitwise(self) -> None:
-        """Killed at a random step of every phase of every task, it ends with the same bits."""
+        """A run killed at a random step of every phase of every task ends with the same bits."""
         self._resumes(self.build, self.finished())
 
     def test_changes_network(self) -> None:
@@ -226,7 +226,7 @@ class MethodConformance:
         assert all(torch.equal(a, b) for a, b in pairs), f"killed in epochs {stops}"
 
     def test_state_is_complete(self) -> None:
-        """No tensor, array or generator that ``state_dict`` does not hold.
+        """The method has no tensor, array or generator that ``state_dict`` does not hold.
 
         A tensor that is the same in a method of another seed follows from the configuration alone
         and need not be saved.
@@ -249,7 +249,7 @@ class MethodConformance:
                 )
 
     def test_fixed_state_is_fixed(self) -> None:
-        """What is left out of checkpoints is what the constructor makes."""
+        """Everything that checkpoints leave out is as the constructor makes it."""
         fresh = self.build()
         fixed = fresh.method.fixed
         if not fixed:
@@ -279,13 +279,16 @@ class MethodConformance:
             answer: Callable[..., Tensor] = run.method.logits
             plain = answer(batch.images, 0)
             assert torch.equal(plain, answer(batch.images, 0, predictor=None))
+            every = run.method.answers(batch.images, 0)
+            assert torch.equal(plain, every[""])
             for name in names:
-                shape = answer(batch.images, 0, predictor=name).shape
-                assert shape == plain.shape, f"{name} has scores of another shape"
+                alone = answer(batch.images, 0, predictor=name)
+                assert alone.shape == plain.shape, f"{name} has scores of another shape"
+                assert torch.equal(alone, every[name]), f"answers has other scores of {name}"
             assert torch.equal(plain, answer(batch.images, 0)), "asking a predictor changed others"
 
     def test_isolated_tasks_stay(self) -> None:
-        """What was not measured again, because tasks are isolated, is what it would be."""
+        """Accuracies that were not measured again, because tasks are isolated, are right."""
         if not self.cls().isolated:
             return
         run = self.build()
@@ -300,8 +303,8 @@ class MethodConformance:
         assert torch.equal(*answers), "task 1 has changed the answers for task 0"
         for readout, matrix in run.last_row["result"]["matrices"].items():
             for i in (0, 1):
-                found = run.evaluator.accuracy(run.method, run.stream.data[i].test, i, 2)
-                assert matrix[1][i] == found[readout], f"task {i} is measured as {found}"
+                accuracy = run.evaluator.accuracy(run.method, run.stream.data[i].test, i, 2)
+                assert matrix[1][i] == accuracy[readout], f"task {i} is measured as {accuracy}"
 
     def test_sees_only_what_it_declares(self) -> None:
         """A task is closed when it ends, and images are kept only with ``memory``."""
@@ -318,10 +321,10 @@ class MethodConformance:
                 assert not kept, f"{name} holds {kept} training images; declare memory"
 
     def test_memory_is_counted(self) -> None:
-        """Stored bytes are those of the state, and of all data for an upper bound."""
+        """Counted bytes are those of the state and, for an upper bound, of all data."""
         run, result = self.finished().run, self.finished().result
-        found = tensors(run.method.state_dict())  # under two names counts once
-        sizes = {(t.data_ptr(), t.numel()): t.numel() * t.element_size() for t in found}
+        stored = tensors(run.method.state_dict())  # under two names counts once
+        sizes = {(t.data_ptr(), t.numel()): t.numel() * t.element_size() for t in stored}
         held = sum(sizes.values())
         if run.method.memory == "all":
             held += 64 * sum(len(data.train) for data in run.stream.data)
@@ -367,7 +370,7 @@ class MethodConformance:
 
     @staticmethod
     def _stops(rows: list[dict[str, Any]]) -> list[int]:
-        """Epochs to kill in, in order: one at random in each phase of each task."""
+        """Epochs in which to kill the run, in order: one at random in each phase of each task."""
         places: dict[tuple[int, str], list[int]] = {}
         for i, row in enumerate(rows):
             places.setdefault((row["task"], row.get("phase", "")), []).append(i)
@@ -376,7 +379,7 @@ class MethodConformance:
 
 
 def finish(run: Run) -> dict[str, Any]:
-    """Advance to the end; the result."""
+    """Advance a run to its end, and return its result."""
     while not run.done:
         run.advance()
     result: dict[str, Any] = run.last_row["result"]
@@ -449,7 +452,7 @@ def _load(saved: bytes) -> dict[str, Any]:
 
 
 class _Killed(BaseException):
-    """Stands for SIGKILL in the middle of an epoch."""
+    """Exception that stands for SIGKILL in the middle of an epoch."""
 
 
 def _advance_and_die(run: Run, chooser: random.Random) -> None:

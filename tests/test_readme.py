@@ -14,6 +14,9 @@ from raycl.testing import MethodConformance
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+MAP = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+PAGES = [ROOT / ".github" / "CONTRIBUTING.md", ROOT / "tests" / "README.md"]
+PAGES += sorted((ROOT / "sweeps").glob("*/README.md"))
 
 
 def blocks(language: str) -> list[str]:
@@ -75,12 +78,29 @@ def test_every_file_and_target_exists() -> None:
     titles = {title.lower().replace(" ", "-") for title in re.findall(r"^## (.+)$", README, re.M)}
     for link in re.findall(r"\]\(([^)]+)\)", README):
         assert link[1:] in titles if link.startswith("#") else (ROOT / link).exists(), link
-    targets = set(re.findall(r"\bmake ([a-z]+)", README))
+    targets = set(re.findall(r"\bmake ([a-z]+)", README + MAP))
     makefile = (ROOT / "Makefile").read_text()
-    for target in targets & {"quickstart", "test", "lint", "bench", "install"}:
+    known = {"quickstart", "format", "quick", "check", "test", "lint", "bench", "install"}
+    for target in targets & known:
         assert f"\n{target}:" in makefile
     for path in re.findall(r"\bsweeps/[a-z/_-]+\.yaml", README):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        path = link.partition("#")[0]
+        assert path.startswith("http") or (page.parent / path).exists(), link
+
+
+def test_the_map_names_every_package_and_module() -> None:
+    inside = ROOT / "raycl"
+    packages = [*inside.glob("*/__init__.py"), *(inside / "sweep").glob("*/__init__.py")]
+    for package in packages:
+        assert f"`{package.parent.relative_to(ROOT)}/`" in MAP
+    for module in inside.glob("[!_]*.py"):
+        assert module.name in MAP
 
 
 def test_the_sweep_of_games_is_valid(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""From data sets to a stream: which images, which output ids, without copying an image."""
+"""Builds a stream from data sets: which images, which output ids, without copying an image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from raycl.errors import UserError
 
 
 class Source:
-    """A data set on a device: its images are moved there once, and all tasks point into them."""
+    """A data set on a device; its images are moved there once, and all tasks point into them."""
 
     def __init__(self, data: Dataset, device: torch.device | str) -> None:
         self.data, self.device = data, torch.device(device)
@@ -53,9 +53,9 @@ class Piece:
         source: The data set.
         classes: Its class ids, in task order.
         outputs: Their output ids.
-        about: What is special about the task, for its name.
+        about: The words about the task that go into its name.
         transform: Fixed change of the images.
-        shape: Of the images after ``transform``, where it is not the data set's.
+        shape: Shape of the images after ``transform``, where it is not the data set's.
         normalisation: Mean and std after ``transform``, where they are not the data set's.
     """
 
@@ -86,7 +86,7 @@ def on_device(images: NDArray[np.uint8], device: torch.device) -> Tensor:
 def assemble(
     pieces: Sequence[Piece], readouts: tuple[str, ...], validation: Validation, seed: int
 ) -> Stream:
-    """The stream of these tasks.
+    """Assemble the stream of these tasks.
 
     The validation set of a task are the first ``int(validation * n)`` entries of
     ``RandomState(seed).permutation(n)`` over its own n training images in the data set's order;
@@ -159,7 +159,7 @@ def _all(
 
 
 def groups(classes: Sequence[int], tasks: int, where: str, name: str) -> list[tuple[int, ...]]:
-    """Classes cut into tasks in order; of K classes the first K mod T tasks get one more.
+    """Cut classes into T tasks in order; of K classes the first K mod T tasks get one more.
 
     Raises:
         UserError: More tasks than classes.
@@ -176,7 +176,7 @@ def own_outputs(parts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
 
 
 def own_readouts(parts: Sequence[Sequence[int]]) -> tuple[str, ...]:
-    """The readouts where each task has outputs of its own: domain only if all have equally many."""
+    """Readouts if each task has outputs of its own: domain only if all have equally many."""
     even = len({len(part) for part in parts}) == 1
     return ("class", "task", "domain") if even else ("class", "task")
 
@@ -197,7 +197,7 @@ def task_order(count: int, seed: int) -> list[int]:
 
 
 def check_permutation(order: Sequence[int], count: int, where: str) -> list[int]:
-    """The order itself.
+    """Check that an order is a permutation, and return it.
 
     Raises:
         UserError: It does not hold each of 0..count-1 once.

@@ -23,7 +23,7 @@ from raycl.benchmarks.base import Benchmark, BenchmarkConfig, Stream
 from raycl.datasets.base import Dataset, DatasetConfig, key
 
 MEAN, STD = (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)
-"""What BLIP normalises both data sets with."""
+"""Mean and standard deviation with which BLIP normalises both data sets."""
 
 
 class Part(BaseModel):
@@ -45,7 +45,7 @@ class Alternating(Benchmark):
     """
 
     class Config(BenchmarkConfig):
-        """Options."""
+        """Options of the benchmark ``alternating``."""
 
         parts: tuple[Part, ...] = Field(
             (

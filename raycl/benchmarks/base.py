@@ -1,4 +1,4 @@
-"""A stream of tasks: what a method is told, what it may see, and what it is tested on."""
+"""Streams of tasks: what a method is told, what it may see, and what it is tested on."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from raycl.datasets.left_out import LeftOut
 from raycl.errors import UserError
 
 Validation = Annotated[float, Field(ge=0, lt=1)] | Literal["train", "folder"]
-"""Share of a task's training data; or ``train``: all of it, and nothing is held out; or ``folder``:
-the validation images that the files have, and nothing is held out."""
+"""Validation set of a task: a share of its training data; or ``train``: all of it, without holding
+anything out; or ``folder``: the validation images that the files have."""
 ClassOutputs = Literal["seen", "all"]
 """Outputs that compete where the task is unknown."""
 
@@ -29,11 +29,11 @@ class DataAccessError(RuntimeError):
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What may be known of a task without its data.
+    """The facts about a task that may be known without its data.
 
     Attributes:
         index: Position in the stream, from 0.
-        name: For people, e.g. ``"3/5 (cat, dog)"``.
+        name: Name for people, e.g. ``"3/5 (cat, dog)"``.
         classes: Output ids of its classes. The position in this tuple is the label inside the
             task (the domain-incremental label). Tasks share ids where the benchmark says so.
     """
@@ -50,16 +50,16 @@ FEWEST_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """What may be known of a stream without its data.
+    """The facts about a stream that may be known without its data.
 
     Attributes:
         tasks: All tasks in order.
         input_shape: Channels, height, width.
         num_outputs: Distinct output ids over all tasks.
         class_names: Name of each output id.
-        mean: Per task, per channel: what its images are normalised with, in units of 0..1.
+        mean: Mean, per task and channel, with which images are normalised, in units of 0..1.
         std: Likewise.
-        readouts: Ways of asking that make sense here, of ``("class", "task", "domain")``;
+        readouts: Readouts that make sense here, some of ``("class", "task", "domain")``;
             the first is the primary one.
     """
 
@@ -72,7 +72,7 @@ class StreamInfo:
     readouts: tuple[str, ...]
 
     def at_once(self, most: int) -> int:
-        """How many images to take at a time where that only decides how much memory it takes.
+        """Images to take at a time, where their number only decides how much memory is used.
 
         ``most`` of them if they have up to 32 x 32 pixels; of larger ones as many as have no more
         pixels together, but 32 or more, which is where small batches become slow.
@@ -120,7 +120,7 @@ class Stream:
     """A benchmark made concrete for one seed on one device.
 
     Attributes:
-        info: What may be known without data.
+        info: The facts that may be known without data.
         data: One entry per task.
     """
 
@@ -133,10 +133,10 @@ class Stream:
         return Stream(info, tuple(data.renormalised(mean, std) for data in self.data))
 
     def open(self, index: int, memory: str | None) -> Task:
-        """The task as a method sees it.
+        """Open a task, as a method sees it.
 
         Args:
-            index: Which task.
+            index: Index of the task.
             memory: The method's declaration; ``"all"`` opens the training data of the past.
         """
         past = [d.train for d in self.data[:index]] if memory == "all" else None
@@ -213,7 +213,7 @@ class BenchmarkConfig(BaseModel):
         "itself; folder: the images in the folder val",
     )
     top_k: int = Field(
-        1, ge=1, description="an image is right if its class is among so many highest outputs"
+        1, ge=1, description="an image is right if its class is among this many highest outputs"
     )
     class_outputs: ClassOutputs = Field(
         "seen",
@@ -257,22 +257,22 @@ class Benchmark(ABC):
 
     @abstractmethod
     def datasets(self) -> list[DatasetConfig]:
-        """What must be loaded."""
+        """Data sets that must be loaded."""
 
     def left_out(self) -> LeftOut:
-        """What lies beside the data sets and is part of none."""
+        """Files and folders that lie beside the data sets and belong to none of them."""
         return LeftOut()
 
     @abstractmethod
     def stream(
         self, data: Mapping[str, Dataset], seed: int, device: torch.device | str = "cpu"
     ) -> Stream:
-        """The stream of one seed.
+        """Make the stream of one seed.
 
         Args:
             data: Loaded data sets, by ``key`` of their configuration (``raycl.datasets.key``).
-            seed: Of class order, task order, transformations and the validation split.
-            device: Where the images live.
+            seed: Seed of class order, task order, transformations and the validation split.
+            device: Device of the images.
 
         Raises:
             UserError: The options do not fit the data (more tasks than classes, ...).

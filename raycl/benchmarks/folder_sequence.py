@@ -50,7 +50,7 @@ class FolderSequence(Benchmark):
     """
 
     class Config(BenchmarkConfig):
-        """Options."""
+        """Options of the benchmark ``folder_sequence``."""
 
         path: str = Field(description="folder, zip or archive.zip!inner; from the data root")
         tasks: tuple[str, ...] | None = Field(
@@ -68,17 +68,17 @@ class FolderSequence(Benchmark):
         )
         mean: tuple[float, ...] | None = Field(
             None,
-            description="of all tasks, per channel, in units of 0..1; with three values grey "
+            description="mean for all tasks, per channel, in units of 0..1; with three values grey "
             "images get three equal channels; default: each task its own",
         )
         std: tuple[float, ...] | None = Field(
-            None, description="of all tasks, per channel, in units of 0..1"
+            None, description="standard deviation for all tasks, per channel, in units of 0..1"
         )
         budget: Budget | None = Field(
             None, description="images per task instead of per class; {}: those of CLR"
         )
         limit: int | None = Field(
-            None, ge=1, description="at most this many training images per class"
+            None, ge=1, description="largest number of training images per class"
         )
         hold_out: int | None = Field(
             None,
@@ -161,7 +161,7 @@ class FolderSequence(Benchmark):
 
 
 def _tasks(path: Any, tasks: Any, order: Any) -> list[str] | None:
-    """Each task's folder below ``path``; ``None`` if ``tasks`` says so already, or is no list.
+    """Each task's folder below ``path``; ``None`` if ``tasks`` names folders, or is no list.
 
     Args:
         path: Option ``path``, maybe of a wrong type.
@@ -188,6 +188,6 @@ def _all_text(tasks: Any) -> bool:
 
 
 def _called(path: Path) -> dict[str, str]:
-    """Composed name (NFC) of each task to its folder, which may be inside a lone one."""
+    """The folder of each task, by its name in composed form (NFC); it may be inside a lone one."""
     folders = {folder.rpartition("/")[2]: folder for folder in subfolders(path)}
     return {unicodedata.normalize("NFC", name): folder for name, folder in folders.items()}

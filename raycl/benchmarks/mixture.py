@@ -24,7 +24,7 @@ class Mixture(Benchmark):
     """
 
     class Config(BenchmarkConfig):
-        """Options."""
+        """Options of the benchmark ``mixture``."""
 
         datasets: tuple[DatasetConfig, ...] = Field(
             min_length=2, description="the data sets, each one task"

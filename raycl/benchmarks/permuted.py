@@ -25,7 +25,7 @@ class Permuted(Benchmark):
     """
 
     class Config(BenchmarkConfig):
-        """Options."""
+        """Options of the benchmark ``permuted``."""
 
         dataset: DatasetConfig = DatasetConfig(name="digits")
         tasks: int = Field(10, ge=1, le=100, description="number of tasks")

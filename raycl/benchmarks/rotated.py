@@ -26,7 +26,7 @@ class Rotated(Benchmark):
     """
 
     class Config(BenchmarkConfig):
-        """Options."""
+        """Options of the benchmark ``rotated``."""
 
         dataset: DatasetConfig = DatasetConfig(name="digits")
         tasks: int | None = Field(None, ge=1, description="number of tasks; default 10")

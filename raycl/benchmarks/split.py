@@ -35,7 +35,7 @@ class Split(Benchmark):
     """
 
     class Config(BenchmarkConfig):
-        """Options."""
+        """Options of the benchmark ``split``."""
 
         dataset: DatasetConfig = DatasetConfig(name="digits")
         tasks: int = Field(5, ge=1, description="number of tasks, at most one per class")

@@ -1,4 +1,4 @@
-"""Random changes of whole batches, on the device, with parameters of its own for each image.
+"""Random changes of whole batches on the device, where each image has parameters of its own.
 
 torchvision's functions draw one set of parameters per call, so these are a gather of our own.
 """
@@ -15,9 +15,9 @@ from raycl.errors import UserError, nearest
 
 PADDING = 4
 BRIGHTNESS, CONTRAST = 63 / 255, 0.8
-"""Factors of the colour jitter lie within this of 1 (the code of arXiv 2106.09701)."""
+"""Largest distances from 1 of the factors of the colour jitter (code of arXiv 2106.09701)."""
 HCL_FACTOR, HCL_HUE = 0.4, 0.1
-"""Colour jitter of ``hcl``: how far at most a factor is from 1, and a shift of the hue from 0."""
+"""Colour jitter of ``hcl``: largest distance of a factor from 1, and of a hue shift from 0."""
 HCL_JITTERED, HCL_GREY, HCL_BLURRED = 0.8, 0.2, 0.5
 """Shares of images that ``hcl`` jitters, makes grey, and blurs."""
 HCL_SIGMA = (0.1, 2.0)
@@ -25,11 +25,11 @@ HCL_SIGMA = (0.1, 2.0)
 HCL_SHARP = 32
 """Images of at most this many pixels a side are not blurred by ``hcl``."""
 TINY = 1e-9
-"""Divides what is 0 where a pixel is black or grey; far below 1/255, the smallest other value."""
+"""Divisor in place of 0, for black and grey pixels; far below 1/255, the smallest other value."""
 
 
 def augment(name: str, generator: torch.Generator) -> Augment | None:
-    """The training augmentation of a sweep file.
+    """Make the training augmentation that a sweep file names.
 
     Args:
         name: ``none``, ``flip`` (left-right with probability 1/2), ``crop_flip`` (4 pixels of
@@ -41,7 +41,7 @@ def augment(name: str, generator: torch.Generator) -> Augment | None:
         generator: Source of all randomness, on the device of the images.
 
     Returns:
-        uint8 (B, C, H, W) to the same; ``None`` for ``none``.
+        A function of uint8 (B, C, H, W) to the same; ``None`` for ``none``.
     """
     if name == "none":
         return None
@@ -88,7 +88,7 @@ def jitter_crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, bright_first: Tensor) -> Tensor:
-    """``adjust_brightness`` and ``adjust_contrast`` of torchvision, with factors for each image.
+    """Change brightness and contrast as torchvision does, with factors for each image.
 
     Values are cut to whole numbers after each of the two, as there. (For PIL images, which the code
     of arXiv 2106.09701 has, torchvision also rounds the mean grey value.)
@@ -125,7 +125,7 @@ def resized_crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def hcl(images: Tensor, generator: torch.Generator) -> Tensor:
-    """The augmentation of HCL (CVPR 2023): crop and flip, colour jitter, grey, blur.
+    """Apply the augmentation of HCL (CVPR 2023): crop and flip, colour jitter, grey, blur.
 
     After ``crop_flip`` an image is jittered with probability 0.8 (brightness, contrast and
     saturation factors uniform on 1 +- 0.4, a hue shift uniform on +- 0.1, in random order), made
@@ -148,7 +148,7 @@ def hcl(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def colour_jitter(images: Tensor, factors: Tensor, hue: Tensor, places: Tensor) -> Tensor:
-    """The four ``adjust_*`` functions of torchvision, with factors and an order for each image.
+    """Jitter colours as torchvision's ``adjust_*`` do, with factors and order for each image.
 
     Brightness, contrast and saturation blend an image with black, with its mean grey value, and
     with the grey of each pixel. So any order is at most three blends, one change of hue, and at
@@ -157,7 +157,7 @@ def colour_jitter(images: Tensor, factors: Tensor, hue: Tensor, places: Tensor) 
 
     Args:
         images: uint8 (B, C, H, W).
-        factors: Of brightness, contrast and saturation, (3, B).
+        factors: Factors of brightness, contrast and saturation, (3, B).
         hue: Shift (B,), in turns of the colour circle.
         places: int64 (4, B), a permutation of 0..3 for each image: the places in the order of
             brightness, contrast, saturation and hue.
@@ -179,7 +179,7 @@ def colour_jitter(images: Tensor, factors: Tensor, hue: Tensor, places: Tensor) 
 
 
 def greyscale(images: Tensor, chosen: Tensor) -> Tensor:
-    """``rgb_to_grayscale`` of torchvision, in three equal channels, for some of the images.
+    """Make some images grey in three equal channels, as torchvision's ``rgb_to_grayscale`` does.
 
     Args:
         images: uint8 (B, C, H, W); without three channels nothing is changed.
@@ -192,7 +192,7 @@ def greyscale(images: Tensor, chosen: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
-    """``gaussian_blur`` of torchvision, with a standard deviation for each image.
+    """Blur images as torchvision's ``gaussian_blur`` does, each with its own deviation.
 
     Args:
         images: uint8 (B, C, H, W).
@@ -223,11 +223,11 @@ def _grey(pixels: Tensor) -> Tensor:
 
 
 def _blend(pixels: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, contrast or saturation of each image, in place.
+    """Change brightness, contrast or saturation of each image, in place.
 
     Args:
         pixels: Whole numbers (B, 3, H, W).
-        factors: Of the three, (3, B); at most one of them is not 1.
+        factors: Factors of the three, (3, B); at most one of them is not 1.
     """
     grey = _grey(pixels)
     saturates = _per_image((factors[2] != 1).float())
@@ -238,7 +238,7 @@ def _blend(pixels: Tensor, factors: Tensor) -> Tensor:
 
 
 def _shift_hue(pixels: Tensor, shift: Tensor) -> Tensor:
-    """``adjust_hue`` of torchvision: the same values in the same order of operations.
+    """Shift the hue as torchvision's ``adjust_hue`` does, in the same order of operations.
 
     Args:
         pixels: Whole numbers (B, 3, H, W).
@@ -267,7 +267,7 @@ def _to_hsv(colours: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """Colours (B, 3, H, W) of what ``_to_hsv`` gives."""
+    """Colours (B, 3, H, W) of hue, saturation and value; undoes ``_to_hsv``."""
     angle = 6 * hue
     sixth = angle.floor()
     part = (angle - sixth).mul_(saturation)
@@ -284,7 +284,7 @@ def _to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 
 
 def _per_image(values: Tensor) -> Tensor:
-    """Values (B,) that spread over images: (B, 1, 1, 1)."""
+    """Reshape values (B,) to (B, 1, 1, 1), so that they spread over images."""
     return values.view(-1, 1, 1, 1)
 
 

@@ -1,4 +1,4 @@
-"""What a data set is before it is on a device: arrays (or file names), labels and statistics."""
+"""Data sets before they are on a device: arrays or file names, labels, and statistics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from raycl.datasets.left_out import LeftOut
 
 
 class Budget(BaseModel):
-    """Images of a task, a number for the whole task that its classes share evenly.
+    """A number of images for a whole task, which its classes share evenly.
 
     The sampling rule of CLR, arXiv 2307.11386, whose numbers are the defaults. Of each class
     ``round(budget / classes)`` images are taken, half rounded to even, or all if there are fewer;
@@ -40,14 +40,14 @@ class Budget(BaseModel):
 
     small: int = Field(2560, ge=1, description="training images of a task with few classes")
     large: int = Field(5120, ge=1, description="training images of a task with many classes")
-    classes: int = Field(60, ge=1, description="so many classes are many")
+    classes: int = Field(60, ge=1, description="number of classes from which on they are many")
     max_classes: int = Field(
-        300, ge=2, description="at most so many classes, the first in the order of their names"
+        300, ge=2, description="largest number of classes, the first in the order of their names"
     )
     seed: int = Field(27, ge=0, lt=2**32, description="seed of the choice")
 
     def per_class(self, classes: int, *, held: bool = False) -> int:
-        """Images of one class.
+        """Number of images that one class gets.
 
         Args:
             classes: Classes of the task, after ``max_classes``.
@@ -58,7 +58,7 @@ class Budget(BaseModel):
 
 
 class Resize(BaseModel):
-    """How images of any shape become squares of one size, without a change of their proportions.
+    """A way to make squares of one size from images of any shape, keeping their proportions.
 
     The shorter side is resized to ``shorter`` pixels (bilinear, antialiased), and the middle of
     that is cut out. It is done to all images when they are read, those for training included.
@@ -112,18 +112,18 @@ class Part(BaseModel):
 
 
 class DatasetConfig(BaseModel):
-    """Which images. In a sweep file a bare name stands for ``{name: NAME}``."""
+    """The images of a data set; in a sweep file a bare name stands for ``{name: NAME}``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="digits, mnist, ..., folder, idx: see `raycl data list`")
     path: str | None = Field(
         None,
-        description="for folder (also a.zip or a.zip!inner) and idx; from the data root",
+        description="folder, a.zip or a.zip!inner for folder and idx; from the data root",
     )
     size: int | None = Field(None, ge=4, le=1024, description="resize images to this side, pixels")
     limit: int | None = Field(
-        None, ge=1, description="at most this many training images per class (the first ones)"
+        None, ge=1, description="largest number of training images per class (the first ones)"
     )
     hold_out: int | None = Field(
         None,
@@ -133,10 +133,12 @@ class DatasetConfig(BaseModel):
     )
     mean: tuple[float, ...] | None = Field(
         None,
-        description="per channel, in units of 0..1; with three values a folder's grey images get "
-        "three equal channels",
+        description="mean per channel, in units of 0..1; with three values a folder's grey images "
+        "get three equal channels",
     )
-    std: tuple[float, ...] | None = Field(None, description="per channel, in units of 0..1")
+    std: tuple[float, ...] | None = Field(
+        None, description="standard deviation per channel, in units of 0..1"
+    )
     budget: Budget | None = Field(
         None, description="folder: images of the whole data set, shared evenly by its classes"
     )
@@ -150,7 +152,7 @@ class DatasetConfig(BaseModel):
         None, min_length=2, description="names of the classes to take, in this order; default: all"
     )
     test_limit: int | None = Field(
-        None, ge=1, description="at most this many test images per class (the first ones)"
+        None, ge=1, description="largest number of test images per class (the first ones)"
     )
     invert: bool = Field(False, description="black becomes white; images in memory only")
     resize: Resize | None = Field(
@@ -194,7 +196,7 @@ class DatasetConfig(BaseModel):
 
     @property
     def label(self) -> str:
-        """Name for tables: the data set's, or the stem of its path."""
+        """Name for tables: the name of the data set, or the stem of its path."""
         if self.path is None:
             return self.name
         last = re.split(r"[/!]", self.path.rstrip("/"))[-1]
@@ -215,7 +217,7 @@ def check_budget(budget: Budget | None, limit: int | None) -> None:
 def without_defaults(
     model: BaseModel, dumped: dict[str, Any], names: Iterable[str]
 ) -> dict[str, Any]:
-    """What was dumped of a model, less those of the options named that have their default.
+    """The dump of a model without those of the named options that have their default.
 
     Keys of data sets and trials are hashes of what is dumped. An option that came later is left
     out where nobody uses it, so that the keys of earlier sweeps stay as they are.
@@ -226,7 +228,7 @@ def without_defaults(
 
 
 def key(config: DatasetConfig) -> str:
-    """A short string that is the same for, and only for, the same data.
+    """A short string that is equal for equal data, and only for that.
 
     >>> key(DatasetConfig(name="mnist"))
     'mnist'
@@ -275,12 +277,12 @@ class Dataset:
     """A data set as loaded once per node and shared by all trials.
 
     Attributes:
-        name: The name it was asked for.
+        name: The name in the sweep file.
         train: Training images.
         test: Test images, never seen by a method.
         classes: Class names; the position is the class id.
-        mean: Per channel, in units of 0..1.
-        std: Per channel, in units of 0..1.
+        mean: Mean per channel, in units of 0..1.
+        std: Standard deviation per channel, in units of 0..1.
         validation: Validation images, where the files have a set of them and it was asked for.
         left_out: Files and folders that were passed over.
     """

@@ -1,4 +1,4 @@
-"""From the data base of the DCT / SKILL collection, whose 53 tasks CLR learns, to image folders.
+"""Turns the data base of the DCT / SKILL collection, CLR's 53 tasks, into image folders.
 
 There are two layouts. In that of CLR, ``database_2.sqlite``, the table ``datasets`` has
 ``dataset_id`` and ``dataset_name``, and ``files`` has ``path``, ``filename``, ``class_id``,
@@ -33,14 +33,14 @@ from raycl.errors import UserError
 
 WHERE = "raycl data convert"
 SETS = ("train", "val", "test")
-"""Folder of each number of a set."""
+"""Folder names of the sets 0, 1 and 2."""
 INVALID = frozenset({47, 56, 84, 93, 103})
 LAST = 109
-"""Data sets 0 to ``LAST`` count, but for ``INVALID``; in the layout of CLR, which has numbers."""
+"""Numbers of the data sets that count in CLR's layout: 0 to ``LAST`` without ``INVALID``."""
 COLLECTIONS = ("original_images", "name-pending_collection")
-"""Folders that hold a folder for each data set."""
+"""Names of the collection folders, which hold a folder for each data set."""
 RawRow = tuple[str, object, object, object]
-"""Path, class, number of the set, and 0 where there is no problem."""
+"""One row: path, class, number of the set, and 0 where the image has no problem."""
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -61,7 +61,7 @@ class Row:
 
 @dataclass
 class Converted:
-    """What a conversion did.
+    """Counts of what a conversion did.
 
     Attributes:
         tasks: Classes and images of each task, by name.
@@ -106,7 +106,7 @@ def convert(
     Args:
         database: The SQLite file.
         images: The folder that holds a folder for each data set, or the one around it.
-        out: Where the tree is made.
+        out: Folder in which the tree is made.
         tasks: A CSV file: only the tasks it lists, see ``raycl.datasets.task_list``.
         tell: Called with a line after each task.
 
@@ -169,7 +169,7 @@ class _DataSet:
 
 
 def _layout(connection: sqlite3.Connection, database: Path) -> dict[str, _DataSet]:
-    """The data sets by name."""
+    """The data sets of a data base, by name."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     if {"datasets", "files"} <= tables:
         return _with_ids(connection)
@@ -180,7 +180,7 @@ def _layout(connection: sqlite3.Connection, database: Path) -> dict[str, _DataSe
 
 
 def _with_ids(connection: sqlite3.Connection) -> dict[str, _DataSet]:
-    """The layout of CLR."""
+    """Read the data sets of CLR's layout, which have numbers."""
     query = (
         'SELECT path || filename, class_id, CAST("set" AS INTEGER), CAST(problem AS INTEGER) '
         'FROM files WHERE dataset_id = ? ORDER BY "set", class_id, path, filename'
@@ -198,7 +198,7 @@ def _with_ids(connection: sqlite3.Connection) -> dict[str, _DataSet]:
 
 
 def _by_name(connection: sqlite3.Connection) -> dict[str, _DataSet]:
-    """The later layout."""
+    """Read the data sets of the later layout, which have names only."""
     query = (
         "SELECT relative_path, class_id, CAST(set_id AS INTEGER), CAST(problem AS INTEGER) "
         "FROM images WHERE dataset = ? ORDER BY set_id, class_id, relative_path"
@@ -213,7 +213,7 @@ def _by_name(connection: sqlite3.Connection) -> dict[str, _DataSet]:
 def _rows(
     connection: sqlite3.Connection, query: str, key: int | str, name: str
 ) -> Iterator[RawRow]:
-    """What the query finds, paths relative to the collection."""
+    """Read the rows of a query, with paths relative to the collection."""
     for path, *rest in connection.execute(query, (key,)):
         yield (f"{name}/{str(path).lstrip('/')}", *rest)
 
@@ -230,8 +230,8 @@ def _chosen(wanted: dict[str, _DataSet], tasks: Path | None) -> list[str]:
 
 
 def _usable(rows: Iterable[RawRow], images: Path, done: Converted) -> list[Row]:
-    """The rows that make an image of the tree; the others are counted."""
-    found = []
+    """Select the rows that become images of the tree, and count the others by reason."""
+    rows_kept = []
     for text, label, number, problem in rows:
         path = PurePosixPath(text)
         if ".." in path.parts:
@@ -245,16 +245,16 @@ def _usable(rows: Iterable[RawRow], images: Path, done: Converted) -> list[Row]:
         elif not (images / path).is_file():
             done.left_out["images that are not there"] += 1
         else:
-            found.append(Row(path, SETS[number], _class_folder(label)))
-    trained = {row.label for row in found if row.split == "train"}
-    usable = [row for row in found if row.label in trained]
-    if len(usable) < len(found):
-        done.left_out["images of classes without training images"] += len(found) - len(usable)
+            rows_kept.append(Row(path, SETS[number], _class_folder(label)))
+    trained = {row.label for row in rows_kept if row.split == "train"}
+    usable = [row for row in rows_kept if row.label in trained]
+    if len(usable) < len(rows_kept):
+        done.left_out["images of classes without training images"] += len(rows_kept) - len(usable)
     return usable
 
 
 def _task(rows: list[Row], name: str, images: Path, out: Path, done: Converted) -> None:
-    """The folder of one task."""
+    """Make the folder of one task."""
     if not rows:
         return
     places: dict[Path, list[Row]] = defaultdict(list)
@@ -270,7 +270,7 @@ def _task(rows: list[Row], name: str, images: Path, out: Path, done: Converted) 
 
 
 def _file_names(rows: list[Row]) -> Iterator[tuple[str, Row]]:
-    """Each image with its own name, or with a hash in it where several have that name."""
+    """Name each image: its own name, with a hash in it where several have that name."""
     named = {row.path: row for row in rows}
     times = Counter(path.name for path in named)
     for path, row in named.items():
@@ -279,7 +279,7 @@ def _file_names(rows: list[Row]) -> Iterator[tuple[str, Row]]:
 
 
 def _place(source: Path, target: Path, done: Converted) -> None:
-    """A hard link to ``source``, or a copy of it; nothing where it is there already."""
+    """Make a hard link to ``source``, or a copy; do nothing where it is there already."""
     source = source.resolve()
     if target.exists():
         if not (target.samefile(source) or filecmp.cmp(source, target, shallow=False)):
@@ -300,12 +300,12 @@ def _place(source: Path, target: Path, done: Converted) -> None:
 
 
 def _class_folder(label: object) -> str:
-    """A class's folder: numbers get five digits, so that their order is that of the names."""
+    """Name of a class's folder; numbers get five digits, so that they sort as numbers."""
     return f"{label:05d}" if isinstance(label, int) and label >= 0 else _folder(str(label))
 
 
 def _folder(name: str) -> str:
-    """The name itself, if a folder can have it."""
+    """Check that a folder can have this name, and return it."""
     if not name or name.startswith(".") or name != PurePosixPath(name).name or "\0" in name:
         raise UserError(WHERE, f"'{name}' cannot be the name of a folder")
     return name

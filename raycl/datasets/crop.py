@@ -1,4 +1,4 @@
-"""Random parts of images, resized and mirrored, with parameters of its own for each image."""
+"""Random parts of images, resized and mirrored; each image has parameters of its own."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class OriginalCrop:
         self.generator = generator
 
     def draws(self, count: int) -> Tensor:
-        """See ``draws``."""
+        """Uniform numbers for parts; see the function ``draws``."""
         return draws(count, self.generator)
 
     def flip(self, images: Tensor) -> Tensor:
-        """See ``flip``."""
+        """Mirror images at random; see the function ``flip``."""
         return flip(images, self.generator)
 
     def __call__(self, images: Tensor, size: int | None = None) -> Tensor:
@@ -86,7 +86,7 @@ def resized_crop(
     width: Tensor,
     size: int | None = None,
 ) -> Tensor:
-    """A box of each image, enlarged (bilinear, edges of the box repeated).
+    """Cut a box out of each image and enlarge it (bilinear, edges of the box repeated).
 
     Args:
         images: uint8 (B, C, H, W).
@@ -115,12 +115,12 @@ def flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def coins(images: Tensor, generator: torch.Generator) -> Tensor:
-    """True with probability 1/2, for each image."""
+    """Toss a coin for each image: True with probability 1/2."""
     return torch.rand(len(images), generator=generator, device=images.device) < 0.5
 
 
 def _between(start: Tensor, length: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where ``count`` pixels of a line lie among ``length`` of the image.
+    """Places of ``count`` pixels of a line among ``length`` pixels of the image.
 
     Returns:
         The two neighbours of each, int64 (B, count), and its way from the first to the second.

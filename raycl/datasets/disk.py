@@ -1,4 +1,4 @@
-"""From a configuration to a data set: find it, read it, cut it, measure it."""
+"""Loads the data set of a configuration: finds, reads, cuts and measures it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Entry:
 
     Attributes:
         name: As in sweep files.
-        classes: How many; ``None`` if that depends on the files.
+        classes: Number of classes; ``None`` if that depends on the files.
         shape: Channels, height, width; ``None`` likewise.
         present: Whether it can be loaded now.
-        location: Where it is, or what is missing.
+        location: Its place, or the file that is missing.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Entry:
 
 
 def data_root() -> Path:
-    """Where data sets lie: the environment variable ``RAYCL_DATA``, else ``./data``. Absolute."""
+    """Absolute path of the data root: the environment variable ``RAYCL_DATA``, else ``./data``."""
     return Path(os.environ.get("RAYCL_DATA") or "data").expanduser().resolve()
 
 
@@ -62,7 +62,7 @@ def catalogue(root: Path) -> list[Entry]:
 
 
 def present(config: DatasetConfig, root: Path) -> str | None:
-    """``None`` if the data is there, else what is missing, as a sentence."""
+    """Tell what is missing of a data set, as a sentence; ``None`` if it is there."""
     _check_name(config)
     if config.name in BY_PATH:
         path = split_archive(resolve(config.path or "", root))[0]
@@ -92,7 +92,7 @@ def load(config: DatasetConfig, root: Path) -> Dataset:
     """Read a data set.
 
     Args:
-        config: Which, and what to do with it.
+        config: The data set, and the options of reading it.
         root: The data root; relative paths start here.
 
     Raises:
@@ -193,7 +193,7 @@ def _check_name(config: DatasetConfig) -> None:
 
 
 def resolve(path: str, root: Path) -> Path:
-    """A path of a sweep file: relative ones start at the data root."""
+    """Resolve a path of a sweep file: relative ones start at the data root."""
     return root / Path(path).expanduser()
 
 
@@ -209,7 +209,7 @@ def _positions(wanted: Sequence[str], classes: Sequence[str], label: str) -> lis
 
 
 def _only(part: Arrays | Files, wanted: Sequence[int]) -> Arrays | Files:
-    """The images of some classes, numbered in that order."""
+    """Keep the images of some classes, which are numbered in that order."""
     number = np.full(max(int(part.labels.max()), *wanted) + 1, -1, np.int64)
     number[list(wanted)] = np.arange(len(wanted))
     part = _take(part, number[part.labels] >= 0)
@@ -217,7 +217,7 @@ def _only(part: Arrays | Files, wanted: Sequence[int]) -> Arrays | Files:
 
 
 def _in_part(labels: NDArray[np.int64], part: Part, label: str) -> NDArray[np.bool_]:
-    """Which images are in a part.
+    """Mark the images that are in a part.
 
     Raises:
         UserError: The part has none of a class.

@@ -15,9 +15,9 @@ from raycl.datasets.crop import OriginalCrop
 from raycl.datasets.transform import resize_batch
 
 Transform = Callable[[Tensor], Tensor]
-"""uint8 (B, C, H, W) to uint8 (B, C', H', W'), the same for every epoch (a pixel permutation)."""
+"""Fixed change of images, uint8 to uint8, the same in every epoch (a pixel permutation)."""
 Augment = Callable[[Tensor], Tensor]
-"""uint8 (B, C, H, W) to uint8 (B, C, H, W), random, drawing from a generator it holds.
+"""Random change of images, uint8 (B, C, H, W) to the same, with a generator of its own.
 
 An ``OriginalCrop`` is applied before images are resized and transformed, wherever a set has those.
 """
@@ -31,7 +31,7 @@ class Batch:
         images: float32 (B, C, H, W), augmented and normalised.
         labels: int64 (B,), output ids (see ``TaskInfo.classes``).
         index: int64 (B,), positions in the set it came from.
-        frozen: (B, ...), what the method computes from each image once (``Method.frozen_values``).
+        frozen: (B, ...), values that the method computes once per image (``Method.frozen_values``).
     """
 
     images: Tensor
@@ -48,8 +48,8 @@ class Repeated:
     """A transform that gives grey images more channels, all equal.
 
     Attributes:
-        channels: How many.
-        first: What is done before, if anything.
+        channels: Number of channels.
+        first: The transform that is applied before, if any.
     """
 
     channels: int
@@ -93,7 +93,7 @@ class Examples(ABC):
         """The same images, normalised with other statistics.
 
         Args:
-            mean: Per channel, in units of 0..1; a grey image gets so many equal channels.
+            mean: Mean per channel, in units of 0..1; grey images get as many equal channels.
             std: Likewise.
         """
         raise TypeError(f"a {type(self).__name__} cannot be normalised otherwise")
@@ -124,7 +124,7 @@ class Examples(ABC):
         return self.prepare(self.augmented(index, augment))
 
     def augmented(self, index: Tensor, augment: Augment | None) -> Tensor:
-        """``raw``, augmented."""
+        """Images as ``raw`` gives them, augmented."""
         raw = self.raw(index)
         return raw if augment is None else augment(raw)
 
@@ -144,10 +144,10 @@ class Normalised(Examples):
     """Rows of a store of images, all with the same transform and normalisation.
 
     Args:
-        store: What ``rows`` points into; sets with the same store object can be merged.
+        store: The images that ``rows`` points into; sets with the same store can be merged.
         rows: int64 (N,), which images of the store belong to this set.
         labels: int64 (N,), output ids, on the device.
-        mean: Per channel, in units of 0..1, after ``transform``.
+        mean: Mean per channel, in units of 0..1, after ``transform``.
         std: Likewise.
         transform: The benchmark's fixed change of the images, applied batch by batch.
 
@@ -199,7 +199,7 @@ class Normalised(Examples):
         share: int = 1,
         crop: OriginalCrop | None = None,
     ) -> Iterator[Tensor]:
-        """``raw`` of one batch after another.
+        """Yield the raw images of one batch after another.
 
         Args:
             index: int64 (n,), the positions of all batches, on the CPU.
@@ -258,7 +258,7 @@ class ImageSet(Normalised):
 
 
 class UnionSet(Examples):
-    """Several sets behind one another; each batch is gathered part by part.
+    """Several sets, one behind the other; each batch is gathered part by part.
 
     Args:
         parts: Sets with images of one shape; labels are taken as they are.
@@ -307,7 +307,7 @@ class UnionSet(Examples):
         """See ``Examples.batches``; the order is a permutation of the whole union."""
         order = self.order(batch_size, generator, drop_last)
         part = self._part(order)
-        # What goes where is worked out and moved to the device once: a transfer in every step
+        # All positions are worked out and moved to the device once: a transfer in every step
         # would make the host wait for the step before.
         batch = torch.arange(len(order)) // batch_size
         place = (batch * len(self.parts) + part).argsort(stable=True).argsort() % batch_size
@@ -325,7 +325,7 @@ class UnionSet(Examples):
     def _stream(
         self, order: Tensor, part: Tensor, batch: Tensor, crop: OriginalCrop | None
     ) -> Iterator[Tensor]:
-        """Raw images of each batch, those of the first part first, in each part in ``order``."""
+        """Yield the raw images of each batch: those of the first part first, in their order."""
         share = sum(one.reads_ahead for one in self.parts)
         batches = int(batch[-1]) + 1 if len(batch) else 0
         counts, streams = [], []
@@ -338,7 +338,7 @@ class UnionSet(Examples):
             yield torch.cat([next(s) for s, n in zip(streams, sizes, strict=True) if n])
 
     def _part(self, index: Tensor) -> Tensor:
-        """The part each position lies in; all on the CPU."""
+        """The part that each position lies in; everything is on the CPU."""
         return torch.searchsorted(self._ends, index, right=True)
 
     def _gather(self, index: Tensor, part: Tensor) -> Tensor:

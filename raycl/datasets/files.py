@@ -37,7 +37,9 @@ ZIP = ".zip"
 FORMATS = (
     "JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "PPM", "TIFF", "TGA", "JPEG2000",
 )  # fmt: skip
-"""What is read, in Pillow's words and whatever a file is called; other readers run programs."""
+"""Image formats that are read, by Pillow's names; Pillow's other readers run programs."""
+GREY = ("1", "L", "LA")
+"""Modes of images without colours, in Pillow's words."""
 MAX_PIXELS, LARGE = 89_478_485, 16_000_000
 """Pixels of the largest image that is decoded, Pillow's limit; beyond ``LARGE`` one at a time."""
 MAX_BYTES = 8 * MAX_PIXELS
@@ -51,7 +53,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each orientation of EXIF; from 5 on, width and height are exchanged."""
+"""The operation that undoes each orientation of EXIF; from 5 on, width and height change places."""
 
 warnings.filterwarnings("ignore", module=r"PIL\.")
 S = TypeVar("S")
@@ -64,7 +66,7 @@ class Archive(NamedTuple):
 
     Attributes:
         zip: Its handle.
-        members: What it holds, by names whose parts are separated by ``/``.
+        members: Its members, by names whose parts are separated by ``/``.
     """
 
     zip: ZipFile
@@ -72,13 +74,13 @@ class Archive(NamedTuple):
 
 
 def split_archive(path: Path) -> tuple[Path, str]:
-    """``/a/b.zip!inner/dir`` to the zip and what is inside; anything else to itself and ``""``."""
+    """Split ``/a/b.zip!inner/dir`` into zip and inner path, which is ``""`` for other paths."""
     mark = re.search(r"\.zip!", text := str(path), re.IGNORECASE)
     return (Path(text[: mark.end() - 1]), text[mark.end() :].strip("/")) if mark else (path, "")
 
 
 def open_zip(path: Path) -> Archive:
-    """The zip, opened once per process (a handle must not be shared across a fork).
+    """Open a zip, once per process (a handle must not be shared across a fork).
 
     Raises:
         UserError: It is not a zip.
@@ -98,8 +100,20 @@ def _open_zip(path: Path, _process: int, _changed: int, _length: int) -> Archive
     return Archive(opened, {str(PurePosixPath(name)): info for name, info in names})
 
 
-def measure(name: str) -> tuple[int, int]:
-    """Width and height of an image, from its header; nothing is decoded.
+class Header(NamedTuple):
+    """What an image will be when it is decoded.
+
+    Attributes:
+        size: Width and height.
+        channels: 1 for a grey image, else 3.
+    """
+
+    size: tuple[int, int]
+    channels: int
+
+
+def measure(name: str) -> Header:
+    """Read size and channels of an image from its header, without decoding it.
 
     Args:
         name: As in ``Files.paths``.
@@ -108,7 +122,8 @@ def measure(name: str) -> tuple[int, int]:
         UserError: Not an image, empty, too large, or with more than 8 bits per channel.
     """
     with _named(name), _opened(name) as file, _header(file) as image:
-        return image.size[::-1] if _orientation(image) >= 5 else image.size
+        size = image.size[::-1] if _orientation(image) >= 5 else image.size
+        return Header(size, 1 if image.mode in GREY else 3)
 
 
 def decode(
@@ -119,7 +134,7 @@ def decode(
     shorter: int | None = None,
     drawn: Tensor | None = None,
 ) -> NDArray[np.uint8]:
-    """One image, turned as its EXIF data says; of an animated one the first picture.
+    """Decode one image, turned as its EXIF data says; of an animated one the first picture.
 
     Args:
         name: As in ``Files.paths``.
@@ -160,7 +175,7 @@ def _resized(pixels: Tensor, size: int | None, shorter: int | None) -> Tensor:
 
 
 def read_bytes(name: str) -> bytes:
-    """The bytes of a file; see ``Files.paths``.
+    """Read the bytes of a file that ``Files.paths`` names.
 
     Raises:
         UserError: It cannot be read.
@@ -171,7 +186,7 @@ def read_bytes(name: str) -> bytes:
 
 @contextlib.contextmanager
 def _opened(name: str) -> Iterator[IO[bytes]]:
-    """A file or a member of a zip, to be read."""
+    """Open a file, or a member of a zip, for reading."""
     path, inner = split_archive(Path(name))
     if not inner or not path.exists():  # a file outside may be called ``a.zip!b.png``
         with Path(name).open("rb") as file:
@@ -195,7 +210,7 @@ def _check_length(length: int) -> None:
 
 
 def _header(file: IO[bytes]) -> Image.Image:
-    """The image, of which no pixel is decoded yet."""
+    """Open an image without decoding its pixels."""
     image = Image.open(file, formats=FORMATS)
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -206,11 +221,11 @@ def _header(file: IO[bytes]) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """What EXIF says before the pixels; 1 is upright. Pillow itself turns TIFF images."""
+    """EXIF orientation of an image, where 1 is upright; Pillow turns TIFF images by itself."""
     if image.format == "TIFF" or "exif" not in image.info:
         return 1
-    found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return found if found in TURNS else 1
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in TURNS else 1
 
 
 def _decoded(content: bytes, image: Image.Image) -> Tensor:
@@ -222,7 +237,7 @@ def _decoded(content: bytes, image: Image.Image) -> Tensor:
     turn = TURNS.get(_orientation(image))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    grey = image.mode in ("1", "L", "LA")
+    grey = image.mode in GREY
     image = image.convert("L" if grey else "RGB")
     array = np.array(image if turn is None else image.transpose(turn))
     return torch.from_numpy(array[None] if grey else array.transpose(2, 0, 1).copy())
@@ -230,7 +245,7 @@ def _decoded(content: bytes, image: Image.Image) -> Tensor:
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Whatever goes wrong inside is one line that names the image."""
+    """Turn every error inside into a ``UserError`` that names the image."""
     try:
         yield
     except UserError:  # about the zip
@@ -241,7 +256,7 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file cannot be read; the same words in every process."""
+    """The reason why a file cannot be read, in the same words in every process."""
     if isinstance(error, UnidentifiedImageError):  # its own words have an address in memory
         return "it is no image of a known format"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
@@ -259,19 +274,19 @@ def decode_all(
     shorter: int | None = None,
     drawn: Tensor | None = None,
 ) -> list[NDArray[np.uint8]]:
-    """``decode`` for many images, in parallel threads; with ``drawn[..., i]`` for the i-th."""
+    """Decode many images in parallel threads, the i-th one with ``drawn[..., i]``."""
     read = partial(decode, size=size, colour=colour, shorter=shorter)
     parts = [None] * len(names) if drawn is None else drawn.unbind(-1)
     return _each(lambda one: read(one[0], drawn=one[1]), list(zip(names, parts, strict=True)))
 
 
-def measure_all(names: Sequence[str]) -> list[tuple[int, int]]:
-    """``measure`` for many images, in parallel threads."""
+def measure_all(names: Sequence[str]) -> list[Header]:
+    """Measure many images in parallel threads."""
     return _each(measure, names)
 
 
 def _each(one: Callable[[S], T], items: Sequence[S]) -> list[T]:
-    """What ``one`` makes of each item; of several errors that of the first item is raised."""
+    """Call ``one`` on each item in threads; of several errors, raise that of the first item."""
 
     def some(start: int) -> list[T]:
         return [one(item) for item in items[start : start + CHUNK]]
@@ -371,7 +386,7 @@ class FileSet(Normalised):
 
 
 class _Decoded(TorchDataset[Tensor | UserError]):
-    """Item i is the i-th batch, uint8 (B, 3, size, size)."""
+    """Data set for a ``DataLoader`` whose item i is the i-th batch, uint8 (B, 3, size, size)."""
 
     def __init__(self, files: Files, batches: list[Tensor], drawn: Sequence[Tensor | None]) -> None:
         self.files, self.batches, self.drawn = files, batches, drawn

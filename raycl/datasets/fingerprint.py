@@ -1,4 +1,4 @@
-"""What data sets are made of, in few bytes: names, sizes and contents of their files.
+"""Fingerprints of data sets: few bytes that stand for names, sizes and contents of their files.
 
 Contents are read once for each state of a file (size, times of change, inode); their hashes lie in
 a small data base beside the sweeps. Of data sets above ``WHOLE`` bytes only the beginning and the
@@ -24,17 +24,17 @@ from raycl.datasets.standard import STANDARD
 WHOLE = 4_000_000_000
 PART = 16_384
 FRESH_NS = 2_000_000_000
-"""A file changed so shortly before it was read may change again within the clock's grain."""
+"""Seconds within which a file may change twice without a change of its time stamp."""
 _TABLE = "CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, state TEXT, hash TEXT)"
 
 
 def fingerprint(config: DatasetConfig, root: Path, cache: Path) -> str:
-    """What stands for a data set's content: count and size of its files, and a hash of all.
+    """The fingerprint of a data set: number and size of its files, and a hash of them all.
 
     Args:
-        config: Which data set.
+        config: The data set.
         root: The data root.
-        cache: Where hashes are kept; not having it costs time only.
+        cache: File in which hashes are kept; without it, only time is lost.
     """
     files = sorted(_files(config, root))
     if not files:
@@ -92,10 +92,10 @@ class _Hashes:
         before = self.known.get(name)
         if before is not None and before[0] == state:
             return before[1]
-        found = _content(path, stat.st_size, whole)
+        digest = _content(path, stat.st_size, whole)
         if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > FRESH_NS:
-            self.new[name] = (state, found)
-        return found
+            self.new[name] = (state, digest)
+        return digest
 
 
 def _content(path: Path, size: int, whole: bool) -> str:
@@ -109,7 +109,7 @@ def _content(path: Path, size: int, whole: bool) -> str:
 
 @contextlib.contextmanager
 def _cached(path: Path) -> Iterator[_Hashes]:
-    """The hashes there are; new ones are added at the end, as far as they can be."""
+    """Lend the cached hashes; new ones are stored at the end, if that is possible."""
     known: dict[str, tuple[str, str]] = {}
     with contextlib.suppress(sqlite3.Error, OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

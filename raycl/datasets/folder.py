@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raycl.datasets import listing, split_lists
+from raycl.datasets import listing, memory, split_lists
 from raycl.datasets.base import Arrays, Budget, Files
 from raycl.datasets.files import WHERE, decode_all, measure_all
 from raycl.datasets.left_out import LeftOut
@@ -26,9 +26,9 @@ from raycl.datasets.listing import Listing
 from raycl.errors import UserError, printable
 
 SMALL = 64
-"""Pixels: up to this side images are held in memory."""
+"""Largest side, in pixels, of images that are held in memory."""
 SAMPLE = 1000
-"""Images of a set of files that its statistics are computed from."""
+"""Number of images that the statistics of a set of files are computed from."""
 DRAW = 1234
 """Seed of ``hold_out``."""
 SPLITS = ("train", "val", "test")
@@ -38,7 +38,7 @@ Tree = dict[str, list[str]]
 
 
 class Parts(NamedTuple):
-    """What a tree holds: either all three sets are ``Arrays``, or all are ``Files``."""
+    """The sets that a tree holds: either all three are ``Arrays``, or all are ``Files``."""
 
     train: Arrays | Files
     test: Arrays | Files
@@ -77,7 +77,8 @@ def load(
 
     Raises:
         UserError: No such path, not a zip, not such a tree, a damaged image, mixed sizes, nothing
-            to draw test images from, a budget of less than an image per class.
+            to draw test images from, a budget of less than an image per class, more images than
+            memory holds.
     """
     found = listing.images(path)
     if lists is not None:
@@ -115,10 +116,12 @@ def _parts(
     """One set of images for each tree, all of one kind and size."""
     flat = [_flat(tree, classes) for tree in trees]
     names = [name for some, _ in flat for name in some]
-    sizes = measure_all(names)
-    side = size or _common_side(names, sizes)
+    headers = measure_all(names)
+    side = size or _common_side(names, [header.size for header in headers])
     if side > SMALL:
         return [Files(tuple(some), labels, side, shorter) for some, labels in flat]
+    channels = 3 if colour else max(header.channels for header in headers)
+    memory.check(len(names), channels, (side, side) if size else headers[0].size, WHERE)
     images = _stack(decode_all(names, size, colour=colour, shorter=shorter))
     ends = np.cumsum([len(labels) for _, labels in flat]).tolist()
     return [
@@ -136,9 +139,9 @@ def sample(part: Arrays | Files) -> NDArray[np.uint8]:
     return np.stack(decode_all(names, part.size, colour=True, shorter=part.shorter))
 
 
-def _splits(found: Listing, path: Path, validation: bool) -> tuple[Tree, Tree | None, Tree | None]:
+def _splits(listed: Listing, path: Path, validation: bool) -> tuple[Tree, Tree | None, Tree | None]:
     """Training, validation and test images; ``None`` for what the tree has no folder of."""
-    start, parts = found.start, [name.parts for name in found.names]
+    start, parts = listed.start, [name.parts for name in listed.names]
     while _is_lone(parts, validation):
         start, parts = f"{start}{parts[0][0]}/", [p[1:] for p in parts]
     top = {p[0] for p in parts}
@@ -168,7 +171,7 @@ def _is_lone(parts: Sequence[tuple[str, ...]], validation: bool) -> bool:
 
 
 def _check_splits(trees: Mapping[str, Tree], path: Path) -> None:
-    """All three splits have images, and of no class that has no training images."""
+    """Refuse a tree with an empty split, or with a class that has no training images."""
     for split in SPLITS:
         if not trees[split]:
             what = f"'{path}' has no images in a folder '{split}'"
@@ -200,16 +203,16 @@ def _within(budget: Budget, tree: Tree, classes: Sequence[str], held: bool, path
         what = f"{part}, shared by the {len(classes)} classes of '{path}', is no image for each"
         raise UserError("benchmark.budget", what, "set a larger one")
     rng = random.Random(budget.seed)
-    found: Tree = {}
+    kept: Tree = {}
     for name in classes:
         drawn = list(tree.get(name, ()))
         rng.shuffle(drawn)
-        found[name] = drawn[:count]
-    return found
+        kept[name] = drawn[:count]
+    return kept
 
 
 def _drawn(tree: Tree, count: int, path: Path) -> tuple[Tree, Tree]:
-    """Class by class the names are shuffled by one generator; the last ``count`` are for testing.
+    """Draw test images: names are shuffled class by class, the last ``count`` are for testing.
 
     The rule for miniImageNet of BLIP, arXiv 2105.04444, there in the order in which the file
     system lists classes and images, here in that of their names.

@@ -1,4 +1,4 @@
-"""Images with what a method computes from each of them once and for all."""
+"""Images together with the values that a method computes from each of them once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from raycl.datasets.examples import Augment, Batch, Examples
 
 BATCH = 256
-"""Images at a time while the values are computed, unless they are large."""
+"""Number of images at a time while the values are computed, unless they are large."""
 
 
 class Budget:
@@ -24,14 +24,14 @@ class Budget:
         self.left = int(1_000_000 * megabytes)
 
     def take(self, size: int) -> bool:
-        """Whether ``size`` bytes were left; they are not any more."""
+        """Take ``size`` bytes, and tell whether as many were left."""
         fits = size <= self.left
         self.left -= size if fits else 0
         return fits
 
 
 class FrozenSet(Examples):
-    """Another set, whose batches bring ``Batch.frozen`` along.
+    """A set around another one, whose batches bring ``Batch.frozen`` along.
 
     The values are computed for the whole set when the first batch is asked for, if the budget
     allows; else, and for augmented images, batch by batch. They are no state.
@@ -82,14 +82,14 @@ class FrozenSet(Examples):
         """See ``Examples.batches``; the same batches in the same order."""
         values = self._all() if augment is None else None
         read = self.examples.batches if values is None or not self.alone else super().batches
-        found = read(batch_size, generator=generator, augment=augment, drop_last=drop_last)
-        for batch in found:
+        batches = read(batch_size, generator=generator, augment=augment, drop_last=drop_last)
+        for batch in batches:
             known = None if values is None else values.index_select(0, batch.index)
             batch.frozen = self._of(batch.images) if known is None else known
             yield batch
 
     def images_at(self, index: Tensor, augment: Augment | None) -> Tensor:
-        """Nothing, (B, 0), beside values that are ``alone``; else see ``Examples.images_at``."""
+        """The images of a batch, or (B, 0) where the values are ``alone``."""
         if self.alone and self._values is not None and augment is None:
             return self._values.new_empty(len(index), 0)
         return super().images_at(index, augment)

@@ -14,9 +14,9 @@ from raycl.datasets.base import Arrays
 
 KINDS, SIDE = 64, 16
 TRAIN, TEST = 100, 20
-"""Images of a kind."""
+"""Number of training and test images of each kind."""
 POINTS = 12
-"""Points of a stroke at which the pen is put down."""
+"""Number of points of a stroke at which the pen is put down."""
 
 
 def load() -> tuple[Arrays, Arrays]:

@@ -8,7 +8,7 @@ from raycl.datasets.base import Arrays, Files
 from raycl.datasets.files import read_bytes
 
 DIGITS = 16
-"""Hex digits of an id: two of a million images share one with a probability of 3e-8."""
+"""Length of an id in hex digits; two of a million images share one with a probability of 3e-8."""
 
 
 def image_ids(part: Arrays | Files) -> list[str]:
@@ -23,7 +23,7 @@ def image_ids(part: Arrays | Files) -> list[str]:
 
 
 def unit(part: Arrays | Files) -> str:
-    """What ids are made of: only ids of one unit can be compared."""
+    """The unit of ids, file or pixels: only ids of one unit can be compared."""
     if isinstance(part, Files):
         return "files"
     return f"pixels of {'x'.join(map(str, part.images.shape[1:]))}"

@@ -40,17 +40,17 @@ def find(directory: Path, prefix: str | None = None) -> dict[tuple[str, str], Pa
     """The four files, by (``"train"`` or ``"test"``, ``"images"`` or ``"labels"``).
 
     Args:
-        directory: Where they lie.
-        prefix: What their names begin with; ``None``: whatever is there, if it is one set.
+        directory: The folder with the files.
+        prefix: Beginning of their names; ``None``: any, if the folder has one set only.
     """
     if not directory.is_dir():
         raise UserError(WHERE, f"no such directory '{directory}'")
-    found: dict[tuple[str, str, str], Path] = {}
+    files: dict[tuple[str, str, str], Path] = {}
     for path in sorted(directory.iterdir(), reverse=True):  # an unpacked file wins over its .gz
         match = NAME.fullmatch(path.name)
         if match and prefix in (None, match[1]):
-            found[match[1], "train" if match[2] == "train" else "test", match[3]] = path
-    prefixes = sorted({key[0] for key in found})
+            files[match[1], "train" if match[2] == "train" else "test", match[3]] = path
+    prefixes = sorted({key[0] for key in files})
     if len(prefixes) > 1:
         sets = ", ".join(f"'{p}'" for p in prefixes)
         raise UserError(
@@ -59,16 +59,16 @@ def find(directory: Path, prefix: str | None = None) -> dict[tuple[str, str], Pa
     start = prefixes[0] if prefixes else prefix or ""
     for split, stem in (("train", "train"), ("test", "t10k (or test)")):
         for kind, dims in (("images", 3), ("labels", 1)):
-            if (start, split, kind) not in found:
+            if (start, split, kind) not in files:
                 name = f"{start}{stem}-{kind}-idx{dims}-ubyte[.gz]"
                 raise UserError(WHERE, f"'{directory}' has no file {name}")
-    return {(split, kind): path for (_, split, kind), path in found.items()}
+    return {(split, kind): path for (_, split, kind), path in files.items()}
 
 
 def read(
     files: dict[tuple[str, str], Path], *, transposed: bool = False
 ) -> tuple[Arrays, Arrays, tuple[str, ...]]:
-    """What ``find`` found. Labels become 0..K-1 in ascending order of the stored numbers."""
+    """Read the four files; labels become 0..K-1 in ascending order of the stored numbers."""
     parts = {}
     for split in ("train", "test"):
         images = read_array(files[split, "images"], 3)
@@ -94,7 +94,7 @@ def read(
 
 
 def read_array(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """One file.
+    """Read one IDX file.
 
     Raises:
         UserError: Unreadable, wrong magic number, or shorter or longer than its header says.

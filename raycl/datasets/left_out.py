@@ -1,4 +1,4 @@
-"""What was passed over while images were looked for."""
+"""Counts files and folders that were passed over in the search for images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from raycl.errors import printable
 
 NAMED = 10
-"""Names that stand in a line for each reason; more are only counted."""
+"""Number of names that are printed for each reason; further ones are only counted."""
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What was passed over while images were looked for.
+    """Files and folders that were passed over in the search for images.
 
     Attributes:
         reasons: Each reason with the number of names and the first of them.
@@ -40,7 +40,7 @@ class LeftOut:
 
     @classmethod
     def merged(cls, parts: Iterable[LeftOut]) -> LeftOut:
-        """What all of these count together."""
+        """Add up several counts."""
         counts: dict[str, int] = defaultdict(int)
         names: dict[str, list[str]] = defaultdict(list)
         for part in parts:

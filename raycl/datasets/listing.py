@@ -1,4 +1,4 @@
-"""Which images lie below a folder or in a zip, and what lies there beside them.
+"""Lists the images below a folder or in a zip, and the other files that lie there.
 
 Links are followed, but for those that lead back to a folder they lie in. Files that systems leave
 behind (``.DS_Store``, ``Thumbs.db``, ``__MACOSX``) do not count; whatever else is passed over is
@@ -24,7 +24,7 @@ SUFFIXES = (
     ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".tga", ".jp2",
 )  # fmt: skip
 SYSTEM = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini")
-"""Names, in small letters, of what systems leave behind; they also begin with ``._``."""
+"""Names, in small letters, of files that systems leave behind; others begin with ``._``."""
 EMPTY = "folders without images"
 OTHER = "files of other kinds"
 HIDDEN = "hidden files or folders"
@@ -41,8 +41,8 @@ class Listing(NamedTuple):
 
     Attributes:
         names: Relative to the path, sorted.
-        start: What to put before a name, so that it is one of ``Files.paths``.
-        left_out: What is there beside them.
+        start: Prefix that makes a name one of ``Files.paths``.
+        left_out: Other files and folders that are there.
     """
 
     names: list[PurePosixPath]
@@ -86,11 +86,11 @@ def subfolders(path: Path) -> list[str]:
 
 
 def beside(path: Path, tasks: Sequence[str]) -> LeftOut:
-    """What ``subfolders`` passes over: folders without images, and images in none of the folders.
+    """Count what ``subfolders`` passes over: folders without images, images outside of folders.
 
     Args:
         path: As for ``subfolders``.
-        tasks: Folders that are somebody else's to look at.
+        tasks: Folders that are not looked into here.
     """
     found, start = _walked(path)
     parts = [tuple(name.split("/")) for name in found.images]
@@ -132,7 +132,7 @@ def has_folder(path: Path, name: str) -> bool:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether what lies in ``path`` is addressed as ``path!inner``, not ``path/inner``."""
+    """Whether ``path`` is a zip, whose members are called ``path!inner``, not ``path/inner``."""
     return path.suffix.lower() == ZIP and not path.is_dir()
 
 
@@ -157,7 +157,7 @@ def _is_utf8(name: str) -> bool:
 
 
 class _Found:
-    """What is found while a tree is walked; all names are relative to its root."""
+    """Names collected while a tree is walked; all are relative to its root."""
 
     def __init__(self) -> None:
         self.images: set[str] = set()
@@ -181,8 +181,8 @@ class _Found:
 
     def left_out(self, start: str) -> LeftOut:
         """Everything that was passed over, with whole names."""
-        found = {EMPTY: self.empty(), **self.passed}
-        return LeftOut.of({reason: [start + n for n in names] for reason, names in found.items()})
+        passed = {EMPTY: self.empty(), **self.passed}
+        return LeftOut.of({reason: [start + n for n in names] for reason, names in passed.items()})
 
 
 def _split(name: str) -> list[str]:
@@ -190,7 +190,7 @@ def _split(name: str) -> list[str]:
 
 
 def _walked(path: Path) -> tuple[_Found, str]:
-    """What lies below ``path``, and what to put before its names."""
+    """Walk everything below ``path``; also returns the prefix of its names."""
     archive, inner = split_archive(path)
     shown = printable(str(archive))
     if not archive.exists():
@@ -240,7 +240,7 @@ def _walk_folder(root: Path, found: _Found) -> None:
 
 
 def _kind(entry: os.DirEntry[str]) -> str | None:
-    """``None`` for a folder, an empty text for a file, else why neither.
+    """Kind of a directory entry: ``None``: folder, empty: file, else why it is neither.
 
     A link that leads nowhere is a file if it is called like an image, so that reading says so.
     """

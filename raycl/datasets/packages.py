@@ -27,7 +27,7 @@ class Package:
         resource: The file inside it.
         sha256: Hash of the file.
         model: timm's name of the network.
-        about: For people.
+        about: Description for people.
     """
 
     distribution: str
@@ -38,12 +38,12 @@ class Package:
     about: str
 
     def installed(self) -> bool:
-        """Whether the file is there."""
+        """Whether the package is installed and has the file."""
         return locate(self.distribution, self.resource) is not None
 
     @property
     def requirement(self) -> str:
-        """What to tell pip."""
+        """The requirement that pip is given."""
         return f"{self.distribution}=={self.version}"
 
 
@@ -57,14 +57,14 @@ PACKAGES = {
         about="ImageNet, 17 MB",
     )
 }
-"""Names of ``raycl data fetch`` to packages."""
+"""Packages by their names for ``raycl data fetch``."""
 
 
 def locate(name: str, resource: str) -> Path | None:
     """The path of a file inside an installed package, which is not imported.
 
     Args:
-        name: Of the package, for pip or for ``import``.
+        name: Name of the package, for pip or for ``import``.
         resource: The file, from where packages are installed or from the package's own folder.
 
     Returns:
@@ -130,12 +130,12 @@ def install(name: str) -> None:
 
 def _installers() -> list[list[str]]:
     """Commands that install into the environment of this interpreter, the best one first."""
-    found = []
+    commands = []
     if importlib.util.find_spec("pip") is not None:
         quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--retries=1"]
-        found.append([sys.executable, "-m", "pip", "install", *quiet])
+        commands.append([sys.executable, "-m", "pip", "install", *quiet])
     beside = Path(sys.executable).with_name("uv")
     uv = str(beside) if beside.is_file() else shutil.which("uv")
     if uv is not None:
-        found.append([uv, "pip", "install", "--quiet", "--python", sys.executable])
-    return found
+        commands.append([uv, "pip", "install", "--quiet", "--python", sys.executable])
+    return commands

@@ -20,7 +20,7 @@ WHERE = "benchmark.dataset.split_file"
 PARTS = ("train", "test")
 
 Tree = dict[str, list[str]]
-"""Class name to file names, in the order of the list."""
+"""File names by class name, in the order of the list."""
 
 
 def trees(lists: tuple[Path, Path], names: Sequence[str], path: Path) -> tuple[Tree, Tree]:
@@ -78,13 +78,13 @@ def _order(folders: dict[int, str]) -> list[str]:
 
 def _by_end(names: Sequence[str], path: Path) -> dict[str, str]:
     """File names by their last two parts."""
-    found: dict[str, str] = {}
+    by_end: dict[str, str] = {}
     for name in names:
         end = _end(name.replace("!", "/"))
-        if end in found:
+        if end in by_end:
             raise UserError(WHERE, f"'{path}' has several images '{end}'", "name a folder inside")
-        found[end] = name
-    return found
+        by_end[end] = name
+    return by_end
 
 
 def _end(name: str) -> str:

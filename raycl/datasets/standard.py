@@ -17,7 +17,7 @@ from raycl.errors import UserError
 WHERE = "benchmark.dataset"
 DIGITS = tuple(string.digits)
 EMNIST = tuple(sorted(set(string.digits + string.ascii_letters) - set("cijklmopsuvwxyz")))
-"""47 classes of the "balanced" split: letters whose two cases look alike are one class."""
+"""The 47 classes of EMNIST's "balanced" split: letters whose cases look alike are one class."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Standard:
     """A named data set.
 
     Attributes:
-        classes: How many.
+        classes: Number of classes.
         shape: Channels, height, width.
-        files: Below the data root; all must be there (for IDX each may end in ``.gz``).
+        files: Paths below the data root; all must exist (for IDX each may end in ``.gz``).
         torchvision: Class in ``torchvision.datasets`` that fetches it; empty: bundled, or by hand.
         names: Class names, where the files hold none.
-        mean: Per channel, in units of 0..1; ``None``: computed from the training images.
+        mean: Mean per channel, in units of 0..1; ``None``: computed from the training images.
         std: Likewise.
         by_hand: How to get it where nothing fetches it.
     """

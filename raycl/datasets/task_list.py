@@ -11,12 +11,12 @@ from pathlib import Path
 from raycl.errors import UserError, nearest
 
 COLUMNS = {"id": ("id", "dataset_id"), "name": ("name", "dataset_name", "task")}
-"""What the two columns may be called; the first of the names is the one that ``stat.csv`` has."""
+"""Names that the two columns may have; the first of each is the one in ``stat.csv``."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A line of the file: what it says of one task.
+    """One task as a line of the file describes it.
 
     Attributes:
         line: Its number, from 1.
@@ -95,18 +95,18 @@ def match(tasks: Sequence[Listed], folders: Mapping[str, str], path: Path, where
 
     Args:
         tasks: As read.
-        folders: What each task may be called, to its folder.
+        folders: Folder of each task, by every name that the task may have.
         path: The CSV file, for errors.
         where: The option that names the file, for errors.
 
     Raises:
         UserError: A task without a folder, with the nearest name.
     """
-    found = []
+    matched = []
     for task in tasks:
         folder = folders.get(task.name) or folders.get(task.id)
         if folder is None:
             what = f"line {task.line} of '{path}': unknown task '{task.shown}'"
             raise UserError(where, what, nearest(task.shown, folders))
-        found.append(folder)
-    return found
+        matched.append(folder)
+    return matched

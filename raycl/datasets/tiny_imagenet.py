@@ -55,7 +55,7 @@ def load(directory: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
 
 
 def _annotations(path: Path) -> dict[str, str]:
-    """File name to class; each line has them first, then a bounding box."""
+    """Class of each file; a line has file name and class, then a bounding box."""
     lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
     return {words[0]: words[1] for words in lines}
 

@@ -1,4 +1,4 @@
-"""What every data set goes through after reading: split, cut, resize, statistics."""
+"""Steps that every data set goes through after reading: split, cut, resize, statistics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHUNK = 4096
 
 
 def rank_in_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many earlier images have the same label, shape (N,)."""
+    """Number of earlier images with the same label, for each image: shape (N,)."""
     order = np.argsort(labels, kind="stable")
     ordered = labels[order]
     first = np.searchsorted(ordered, ordered)
@@ -21,7 +21,7 @@ def rank_in_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def hold_out(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Test images where a data set has no test split: of each class every fifth image, in order."""
+    """Mark every fifth image of each class as a test image, for data without a test split."""
     return np.equal(rank_in_class(labels) % 5, 4)
 
 
@@ -40,14 +40,14 @@ def resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def resize_batch(images: Tensor, size: int) -> Tensor:
-    """Images as ``size`` x ``size`` (bilinear, antialiased; the aspect ratio is not kept)."""
+    """Resize images to ``size`` x ``size`` (bilinear, antialiased; proportions are not kept)."""
     from torchvision.transforms.v2 import functional as tv
 
     return tv.resize(images, [size, size], antialias=True)  # type: ignore[no-any-return]
 
 
 def crop_batch(images: Tensor, shorter: int, crop: int) -> Tensor:
-    """The middle of images whose shorter side is resized first; torchvision's Resize, CenterCrop.
+    """Resize the shorter side and cut out the middle, as torchvision's Resize and CenterCrop.
 
     Args:
         images: uint8 (..., H, W).

@@ -1,4 +1,4 @@
-"""What EWC and its relatives share: an anchor, a penalty on leaving it, estimates of the Fisher."""
+"""Base of EWC and its relatives: an anchor, a penalty on leaving it, estimates of the Fisher."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from raycl.benchmarks.base import Task
 from raycl.datasets.examples import Batch
 from raycl.methods.base import Classifier, Context, Losses, masked_cross_entropy
 from raycl.nn.norms import freeze_batch_norm
+from raycl.nn.quadratic import QuadraticPenalty
 
 PUBLISHED_BATCH = 20
-"""The factor in ``Anchored.batch_mean_fisher``."""
+"""Factor in ``Anchored.batch_mean_fisher``."""
 
 
 class Anchored(Classifier):
-    """Training of every task but the first is pulled to the last solution, theta*.
+    """A classifier that is pulled to the last solution, theta*, from the second task on.
 
     L = CE(z[outputs], y) + lam / 2 * sum_i w_i (theta_i - theta*_i)^2
 
@@ -29,7 +30,7 @@ class Anchored(Classifier):
     """
 
     class Config(Classifier.Config):
-        """Options every such method has."""
+        """Options of every method with an anchor."""
 
         lam: float = Field(ge=0, description="strength of the penalty")
         fisher: Literal["batch_mean", "per_example"] = Field(
@@ -49,11 +50,11 @@ class Anchored(Classifier):
 
     @property
     def importance(self) -> Tensor | None:
-        """w, in the order of ``anchor``; ``None`` if all are 1."""
+        """The weights w, in the order of ``anchor``; ``None`` if all are 1."""
         return None
 
     def protected(self) -> dict[str, nn.Parameter]:
-        """What the penalty is on, by name in ``network``, in the order of the buffers."""
+        """Names, in ``network``, of the parameters under the penalty, in the buffers' order."""
         return dict(self.network.named_parameters())
 
     def position(self) -> Tensor:
@@ -64,36 +65,32 @@ class Anchored(Classifier):
         """See ``Classifier.objective``; the first task has no penalty."""
         if task.info.index == 0:
             return super().objective(task)
-        active = self.active(task.info)
-        parameters = list(self.protected().values())
+        active, penalty = self.active(task.info), self.penalty()
 
         def loss(batch: Batch) -> Losses:
+            pull = penalty()  # first, so that its gradient comes last and is added in place
             z = self.logits(batch.images, task.info.index)
             return {
                 "cross_entropy": masked_cross_entropy(z, batch.labels, active),
-                "penalty": self.penalty(parameters),
+                "penalty": pull,
             }
 
         return loss
 
-    def penalty(self, parameters: list[nn.Parameter]) -> Tensor:
-        """The second term of the loss, a scalar."""
+    def penalty(self) -> QuadraticPenalty:
+        """The second term of the loss, for as long as ``anchor`` and ``importance`` stay."""
+        parameters = list(self.protected().values())
         sizes = [p.numel() for p in parameters]
-        w = self.importance
-        weights = [None] * len(sizes) if w is None else torch.split(w, sizes)
-        terms = []  # one by one: joining the parameters in every step costs more than the rest
-        for p, anchor, w in zip(parameters, torch.split(self.anchor, sizes), weights, strict=True):
-            squares = (p - anchor.view_as(p)).square()
-            terms.append((squares if w is None else w.view_as(p) * squares).sum())
-        strength: float = self.config.lam / 2
-        return strength * torch.stack(terms).sum()
+        weights = None if self.importance is None else torch.split(self.importance, sizes)
+        anchor = torch.split(self.anchor, sizes)
+        return QuadraticPenalty(parameters, anchor, self.config.lam, weights)
 
     def end_task(self, task: Task) -> None:
-        """Move the anchor here."""
+        """Move the anchor to where the task has ended."""
         self.anchor.copy_(self.position())
 
     def estimate_fisher(self, task: Task) -> Tensor:
-        """Fisher diagonal of the protected parameters, as ``fisher`` says, in the buffers' order.
+        """Estimate the Fisher diagonal of the protected parameters, as the option ``fisher`` says.
 
         The softmax is over the outputs of the cross-entropy. Images are drawn with the method's own
         generator, so that later tasks see their data in the order any other method does.
@@ -151,11 +148,11 @@ class FisherAnchored(Anchored):
 
     @abstractmethod
     def gather(self, new: Tensor, tasks: int) -> None:
-        """Take a task's Fisher into ``fisher``.
+        """Add the Fisher of a task to ``fisher``.
 
         Args:
-            new: (P,), of this task.
-            tasks: Tasks before this one.
+            new: Fisher of this task, (P,).
+            tasks: Number of tasks before this one.
         """
 
     def remedy(self, lr: float) -> str:

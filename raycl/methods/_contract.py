@@ -87,18 +87,18 @@ class MethodConfig(BaseModel):
 
     def network_options(self) -> dict[str, dict[str, Any]]:
         """The blocks of other networks that are given, by the name of the option."""
-        found = {name: getattr(self, name) for name in self.networks}
-        return {name: block for name, block in found.items() if block is not None}
+        blocks = {name: getattr(self, name) for name in self.networks}
+        return {name: block for name, block in blocks.items() if block is not None}
 
     def weights_options(self) -> dict[str, Weights]:
         """The weights for the method itself that are given, by the name of the option."""
-        found = {name: getattr(self, name) for name in self.other_weights}
-        return {name: block for name, block in found.items() if block is not None}
+        blocks = {name: getattr(self, name) for name in self.other_weights}
+        return {name: block for name, block in blocks.items() if block is not None}
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a method is built from.
+    """The things that a method is built from.
 
     Attributes:
         stream: The tasks to come, without their data.
@@ -107,14 +107,14 @@ class Context:
             first task, with ``task=i`` that of task i, or that of a given block
             (``{"name": "mlp", ...}``, see ``MethodConfig.networks``); with ``shape=(C, H, W)`` for
             images of another shape than the stream's.
-        device: Where the run happens; the loop moves the method there.
+        device: Device of the run; the loop moves the method there.
         data_generator: CPU generator of data order, saved with the run.
         method_generator: CPU generator of everything else a method samples, saved with the run.
         augment: The training augmentation (uint8 to uint8), or ``None``.
         augmentation: Name to another augmentation than the training one, for stored images.
         read_tensors: All tensors of weights, by name; for ``MethodConfig.other_weights``.
         networks: The ``network`` block of each task; empty: one network for all.
-        stop: How many tasks of the stream are run, the first ones; ``None``: all.
+        stop: Number of tasks of the stream that are run, the first ones; ``None``: all.
         seen_accuracy: Percent right on the validation data of all tasks so far, which only the loop
             sees: the mean over tasks, and over the readouts ``class`` (else ``domain``) and
             ``task``.
@@ -150,7 +150,7 @@ class Context:
 
 @dataclass
 class Phase:
-    """One optimisation problem. Made by ``phases``, run by the loop, the same way for all.
+    """One optimisation problem, made by ``phases``; the loop runs all of them in the same way.
 
     Attributes:
         name: For progress and metrics, e.g. ``"train"`` or ``"inversion"``.
@@ -177,7 +177,7 @@ class Phase:
             (direct children of the method) they are in; what else a phase changes goes on.
         patience: Epochs after the kept one before the phase ends early.
         stop: (score, learning rate) to whether the phase ends early.
-        diverged: What a loss that is not finite does: ``"fail"`` ends the run with an error,
+        diverged: Effect of a loss that is not finite: ``"fail"`` ends the run with an error,
             ``"stop"`` ends the phase with the kept epoch, if there is one.
         validate: Whether the accuracy on the current task is measured after each epoch; not where
             the phase leaves the outputs as they are.
@@ -221,7 +221,7 @@ class Method(nn.Module, ABC):
         settings: The readouts it can be evaluated under.
         memory: Declared access to old data: ``None``, ``"exemplars"`` (it stores images it has
             seen), ``"generator"`` (it makes them), ``"all"`` (an upper bound: every task's data).
-        zero_shot: Whether ``logits`` answers for tasks that were not added yet.
+        zero_shot: Whether ``logits`` also answers for tasks that were not added yet.
         uses_task_id: Whether ``logits`` depends on its ``task_id``.
         predictors: Names (``a-z``, digits, ``_``) of what can be asked beside the method itself,
             such as the ``teacher`` that it also trains: ``logits`` has a parameter ``predictor``
@@ -259,10 +259,10 @@ class Method(nn.Module, ABC):
         self.context = context
 
     def add_task(self, task: TaskInfo) -> None:
-        """Structure only: grow heads, add a teacher. No data. Called once per task, in order."""
+        """Change structure, without data: grow heads, add a teacher. Called once per task."""
 
     def begin_task(self, task: Task) -> None:
-        """What needs data, or random numbers, before training. In eval mode.
+        """Do what needs data, or random numbers, before training, in eval mode.
 
         Not called again on resume.
         """
@@ -276,11 +276,11 @@ class Method(nn.Module, ABC):
         """
 
     def end_task(self, task: Task) -> None:
-        """Fisher information, exemplars, merging. Evaluation follows."""
+        """Finish a task before it is evaluated: Fisher information, exemplars, merging."""
 
     @abstractmethod
     def logits(self, images: Tensor, task_id: int | None) -> Tensor:
-        """Scores of all outputs.
+        """Compute the scores of all outputs.
 
         A method with ``frozen_values`` has a third parameter, ``frozen: Tensor | None = None``, and
         one with ``predictors`` a last one, ``predictor: str | None = None``: whose scores they are;
@@ -294,8 +294,23 @@ class Method(nn.Module, ABC):
             float (B, num_outputs). The harness masks what a readout excludes.
         """
 
+    def answers(self, images: Tensor, task_id: int | None, **frozen: Tensor) -> dict[str, Tensor]:
+        """Scores of the method itself, under an empty name, and of each of its ``predictors``.
+
+        A method overrides this whose predictors share passes through a network; every answer has
+        the bits that ``logits`` gives.
+
+        Args:
+            images: See ``logits``.
+            task_id: See ``logits``.
+            frozen: See ``logits``.
+        """
+        ask: Callable[..., Tensor] = self.logits
+        others = {n: ask(images, task_id, **frozen, predictor=n) for n in self.predictors}
+        return {"": ask(images, task_id, **frozen)} | others
+
     def frozen_values(self, images: Tensor) -> Tensor:
-        """A function of the images and of ``fixed`` state only, which is computed once per image.
+        """Compute values that depend on image and ``fixed`` state only, once per image.
 
         A method that overrides this, and of which something is fixed, finds the values of a batch
         in ``Batch.frozen`` and in ``logits``. They are kept for each set of images as far as
@@ -311,7 +326,7 @@ class Method(nn.Module, ABC):
         raise NotImplementedError
 
     def task_parts(self, task: int) -> Mapping[str, Sequence[Tensor]]:
-        """What a task has of its own beside its head, for ``cost/task_percent``.
+        """Tensors that belong to one task beside its head, for ``cost/task_percent``.
 
         Returns:
             ``weights``, ``affine`` (of normalisations) and ``statistics`` (of normalisations), each
@@ -320,7 +335,7 @@ class Method(nn.Module, ABC):
         return {}
 
     def features(self, images: Tensor, task_id: int | None) -> Tensor:
-        """What a linear probe reads (``evaluate.probe``), in eval mode; arguments as of ``logits``.
+        """Features for a linear probe (``evaluate.probe``), in eval mode; arguments: ``logits``.
 
         A method without this is refused where a probe is asked for.
 
@@ -330,19 +345,19 @@ class Method(nn.Module, ABC):
         raise NotImplementedError
 
     def remedy(self, lr: float) -> str:
-        """What to do about a loss that is no number any more; the end of an error message.
+        """Advice about a loss that is no number any more: the end of an error message.
 
         Args:
-            lr: Learning rate at which it happened.
+            lr: Learning rate at which the loss became no number.
         """
         return "try a lower lr or a clip_norm"
 
     def diagnostics(self) -> dict[str, float]:
-        """Numbers of its own at a task's end (capacity used, ...), logged as ``method/*``."""
+        """Numbers of the method's own at a task's end, e.g. capacity; logged as ``method/*``."""
         return {}
 
     def histograms(self) -> dict[str, list[int]]:
-        """Distributions of its own at a task's end; drawn over tasks as an artifact.
+        """Distributions of the method's own at a task's end; drawn over tasks as an artifact.
 
         Returns:
             Name to counts per bin, with the same bins after every task. Names like
@@ -351,7 +366,7 @@ class Method(nn.Module, ABC):
         return {}
 
     def pictures(self) -> dict[str, Tensor]:
-        """Images of its own at a task's end, kept as ``pictures/NAME-task-N.png`` in MLflow.
+        """Images of the method's own at a task's end: ``pictures/NAME-task-N.png`` in MLflow.
 
         In eval mode, before ``end_task``. Random numbers come from a generator made here, so that
         looking changes nothing.
@@ -364,11 +379,11 @@ class Method(nn.Module, ABC):
         return {}
 
     def saved_state(self) -> dict[str, Any]:
-        """The state without what is ``fixed``: what a checkpoint holds."""
+        """The part of the state that a checkpoint holds: all but what is ``fixed``."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith(self.fixed)}
 
     def fixed_hash(self) -> str:
-        """SHA-256 of the names and values of what is ``fixed``; empty if nothing is."""
+        """SHA-256 of names and values of the ``fixed`` state; empty if nothing is fixed."""
         if not self.fixed:
             return ""
         digest = hashlib.sha256()
@@ -379,6 +394,6 @@ class Method(nn.Module, ABC):
         return digest.hexdigest()
 
     def load_saved_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``saved_state`` gave; nothing may be missing or left over."""
+        """Restore a state of ``saved_state``; nothing may be missing or left over."""
         fixed = {k: v for k, v in self.state_dict().items() if k.startswith(self.fixed)}
         self.load_state_dict({**fixed, **state}, strict=True)

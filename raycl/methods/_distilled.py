@@ -1,4 +1,4 @@
-"""What the methods of heterogeneous continual learning share: smoothed labels and a teacher."""
+"""Base of the methods of heterogeneous continual learning: smoothed labels and a teacher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raycl.nn.distillation import soft_divergence
 
 
 class Distilled(TaughtClassifier):
-    """A student that is held to all outputs of the network before it, whatever that was.
+    """A student that imitates all outputs of the network before it, whatever that was.
 
     Where an epoch is selected (``train.select``) and the next task has the same network, the kept
     epoch is what is evaluated and becomes the teacher, while the student goes on with its last
@@ -87,5 +87,5 @@ class Distilled(TaughtClassifier):
         return terms
 
     def distillation(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Alpha KD(student, teacher) of logits (B, num_outputs), a scalar."""
+        """The distillation term alpha KD(student, teacher) of logits (B, num_outputs), a scalar."""
         return self.config.alpha * soft_divergence(student, teacher, self.config.temperature)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""What methods share that replay images inverted from their own old network."""
+"""Base of methods that replay images inverted from their own old network."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from raycl.nn.inversion import (
 )
 
 GRID = 8
-"""Rows and columns of the picture."""
+"""Number of rows and of columns of the picture."""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Real and synthetic images of one step, and what the teacher says of them.
+    """Real and synthetic images of one step, and the teacher's answers for them.
 
     Attributes:
         images: (2B, C, H, W), B real ones and then B synthetic ones.
-        features: The teacher's, (2B, F).
-        logits: The teacher's, (2B, num_outputs).
+        features: Features of the teacher, (2B, F).
+        logits: Logits of the teacher, (2B, num_outputs).
         chosen: int64 (B,), the old class that the teacher sees in each synthetic image.
     """
 
@@ -67,13 +67,13 @@ class Dreaming(TaughtClassifier):
         inversion_batch_size: int | None = Field(
             None, ge=1, description="images per step of the generator; default: train.batch_size"
         )
-        inversion_lr: float = Field(1e-3, gt=0, description="of the generator's Adam")
-        content_weight: float = Field(1.0, ge=0, description="of the cross-entropy")
+        inversion_lr: float = Field(1e-3, gt=0, description="learning rate of the generator's Adam")
+        content_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy")
         content_temperature: float = Field(
             1000.0, gt=0, description="divides the logits in the cross-entropy"
         )
-        stat_weight: float = Field(50.0, ge=0, description="of the statistics of layers")
-        prior_weight: float = Field(1e-3, ge=0, description="of the smoothness of images")
+        stat_weight: float = Field(50.0, ge=0, description="weight of the statistics of layers")
+        prior_weight: float = Field(1e-3, ge=0, description="weight of the smoothness of images")
         latent: int = Field(1000, ge=1, description="length of the generator's noise")
         generator_reset: bool = Field(
             False, description="start generator and Adam anew before each inversion"
@@ -112,7 +112,7 @@ class Dreaming(TaughtClassifier):
     # ------------------------------------------------------------------ inversion
 
     def phases(self, task: Task) -> list[Phase]:
-        """``inversion``, but in the first task, and ``train``."""
+        """The phases ``inversion``, except in the first task, and ``train``."""
         train = super().phases(task)
         return train if self.teacher is None else [self.inversion(self.teacher, task.info), *train]
 
@@ -187,7 +187,7 @@ class Dreaming(TaughtClassifier):
         )
 
     def noise(self, size: int) -> Tensor:
-        """(size, latent) from N(0, I).
+        """Draw noise, (size, latent) from N(0, I).
 
         On the CPU from the method's generator, elsewhere from the device's own, which the loop
         seeds and saves as well: a copy from the CPU would wait for the device.
@@ -198,7 +198,7 @@ class Dreaming(TaughtClassifier):
 
     @torch.no_grad()
     def replay(self, real: Tensor, old: Tensor) -> Replay:
-        """As many synthetic images as real ones, and one pass of the teacher over both.
+        """Make as many synthetic images as real ones, and pass both through the teacher.
 
         Args:
             real: (B, C, H, W).
@@ -229,7 +229,7 @@ class Dreaming(TaughtClassifier):
         return {"inversion": self.grid(self.teacher)}
 
     def grid(self, teacher: nn.Sequential) -> Tensor:
-        """The picture: uint8 (3, 8 H, 8 W)."""
+        """Draw the picture: uint8 (3, 8 H, 8 W)."""
         stream, device = self.context.stream, self.context.device
         old = self.old(stream.tasks[self.index])
         generator = torch.Generator().manual_seed(0)
@@ -253,12 +253,12 @@ class Dreaming(TaughtClassifier):
 
 
 def arrangement(chosen: Tensor, classes: int, cells: int) -> list[tuple[int, int]]:
-    """Which sample goes where in a picture of ``cells`` cells, rows of 8.
+    """Place samples in a picture of ``cells`` cells, in rows of 8.
 
     Args:
         chosen: int64 (N,), N >= cells, the class of each sample.
-        classes: How many there are.
-        cells: How many samples fit.
+        classes: Number of classes.
+        cells: Number of samples that fit.
 
     Returns:
         Pairs of cell and sample. Up to 8 classes have rows of their own, as many as fit; cells
@@ -269,7 +269,7 @@ def arrangement(chosen: Tensor, classes: int, cells: int) -> list[tuple[int, int
     placed, start = [], 0
     for label in range(classes):
         rows = GRID // classes + (label < GRID % classes)
-        found = (chosen == label).nonzero().flatten()[: rows * GRID].tolist()
-        placed += [(start + i, source) for i, source in enumerate(found)]
+        samples = (chosen == label).nonzero().flatten()[: rows * GRID].tolist()
+        placed += [(start + i, source) for i, source in enumerate(samples)]
         start += rows * GRID
     return placed

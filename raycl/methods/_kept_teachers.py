@@ -19,14 +19,14 @@ WHERE = "method.teacher.trial"
 
 
 class KeptTeachers(nn.Module):
-    """A copy of the teacher for each task, as it was when it had learnt the task.
+    """Copies of the teacher, one for each task, as it was when it had learnt the task.
 
     Args:
-        about: What must be the same in a trial that learns from them, as plain data.
+        about: Settings that a trial must share to learn from them, as plain data.
 
     Attributes:
         teachers: One copy for each task seen.
-        about: The same as JSON, in bytes.
+        about: Those settings as JSON, in bytes.
         done: Number of tasks whose teacher is complete.
     """
 
@@ -56,7 +56,7 @@ def check_kept(tensors: Tensors, trial: str, about: Mapping[str, Any], tasks: in
     Args:
         tensors: State of the trial.
         trial: Its name, for messages.
-        about: What must be the same there.
+        about: Settings that must be the same there.
         tasks: Number of tasks that teachers are needed for.
 
     Raises:

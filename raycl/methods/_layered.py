@@ -1,4 +1,4 @@
-"""What methods share in which each task changes the weights of the layers of one network."""
+"""Base of methods in which each task changes the weights of the layers of one network."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ def weighted_layers(network: nn.Module, method: str) -> dict[str, Layer]:
     """Convolutions and linear layers by name; layers that share a weight count once.
 
     Args:
-        network: Where they are looked for.
-        method: Who needs them, for the error message.
+        network: The network.
+        method: Name of the method that needs them, for the error message.
 
     Raises:
         UserError: There is none.
     """
-    found: dict[str, Layer] = {}
+    layers: dict[str, Layer] = {}
     for name, layer in network.named_modules():
         if not isinstance(layer, Layer) or not isinstance(layer.weight, nn.Parameter):
             continue
-        if all(layer.weight is not other.weight for other in found.values()):
-            found[name] = layer
-    if not found:
+        if all(layer.weight is not other.weight for other in layers.values()):
+            layers[name] = layer
+    if not layers:
         raise UserError(
             "network",
             f"{method} works on convolutions and linear layers, and this network has none",
             "take one that has, e.g. mlp, cnn or resnet18",
         )
-    return found
+    return layers
 
 
 def input_width(layer: Layer) -> int:
-    """Input channels of a convolution, inputs of a linear layer."""
+    """Number of input channels of a convolution, or of inputs of a linear layer."""
     return layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
 
 
@@ -58,10 +58,10 @@ def scaled_inputs(layer: Layer, factors: Tensor) -> Tensor:
 
 
 class Own(nn.Module):
-    """What one task has beside its head.
+    """The tensors of one task beside its head.
 
     Attributes:
-        values: What the method needs for its layers.
+        values: Module with the method's tensors for the layers.
         norms: Copies of the network's normalisations, if the task has its own.
     """
 
@@ -90,7 +90,7 @@ class Layered(PerTask):
 
     @abstractmethod
     def new_values(self) -> nn.Module:
-        """What a task has for the layers, as it starts."""
+        """Make the tensors that a task has for the layers, as it starts."""
 
     @abstractmethod
     def weights(self, task: int) -> list[Tensor]:
@@ -117,10 +117,10 @@ class Layered(PerTask):
         return functional_call(self.backbone, tensors, (images,), tie_weights=False)  # type: ignore[no-any-return]
 
     def own(self, task: int) -> Own:
-        """What a task has beside its head."""
-        found = self.get_submodule(f"task_{task}")
-        assert isinstance(found, Own)
-        return found
+        """The tensors of a task beside its head."""
+        own = self.get_submodule(f"task_{task}")
+        assert isinstance(own, Own)
+        return own
 
     def own_parameters(self, task: int) -> list[nn.Parameter]:
         """See ``PerTask.own_parameters``."""

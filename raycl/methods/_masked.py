@@ -1,4 +1,4 @@
-"""What methods share that give each task a binary mask over the weights of one frozen network."""
+"""Base of methods that give each task a binary mask over the weights of one frozen network."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from raycl.nn.masks import TaskMasks
 
 
 class Masked(Layered):
-    """A weight of a layer is W m in a task, m of zeros and ones; only m is learnt, and the head.
+    """Weights of a layer are W m in a task, m of zeros and ones; only m and the head are learnt.
 
     While a task is learnt, real numbers stand behind its masks; when it ends, bits remain.
     """
 
     @abstractmethod
     def start(self, weight: Tensor) -> Tensor:
-        """The real numbers behind the mask of a weight, as a task starts: in its shape."""
+        """Make the real numbers behind the mask of a weight, in its shape, as a task starts."""
 
     @abstractmethod
     def binary(self, values: Tensor) -> Tensor:
-        """Real numbers to zeros and ones, straight-through."""
+        """Turn real numbers into zeros and ones, with straight-through gradients."""
 
     def new_values(self) -> TaskMasks:
         """See ``Layered.new_values``."""
@@ -38,9 +38,9 @@ class Masked(Layered):
 
     def masks(self, task: int) -> TaskMasks:
         """The masks of a task."""
-        found = self.own(task).values
-        assert isinstance(found, TaskMasks)
-        return found
+        masks = self.own(task).values
+        assert isinstance(masks, TaskMasks)
+        return masks
 
     def end_task(self, task: Task) -> None:
         """Keep the task's masks as bits."""

@@ -15,7 +15,7 @@ from raycl.errors import UserError
 from raycl.methods.base import Classifier, Context, Losses, masked_cross_entropy
 
 NEVER = -1e9
-"""A logit whose softmax is 0, and that may be multiplied by 0."""
+"""Logit whose softmax is 0, and which may be multiplied by 0, unlike infinity."""
 
 
 class MixedClassifier(Classifier):
@@ -36,7 +36,7 @@ class MixedClassifier(Classifier):
             rivals(context.stream.tasks, context.stream.num_outputs)  # refuse before training
 
     def cross_entropy(self, task: TaskInfo) -> Callable[[Tensor, Tensor], Tensor]:
-        """The first term of the loss while ``task`` is learnt: of (logits, labels), their mean."""
+        """Make the first term of the loss: a function of logits and labels to a mean."""
         if self.config.outputs != "task":
             active = self.active(task)
             return lambda z, labels: masked_cross_entropy(z, labels, active, self.smoothing)
@@ -56,7 +56,7 @@ class MixedClassifier(Classifier):
 
 
 def rivals(tasks: tuple[TaskInfo, ...], num_outputs: int) -> Tensor:
-    """Which outputs share a task: bool (num_outputs, num_outputs)."""
+    """Mark outputs that share a task: bool (num_outputs, num_outputs)."""
     allowed = torch.zeros(num_outputs, num_outputs, dtype=torch.bool)
     for task in tasks:
         classes = list(task.classes)

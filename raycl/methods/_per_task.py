@@ -1,4 +1,4 @@
-"""What methods share that keep a frozen backbone and give every task weights of its own."""
+"""Base of methods that keep a frozen backbone and give every task weights of its own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from raycl.nn.optim import make_optimizer
 
 
 class PerTask(Classifier):
-    """One backbone that nothing changes, and for each task a head and whatever else is its own.
+    """A backbone that nothing changes, and for each task a head and other weights of its own.
 
     No task touches what another one has, so nothing is forgotten; the task must be known.
 
@@ -38,7 +38,7 @@ class PerTask(Classifier):
     """
 
     class Config(MethodConfig):
-        """Options of every such method."""
+        """Options of every method with weights of each task."""
 
         penalty: float = Field(
             0.0, ge=0, description="weight of the sum of Euclidean norms of all trained tensors"
@@ -97,9 +97,9 @@ class PerTask(Classifier):
     def spread(self, own: Tensor, task_id: int) -> Tensor:
         """Scores of a task's classes (B, K) among all outputs: float32 (B, num_outputs)."""
         stream = self.context.stream
-        found = own.new_full((len(own), stream.num_outputs), -torch.inf, dtype=torch.float32)
+        scores = own.new_full((len(own), stream.num_outputs), -torch.inf, dtype=torch.float32)
         outputs = torch.tensor(stream.tasks[task_id].classes, device=own.device)
-        return found.index_copy(1, outputs, own.float())
+        return scores.index_copy(1, outputs, own.float())
 
     def active(self, task: TaskInfo) -> Tensor:
         """See ``Classifier.active``: the outputs of the task itself."""
@@ -119,7 +119,7 @@ class PerTask(Classifier):
         return loss
 
     def trainable(self) -> list[nn.Parameter]:
-        """The head of the current task and what else is its own."""
+        """The parameters of the current task: its head and others of its own."""
         return [*self.own_parameters(self.index), *self.heads[self.index].parameters()]
 
     def penalised(self) -> list[Tensor]:
@@ -127,7 +127,7 @@ class PerTask(Classifier):
         return list(self.trainable())
 
     def own_parameters(self, task: int) -> list[nn.Parameter]:
-        """What a task trains beside its head; nothing, unless overridden."""
+        """Parameters that a task trains beside its head; none, unless overridden."""
         return []
 
     def task_parts(self, task: int) -> Mapping[str, Sequence[Tensor]]:
@@ -144,7 +144,7 @@ class OnAnchor(PerTask):
     """
 
     class Config(PerTask.Config):
-        """Options of every such method."""
+        """Options of every method on a network that is frozen at some time."""
 
         anchor: Literal["weights", "first_task"] = Field(
             "weights", description="the frozen network: as it starts, or trained on the first task"
@@ -156,7 +156,7 @@ class OnAnchor(PerTask):
             self.fixed = ()
 
     def phases(self, task: Task) -> list[Phase]:
-        """``train``; before it ``anchor`` in the first task, if the network is trained on that."""
+        """The phase ``train``; in the first task, ``anchor`` comes before it if asked for."""
         (train,) = super().phases(task)
         if self.config.anchor == "weights" or task.info.index:
             return [train]
@@ -175,7 +175,7 @@ class OnAnchor(PerTask):
         return trained and self.config.anchor == "first_task"
 
     def anchor_parameters(self) -> list[nn.Parameter]:
-        """What the anchor phase trains beside the head."""
+        """Parameters that the anchor phase trains beside the head."""
         return list(self.backbone.parameters())
 
     def penalised(self) -> list[Tensor]:
@@ -183,4 +183,4 @@ class OnAnchor(PerTask):
         return list(self.heads[0].parameters()) if self.anchoring else super().penalised()
 
     def freeze(self) -> None:
-        """Called before the first task trains what is its own; nothing, unless overridden."""
+        """Hook before the first task trains its own weights; does nothing, unless overridden."""

@@ -1,4 +1,4 @@
-"""What methods share that keep a vision transformer frozen and learn prompts for it.
+"""Base of methods that keep a vision transformer frozen and learn prompts for it.
 
 Two things are trained: prompts, which a ``Learner`` keeps and chooses, and a linear head over all
 outputs of the stream. Images are classified without the task (class-incremental learning), nothing
@@ -10,7 +10,7 @@ Shapes are written with B images, and C channels of a token.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -32,7 +32,7 @@ from raycl.methods.base import (
     masked_cross_entropy,
 )
 from raycl.networks.base import Backbone, find_network
-from raycl.nn.optim import make_optimizer
+from raycl.nn.optim import keep, make_optimizer
 from raycl.nn.prompted_vit import (
     BlockPrompts,
     Encoding,
@@ -46,7 +46,7 @@ Prompts = Mapping[int, BlockPrompts]
 
 
 class Sizes(NamedTuple):
-    """What a learner has to know of its network and of the stream.
+    """The sizes of network and stream that a learner has to know.
 
     Attributes:
         width: Channels of a token of the network that gets the prompts, C.
@@ -62,11 +62,11 @@ class Sizes(NamedTuple):
 
 
 class Learner(nn.Module, ABC):
-    """Prompts for a frozen transformer, and what they become from task to task.
+    """Prompts for a frozen transformer, which change from task to task.
 
     Args:
         config: Options of the method that the learner belongs to.
-        sizes: Of network and stream.
+        sizes: Sizes of network and stream.
 
     Attributes:
         queried: Whether prompts depend on the image, through a query.
@@ -85,11 +85,11 @@ class Learner(nn.Module, ABC):
         self.config, self.sizes, self.index = config, sizes, -1
 
     def begin(self, generator: torch.Generator) -> None:
-        """Draw what the current task starts with; nothing, unless overridden."""
+        """Draw the prompts that the current task starts with; does nothing, unless overridden."""
 
     @abstractmethod
     def prompts(self, query: Tensor, task: int | None) -> tuple[Prompts, Tensor | None]:
-        """Prompts for a batch of images.
+        """Compute the prompts for a batch of images.
 
         Args:
             query: (B, query_width), without gradient.
@@ -100,16 +100,20 @@ class Learner(nn.Module, ABC):
             Prompts by block, and the loss of the keys, a scalar; ``None`` where there is none.
         """
 
+    def constants(self) -> list[Tensor]:
+        """Rows of parameters that the current task must not change, though it trains others."""
+        return []
+
     def end(self) -> None:
-        """Called when the current task has been learnt; nothing, unless overridden."""
+        """Hook after the current task has been learnt; does nothing, unless overridden."""
 
     def make_head(self, outputs: int) -> nn.Module:
-        """A classifier of features (B, C) that is not trained yet."""
+        """Make a classifier of features (B, C) that is not trained yet."""
         return nn.Linear(self.sizes.width, outputs)
 
 
 class Answer(NamedTuple):
-    """What a model says of a batch.
+    """The answer of a model for a batch.
 
     Attributes:
         logits: float32 (B, num_outputs).
@@ -239,7 +243,7 @@ class PromptMethod(Classifier):
         """
 
     def frozen_network(self, block: Mapping[str, Any] | None = None, where: str = "network") -> Any:
-        """A network that gets prompts; without a block, the one of the sweep.
+        """Build a network that gets prompts; without a block, the one of the sweep.
 
         Raises:
             UserError: See ``check_frozen``.
@@ -253,7 +257,7 @@ class PromptMethod(Classifier):
     def make_model(
         self, learner: type[Learner], config: Any, backbone: Backbone, query_width: int
     ) -> PromptedModel:
-        """A learner and a head for a network.
+        """Build a learner and a head for a network.
 
         Raises:
             UserError: Options of the learner do not fit network or stream.
@@ -276,7 +280,7 @@ class PromptMethod(Classifier):
         return [self.backbone]
 
     def models(self) -> Sequence[PromptedModel]:
-        """What is trained beside them."""
+        """The trained parts beside the networks."""
         return [self.student]
 
     def add_task(self, task: TaskInfo) -> None:
@@ -285,13 +289,13 @@ class PromptMethod(Classifier):
             model.learner.index = task.index
 
     def frozen_values(self, images: Tensor) -> Tensor:
-        """The query of each image: (B, num_features)."""
+        """Compute the query of each image: (B, num_features)."""
         if not self.student.learner.queried:
             return images.new_empty(len(images), 0)
         return self.backbone(images)  # type: ignore[no-any-return]
 
     def query(self, images: Tensor, frozen: Tensor | None) -> Tensor:
-        """Queries that are there already, or else those of the images; without gradient."""
+        """The queries in ``frozen``, or else those of the images; without gradient."""
         if frozen is not None:
             return frozen
         with torch.no_grad():
@@ -304,7 +308,7 @@ class PromptMethod(Classifier):
         task: int | None = None,
         keep: Collection[int] = (),
     ) -> Answer:
-        """What the trained model says; ``task`` as of ``Learner.prompts``."""
+        """The answer of the trained model; ``task`` as of ``Learner.prompts``."""
         query = self.query(images, frozen)
         return self.student(transformer(self.backbone), images, query, task, keep=keep)  # type: ignore[no-any-return]
 
@@ -331,22 +335,35 @@ class PromptMethod(Classifier):
 
     def terms(self, answer: Answer, labels: Tensor, active: Tensor) -> dict[str, Tensor]:
         """Cross-entropy over ``active`` outputs, and the loss of the keys, if there is one."""
-        found = {"cross_entropy": masked_cross_entropy(answer.logits, labels, active)}
+        losses = {"cross_entropy": masked_cross_entropy(answer.logits, labels, active)}
         if answer.key_loss is not None:
-            found["keys"] = self.config.aux_loss_scale * answer.key_loss
-        return found
+            losses["keys"] = self.config.aux_loss_scale * answer.key_loss
+        return losses
 
     def trainable(self) -> list[nn.Parameter]:
         """Prompts, keys and head."""
         return list(self.student.parameters())
 
     def phases(self, task: Task) -> list[Phase]:
-        """``train``; before it ``anchor`` in the first task, if the network is trained on that."""
+        """The phase ``train``; in the first task, ``anchor`` comes before it if asked for."""
         (train,) = super().phases(task)
-        train = replace(train, before=self.begin_student, after=self.end_student, draws="student")
+        train = replace(
+            train,
+            optimizer=lambda: self.make_optimizer(self.trainable()),
+            before=self.begin_student,
+            after=self.end_student,
+            draws="student",
+        )
         if task.info.index or self.config.anchor == "weights":
             return [train]
         return [*self.anchors(task, train), train]
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make the optimiser of prompts and head; rows that must not change have no decay."""
+        optimizer = make_optimizer(parameters, self.context.train)
+        if self.context.train.weight_decay:
+            keep(optimizer, lambda: [r for one in self.models() for r in one.learner.constants()])
+        return optimizer
 
     def begin_student(self) -> None:
         """Start the current task, before its first step."""

@@ -25,7 +25,7 @@ Replay = Literal["batch", "list", "list_with_duplicates"]
 
 
 def classes_so_far(stream: StreamInfo, index: int) -> list[tuple[int, int]]:
-    """(task, output id) of every class of tasks 0..index, the oldest first."""
+    """All classes of tasks 0..index as (task, output id), the oldest first."""
     return [(task.index, c) for task in stream.tasks[: index + 1] for c in task.classes]
 
 
@@ -33,8 +33,8 @@ def stored_images(memory: ExemplarMemory, stream: StreamInfo, slots: Tensor) -> 
     """Stored images as sets, to be joined to a task's own data; nothing is copied.
 
     Args:
-        memory: Where they are. The sets are good until it changes.
-        stream: Images are normalised with the statistics of the task that they came from.
+        memory: The memory with the images; the sets are valid until it changes.
+        stream: The stream; images are normalised with the statistics of the task they came from.
         slots: int64 (n,), filled slots, also several times the same.
 
     Returns:
@@ -56,8 +56,8 @@ def normaliser(stream: StreamInfo, device: torch.device) -> Callable[[Tensor, Te
     """Normalisation of stored images with the statistics of the tasks that they came from.
 
     Args:
-        stream: Where the statistics are.
-        device: Where the images are.
+        stream: The stream with the statistics.
+        device: Device of the images.
 
     Returns:
         A function of raw images, uint8 (B, C, H, W), and their tasks, int64 (B,), to float32
@@ -94,7 +94,7 @@ class Replaying(MixedClassifier):
         return stored_images(self.exemplars, self.context.stream, slots)
 
     def one_pass(self, examples: Examples, *, drop_last: bool) -> Iterator[Batch]:
-        """Shuffled and augmented batches."""
+        """Yield shuffled and augmented batches of one pass over a set."""
         return examples.batches(
             self.context.train.batch_size,
             generator=self.context.data_generator,
@@ -103,7 +103,7 @@ class Replaying(MixedClassifier):
         )
 
     def diagnostics(self) -> dict[str, float]:
-        """Images stored."""
+        """Number of images stored."""
         return {"exemplars": float(len(self.exemplars))}
 
 
@@ -170,7 +170,7 @@ class RandomReplay(Replaying):
         return self.one_pass(concat([task.train, *old]), drop_last=train.drop_last)
 
     def mixed(self, batches: Iterable[Batch], stored: int) -> Iterator[Batch]:
-        """Each batch with as many stored images behind it; their ``index`` is -1.
+        """Yield each batch with as many stored images behind it; their ``index`` is -1.
 
         Args:
             batches: Batches of the current task.
@@ -202,12 +202,12 @@ class RandomReplay(Replaying):
         )
 
     def diagnostics(self) -> dict[str, float]:
-        """Images stored; how many of them differ, where an image may be stored twice."""
-        found = super().diagnostics()
+        """Number of images stored, and of different ones where an image may be stored twice."""
+        numbers = super().diagnostics()
         if self.config.replay == "list_with_duplicates":
-            rows = self.exemplars.images[: int(found["exemplars"])].flatten(1)
-            found["unique_exemplars"] = float(len(torch.unique(rows, dim=0)))
-        return found
+            rows = self.exemplars.images[: int(numbers["exemplars"])].flatten(1)
+            numbers["unique_exemplars"] = float(len(torch.unique(rows, dim=0)))
+        return numbers
 
 
 class OrderedReplay(Replaying):
@@ -256,11 +256,11 @@ class OrderedReplay(Replaying):
 
     @abstractmethod
     def order(self, features: Tensor, count: int) -> Tensor:
-        """How the images of a class are ranked; see ``raycl.nn.memory.Order``."""
+        """Rank the images of a class; see ``raycl.nn.memory.Order``."""
 
     @torch.no_grad()
     def features_of(self, examples: Examples) -> Tensor:
-        """Float (N, num_features), in the order of the set; in eval mode."""
+        """Compute features, float (N, num_features), in the order of the set, in eval mode."""
         batches = examples.batches(self.context.stream.at_once(FEATURE_BATCH))
         return torch.cat([self.backbone(batch.images) for batch in batches])
 
@@ -275,7 +275,7 @@ class OrderedReplay(Replaying):
         )
 
     def memory_sets(self) -> list[ImageSet]:
-        """Everything that is stored."""
+        """All stored images, as sets."""
         return self.stored(torch.arange(len(self.exemplars), device=self.context.device))
 
     def train_batches(self, task: Task) -> Iterable[Batch]:
@@ -291,14 +291,14 @@ class OrderedReplay(Replaying):
         loss: Callable[[Batch], Losses],
         validate: bool = True,
     ) -> Phase:
-        """Training of a few parameters at a lower rate, with the epochs and schedule of ``train``.
+        """Make a phase of few parameters at a lower rate, with epochs and schedule of ``train``.
 
         With ``train.drop_last`` and fewer images than a batch, they are one short batch: to leave
         it out would leave nothing.
 
         Args:
-            name: Of the phase.
-            parameters: What is trained.
+            name: Name of the phase.
+            parameters: Parameters that are trained.
             examples: Called when an epoch starts.
             loss: See ``Phase``.
             validate: See ``Phase``.

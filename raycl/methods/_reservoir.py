@@ -72,10 +72,10 @@ class ReservoirClassifier(MixedClassifier):
         return self.training and len(self.reservoir) > 0
 
     def replayer(self, augment: Augment | None) -> Callable[[], Replayed]:
-        """A function that draws stored images for one step.
+        """Make a function that draws stored images for one step.
 
         Args:
-            augment: Applied to them before they are normalised.
+            augment: Augmentation, applied before images are normalised.
         """
         memory, context = self.reservoir, self.context
         normalise = normaliser(context.stream, context.device)
@@ -91,11 +91,11 @@ class ReservoirClassifier(MixedClassifier):
         return draw
 
     def remember(self, batch: Batch, logits: Tensor) -> None:
-        """Note what is to be offered to the memory after this step; nothing outside of training.
+        """Note a batch to be offered to the memory after this step; only in training.
 
         Args:
             batch: Images of the current task.
-            logits: What the network says of them, (B, num_outputs).
+            logits: Logits of the network for them, (B, num_outputs).
         """
         if self.training:
             self._learnt = batch, logits.detach() if self.stores_logits else None
@@ -118,5 +118,5 @@ class ReservoirClassifier(MixedClassifier):
         return [replace(phase, after_step=offer) for phase in super().phases(task)]
 
     def diagnostics(self) -> dict[str, float]:
-        """Images stored."""
+        """Number of images stored."""
         return {"exemplars": float(len(self.reservoir))}

@@ -44,7 +44,7 @@ def _decoupled(config: Any, logits: Tensor, teacher: Tensor, labels: Tensor) -> 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a student learns from a teacher.
+    """A way in which a student learns from a teacher.
 
     Attributes:
         parts: (options, learners of student and teacher) to what the student trains beside its
@@ -59,7 +59,7 @@ class Scheme:
         keep: Blocks whose outputs are compared.
         hint: (parts, outputs of the student's blocks, outputs of as many last blocks of the
             teacher) to the loss of features.
-        hint_weight: Its weight.
+        hint_weight: Weight of that loss.
     """
 
     parts: Callable[[Any, Learner, Learner], nn.Module] = _no_parts
@@ -152,4 +152,4 @@ SCHEMES = {
         joint=True,
     ),
 }
-"""Name of a scheme to what it is."""
+"""The schemes, by name."""

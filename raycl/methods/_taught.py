@@ -28,7 +28,7 @@ class TaughtClassifier(Classifier):
         self.teacher = None
 
     def add_task(self, task: TaskInfo) -> None:
-        """The network as it is becomes the teacher, from the second task on."""
+        """Make the network as it is the teacher, from the second task on."""
         if task.index:
             changes = self.context.network_changes(task.index)
             self.teacher = self.network if changes else copy.deepcopy(self.network)

@@ -143,7 +143,7 @@ class ABD(Dreaming):
 
 
 def balance(n_old: int, n_new: int) -> tuple[float, float]:
-    """Weights w of an old and of a new class; half of the images being old, classes weigh alike."""
+    """Weights w of an old and of a new class, for which all classes count alike."""
     return n_old / (n_old + n_new), n_new / (n_old + n_new)
 
 

@@ -57,7 +57,7 @@ class Additions(Learner):
 
     @torch.no_grad()
     def end(self) -> None:
-        """Average: E itself after the first task, then ema * average + (1 - ema) * E."""
+        """Update the average: E after the first task, then ema * average + (1 - ema) * E."""
         share = self.config.ema if self.index else 0.0
         self.average.mul_(share).add_(self.vectors, alpha=1 - share)
 
@@ -85,7 +85,7 @@ class APT(PromptMethod):
     """
 
     class Config(PromptMethod.Config):
-        """Options."""
+        """Options of the method ``apt``."""
 
         ema: float = Field(
             0.7, ge=0, le=1, description="share of the old average in the new one, from task 2 on"

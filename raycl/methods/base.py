@@ -1,4 +1,4 @@
-"""What a method is made of, and the classifier most methods start from.
+"""The parts that a method is made of, and the classifier that most methods start from.
 
 The contract is in ``raycl.methods._contract``; all its classes are to be imported from here.
 """
@@ -36,7 +36,7 @@ Outputs = Annotated[
 
 
 def total(losses: Losses) -> Tensor:
-    """What is minimised: a loss, or the sum of its terms."""
+    """Total loss: a scalar itself, or the sum of its terms."""
     if isinstance(losses, Tensor):
         return losses
     return torch.stack([term.float() for term in losses.values()]).sum()
@@ -66,7 +66,7 @@ class Classifier(Method):
     """
 
     class Config(MethodConfig):
-        """Options every such method has."""
+        """Options of every classifier."""
 
         outputs: Outputs = "seen"
 
@@ -92,7 +92,7 @@ class Classifier(Method):
 
     @property
     def network(self) -> nn.Sequential:
-        """Images to logits; its parameters are named ``0.*`` (backbone) and ``1.*`` (head)."""
+        """The network from images to logits: ``0.*`` is the backbone, ``1.*`` the head."""
         return nn.Sequential(self.backbone, self.head)
 
     def logits(self, images: Tensor, task_id: int | None) -> Tensor:
@@ -106,7 +106,7 @@ class Classifier(Method):
         return features.float()
 
     def plain(self, images: Tensor) -> Tensor:
-        """Images as the backbone reads them: normalised, unless a method undoes that."""
+        """Prepare images for the backbone: they stay normalised, unless a method undoes that."""
         return images
 
     def active(self, task: TaskInfo) -> Tensor:
@@ -120,7 +120,7 @@ class Classifier(Method):
         return torch.tensor(sorted(chosen), device=self.context.device)
 
     def objective(self, task: Task) -> Callable[[Batch], Losses]:
-        """The loss of the training phase, and of ``select: validation_loss``.
+        """Make the loss of the training phase, and of ``select: validation_loss``.
 
         What most methods change. It may be called in eval mode and without gradients.
         """
@@ -189,13 +189,13 @@ class Classifier(Method):
 
     @torch.inference_mode()
     def score(self, task: Task, objective: Callable[[Batch], Losses]) -> float:
-        """Minus the method's own loss, or the accuracy, on the current task's validation set.
+        """Score an epoch on the current task's validation set: minus the loss, or the accuracy.
 
         With ``select: seen_accuracy`` on those of all tasks so far, as the loop measures it.
 
         Args:
             task: The current task.
-            objective: What the phase minimises; penalties and the like count.
+            objective: The loss of the phase, penalties and the like included.
 
         Returns:
             Minus the mean loss over the examples, or percent right: higher is better.

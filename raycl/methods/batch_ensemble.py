@@ -61,10 +61,10 @@ class BatchEnsemble(Layered):
         """See ``Layered.weights``."""
         factors = self.own(task).values
         assert isinstance(factors, Factors)
-        found = zip(self.layers.values(), factors.inputs, factors.outputs, strict=True)
+        triples = zip(self.layers.values(), factors.inputs, factors.outputs, strict=True)
         return [
             scaled_inputs(layer, s) * t.view(-1, *(1 for _ in layer.weight.shape[1:]))
-            for layer, s, t in found
+            for layer, s, t in triples
         ]
 
     def trainable(self) -> list[nn.Parameter]:
@@ -82,7 +82,7 @@ class Factors(nn.Module):
     """Vectors s and t of some layers, -1 or +1 at random at first.
 
     Args:
-        layers: What they are for.
+        layers: The layers that the vectors are for.
 
     Attributes:
         inputs: s of each layer, float (input channels,).

@@ -91,13 +91,13 @@ class BiC(OrderedReplay, TaughtClassifier):
         self.register_buffer("held_out", torch.zeros((), dtype=torch.int64))  # h
 
     def add_task(self, task: TaskInfo) -> None:
-        """A teacher and a pair, from the second task on."""
+        """Add a teacher and a pair, from the second task on."""
         super().add_task(task)
         if task.index:
             self.pairs.append(nn.Parameter(torch.tensor([[1.0, 0.0]])))
 
     def begin_task(self, task: Task) -> None:
-        """How much is held out."""
+        """Decide how many images are held out."""
         super().begin_task(task)
         if task.info.index:
             n_old = len(self.old(task.info))
@@ -108,7 +108,7 @@ class BiC(OrderedReplay, TaughtClassifier):
         return herding(features, count)
 
     def corrected(self, z: Tensor) -> Tensor:
-        """zc: alpha_k z + beta_k, (B, num_outputs); outputs of tasks to come as they are."""
+        """Correct logits z (B, num_outputs) to zc; outputs of tasks to come stay as they are."""
         if not len(self.pairs):
             return z
         table = torch.cat([torch.eye(1, 2, device=z.device), *self.pairs])
@@ -146,7 +146,7 @@ class BiC(OrderedReplay, TaughtClassifier):
         return loss
 
     def phases(self, task: Task) -> list[Phase]:
-        """``train``, then ``bias`` on what was held out of it."""
+        """The phases ``train`` and ``bias``, the second on the images held out of the first."""
         (first,) = super().phases(task)
         if not task.info.index:
             return [first]
@@ -168,7 +168,7 @@ class BiC(OrderedReplay, TaughtClassifier):
         return [train, bias]
 
     def split(self, task: Task) -> tuple[Examples, Examples]:
-        """The task's data and the memory: what is trained on, and what is held out."""
+        """Split the task's data and the memory into images to train on and images held out."""
         new, h = task.train, int(self.held_out)
         stored = self.exemplars.labels[: len(self.exemplars)]
         held_new = first_of_each(new.labels, task.info.classes, h)
@@ -184,14 +184,14 @@ class BiC(OrderedReplay, TaughtClassifier):
         self.choose_exemplars(task)
 
     def diagnostics(self) -> dict[str, float]:
-        """Images stored; h; the newest pair."""
+        """Number of images stored; h; the newest pair."""
         alpha, beta = self.pairs[-1].flatten().tolist() if len(self.pairs) else (1.0, 0.0)
         own = {"held_out_per_class": float(self.held_out), "alpha": alpha, "beta": beta}
         return super().diagnostics() | own
 
 
 def first_of_each(labels: Tensor, classes: Sequence[int], count: int) -> Tensor:
-    """Which are the first ``count`` of their class, but never all of it: bool (N,)."""
+    """Mark the first ``count`` images of each class, but never all of them: bool (N,)."""
     chosen = torch.zeros_like(labels, dtype=torch.bool)
     for c in classes:
         positions = (labels == c).nonzero()[:, 0]
@@ -200,7 +200,7 @@ def first_of_each(labels: Tensor, classes: Sequence[int], count: int) -> Tensor:
 
 
 def _check(config: BiC.Config, context: Context) -> None:
-    """Refuse before training what cannot work."""
+    """Refuse options and streams that cannot work, before training."""
     stream = context.stream
     if sum(len(task.classes) for task in stream.tasks) > stream.num_outputs:
         raise UserError(

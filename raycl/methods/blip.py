@@ -107,8 +107,8 @@ class BLIP(Classifier):
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
-        found = self.backbone.named_modules()
-        layers = {name: m for name, m in found if isinstance(m, (nn.Linear, nn.Conv2d))}
+        modules = self.backbone.named_modules()
+        layers = {name: m for name, m in modules if isinstance(m, (nn.Linear, nn.Conv2d))}
         if not layers:
             raise UserError("network", "blip quantises linear layers and convolutions; none here")
         parameters: dict[str, Quantised] = {}
@@ -133,7 +133,7 @@ class BLIP(Classifier):
         self.register_buffer("rounding", torch.zeros(2, dtype=torch.float64))
 
     def add_task(self, task: TaskInfo) -> None:
-        """From the second task on, only weights with bits and the head learn."""
+        """Let only weights with bits, and the head, learn from the second task on."""
         self._later = task.index > 0
 
     def train(self, mode: bool = True) -> BLIP:
@@ -159,7 +159,7 @@ class BLIP(Classifier):
         return [replace(phase, after_step=clamp, diverged="stop") for phase in super().phases(task)]
 
     def end_task(self, task: Task) -> None:
-        """Fisher information, bits, rounding."""
+        """Estimate the Fisher information, freeze bits, and round the weights."""
         examples = task.validation or task.train
         before = self.accuracy(examples, task.info)
         names = [f"0.{name}" for name in self.frozen.names]
@@ -180,5 +180,5 @@ class BLIP(Classifier):
         }
 
     def histograms(self) -> dict[str, list[int]]:
-        """By parameter, how many of its scalars have 0, 1, ... bits."""
+        """Number of scalars with 0, 1, ... bits, for each parameter."""
         return {f"bits/{name}": counts for name, counts in self.frozen.counts().items()}

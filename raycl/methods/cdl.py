@@ -5,30 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import torch
-from pydantic import Field, WithJsonSchema, field_validator, model_validator
 from torch import Tensor, nn
 
-from raycl import registry
 from raycl.benchmarks.base import Task, TaskInfo
 from raycl.datasets.examples import Batch
-from raycl.errors import UserError, nearest
+from raycl.errors import UserError
+from raycl.methods._distillation_options import SHARED, CDLConfig, find_learner
 from raycl.methods._kept_teachers import KeptTeachers, check_kept, kept_state
 from raycl.methods._prompted import Answer, PromptedModel, PromptMethod, transformer
 from raycl.methods._schemes import SCHEMES
 from raycl.methods.base import Context, Losses, Method, Phase
-from raycl.networks.base import Backbone, Weights, find_network
-from raycl.nn.optim import make_optimizer
+from raycl.networks.base import Backbone, find_network
 from raycl.nn.prompted_vit import BlockPrompts, KeysValues
 
-SHARED = ("anchor", "aux_loss_scale")
-"""Options of a learner that teacher and student have from the method."""
 ANSWERED = 256
-"""Images at a time while the teacher answers for all of a task."""
-BLOCK = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]}
-"""JSON schema of a learner: its name, or its name and options."""
+"""Number of images at a time while the teacher answers for all images of a task."""
 HEADS = ("head", "kd_head")
 """Predictors of a student with two heads: each head alone."""
 
@@ -79,87 +73,15 @@ class CDL(PromptMethod):
     ``coda_cosine`` are options of ``train``.
     """
 
-    class Config(PromptMethod.Config):
-        """Options."""
-
-        networks = ("teacher_network",)
-        other_weights = ("teacher",)
-
-        learner: Annotated[dict[str, Any], WithJsonSchema(BLOCK)] = Field(
-            {"name": "l2p"}, description="prompt learner of both: name of a method and its options"
-        )
-        scheme: Literal[
-            "none", "kd", "dkd", "fitnets", "review_kd", "kd_token", "kdp", "cdl_prompt"
-        ] = Field("kdp", description="how the student learns from the teacher")
-        teacher_network: dict[str, Any] = Field(description="network of the teacher: a block")
-        alpha: float = Field(0.5, ge=0, le=1, description="weight of what the teacher says")
-        temperature: float = Field(2.0, gt=0, description="of the softened logits (not for dkd)")
-        kd_blocks: int | None = Field(
-            None, ge=1, description="kdp: blocks with a token or a prefix; default: 12, or all"
-        )
-        kd_length: int = Field(6, ge=2, multiple_of=2, description="kdp: rows of a prefix")
-        mapper: Literal["components", "attention"] = Field(
-            "components", description="cdl_prompt: how prefixes get the student's width"
-        )
-        query_backbone: Literal["student", "own"] = Field(
-            "student", description="network whose features are the teacher's queries"
-        )
-        apt_merge: Literal["after_student", "after_teacher"] = Field(
-            "after_student", description="when the teacher of learner apt averages"
-        )
-        teacher: Weights | None = Field(
-            None, description="{trial: RUN/KEY}: a trial with keep_teachers; default: trained here"
-        )
-        keep_teachers: bool = Field(
-            False, description="keep the teacher of every task, for other trials to learn from"
-        )
-
-        @field_validator("learner", mode="before")
-        @classmethod
-        def _named(cls, value: Any) -> Any:
-            return {"name": value} if isinstance(value, str) else value
-
-        @field_validator("learner")
-        @classmethod
-        def _complete(cls, value: dict[str, Any]) -> dict[str, Any]:
-            """Every option of the learner, those left out with their defaults."""
-            try:
-                options = _learner(value).Config
-            except UserError as error:
-                raise ValueError(f"{error.what}; {error.hint}") from error
-            if given := [name for name in SHARED if name in value]:
-                raise ValueError(f"{given[0]} is an option of cdl itself, not of its learner")
-            own = options.model_fields.keys() - SHARED
-            if unknown := [name for name in value if name not in own]:
-                hint = nearest(unknown[0], own)
-                raise ValueError(f"{value['name']} has no option '{unknown[0]}'; {hint}")
-            done = options.model_validate(value).model_dump(mode="json")
-            return {name: option for name, option in done.items() if name in own}
-
-        @model_validator(mode="after")
-        def _known(self) -> Self:
-            if self.teacher is None and not self.keep_teachers:
-                return self
-            if self.scheme == "cdl_prompt":
-                raise ValueError("cdl_prompt trains teacher and student together: no other teacher")
-            if self.anchor != "weights":
-                raise ValueError("a teacher for several trials needs anchor: weights")
-            if self.teacher is not None and self.teacher.trial is None:
-                raise ValueError("teacher is a trial: {trial: RUN/KEY}")
-            return self
-
-        def learner_config(self) -> Any:
-            """Class of the learner's method, and its options with those that it shares."""
-            cls = _learner(self.learner)
-            shared = {name: getattr(self, name) for name in SHARED}
-            return cls.Config.model_validate({**self.learner, **shared})
+    class Config(CDLConfig):
+        """Options of the method ``cdl``."""
 
     predictors: tuple[str, ...] = ("teacher", *HEADS)
 
     def __init__(self, config: Any, context: Context) -> None:
         Method.__init__(self, config, context)
         self.scheme = SCHEMES[config.scheme]
-        method, options = _learner(config.learner), config.learner_config()
+        method, options = find_learner(config.learner), config.learner_config()
         self.backbone = self.frozen_network()
         width, own = self.backbone.num_features, config.query_backbone == "own"
         with _whose("network"):  # as the learner's own method makes it, before anything else
@@ -185,12 +107,12 @@ class CDL(PromptMethod):
             check_kept(tensors, config.teacher.trial, self._about(), len(context.networks))
 
     def _check(self, context: Context) -> None:
-        """Refuse what cannot be learnt.
+        """Refuse options, networks and streams that do not go together.
 
         Raises:
-            UserError: Says what.
+            UserError: Names the first problem.
         """
-        method = _learner(self.config.learner)
+        method = find_learner(self.config.learner)
         method.check(context)
         if self.scheme.soft and (small := [t for t in context.stream.tasks if len(t.classes) < 2]):
             what = f"task {small[0].name} has one class, over which a teacher says nothing"
@@ -220,7 +142,7 @@ class CDL(PromptMethod):
     # ------------------------------------------------------------------ teachers of other trials
 
     def _about(self) -> dict[str, Any]:
-        """What must be the same in a trial that takes its teachers from this one."""
+        """Settings that a trial must share to take its teachers from this one."""
         config, stream = self.config, self.context.stream
         learner = config.learner_config().model_dump(mode="json")
         return {
@@ -274,7 +196,7 @@ class CDL(PromptMethod):
     def taught(
         self, images: Tensor, query: Tensor, task: int | None = None, keep: Collection[int] = ()
     ) -> Answer:
-        """What the teacher says; ``task`` as of ``Learner.prompts``."""
+        """The answer of the teacher; ``task`` as of ``Learner.prompts``."""
         return self.teacher(transformer(self.teacher_backbone), images, query, task, keep=keep)  # type: ignore[no-any-return]
 
     def answer(
@@ -297,7 +219,7 @@ class CDL(PromptMethod):
         task: int | None,
         keep: Collection[int] = (),
     ) -> Answer:
-        """What the student says, given the teacher's prompts."""
+        """The answer of the student, given the teacher's prompts."""
         added = self.scheme.added(self.parts, teacher)
         return self.student(transformer(self.backbone), images, query, task, added, keep)  # type: ignore[no-any-return]
 
@@ -318,14 +240,24 @@ class CDL(PromptMethod):
         """See ``Method.logits``; the task id is not used."""
         if predictor == "teacher":
             return self.taught(images, self._queries(images, frozen)[1]).logits
+        return self._of_student(images, frozen)[predictor or ""]
+
+    def answers(self, images: Tensor, task_id: int | None, **frozen: Tensor) -> dict[str, Tensor]:
+        """See ``Method.answers``: one pass through each network."""
+        found = {
+            **self._of_student(images, **frozen),
+            "teacher": self.logits(images, None, **frozen, predictor="teacher"),
+        }
+        return {name: found[name] for name in ("", *self.predictors)}
+
+    def _of_student(self, images: Tensor, frozen: Tensor | None = None) -> dict[str, Tensor]:
+        """Logits of the student, under an empty name, and of each head, if it has two."""
         answer = self.answer(images, frozen)
-        if self.kd_head is None or predictor == "head":
-            return answer.logits
-        second = self._second(answer)
-        if predictor == "kd_head":
-            return second
-        alpha = 0.5 if self.scheme.joint else self.config.alpha
-        return (1 - alpha) * answer.logits + alpha * second
+        if self.kd_head is None:
+            return {"": answer.logits}
+        second, alpha = self._second(answer), 0.5 if self.scheme.joint else self.config.alpha
+        mean = (1 - alpha) * answer.logits + alpha * second
+        return {"": mean, "head": answer.logits, "kd_head": second}
 
     # ------------------------------------------------------------------ losses
 
@@ -405,7 +337,7 @@ class CDL(PromptMethod):
         return self.taught(batch.images, query).logits
 
     def _said(self, task: Task) -> Callable[[Batch, Tensor], Tensor]:
-        """The teacher's logits of a training batch; once per image where none is augmented."""
+        """Make a function to the teacher's logits of a batch; images that stay are asked once."""
         kept: list[Tensor] = []
         if self.context.augment is not None:
             return self._said_now
@@ -437,7 +369,7 @@ class CDL(PromptMethod):
         return [parameter for module in modules for parameter in module.parameters()]
 
     def phases(self, task: Task) -> list[Phase]:
-        """``teacher`` and ``student``; ``anchor`` of both before them, in the first task."""
+        """The phases ``teacher`` and ``student``; in the first task, ``anchor`` of both before."""
         *anchors, train = super().phases(task)
         student = replace(train, name="student", loss=self._learning(task, self._said(task)))
         if self.scheme.joint or self.config.teacher is not None:
@@ -445,7 +377,7 @@ class CDL(PromptMethod):
         teacher = replace(
             train,
             name="teacher",
-            optimizer=lambda: make_optimizer(self.teacher.parameters(), self.context.train),
+            optimizer=lambda: self.make_optimizer(self.teacher.parameters()),
             loss=self.teaching(task),
             before=self.begin_teacher,
             after=self.end_teacher,
@@ -487,22 +419,6 @@ class CDL(PromptMethod):
         super().end_student()
         if self.config.apt_merge == "after_student":
             self.teacher.learner.end()
-
-
-def _learner(block: Mapping[str, Any]) -> type[PromptMethod]:
-    """The method whose prompts a block asks for.
-
-    Raises:
-        UserError: There is none of that name, or it has no prompts.
-    """
-    name, where = str(block.get("name", "")), "method.learner"
-    if not name:
-        raise UserError(where, "a learner needs a name", "e.g. l2p")
-    cls = registry.find("raycl.methods", Method, name, where=where)  # type: ignore[type-abstract]
-    if not issubclass(cls, PromptMethod) or issubclass(cls, CDL):
-        what = f"{name} has no prompts to learn"
-        raise UserError(where, what, "take l2p, dual_prompt, coda_prompt or apt")
-    return cls
 
 
 @contextmanager

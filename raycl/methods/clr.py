@@ -19,7 +19,7 @@ from raycl.nn.task_tensors import TaskTensors
 
 
 class CLR(OnAnchor):
-    """Behind the convolutions of a frozen network each task has depth-wise 3 x 3 kernels.
+    """Each task has depth-wise 3 x 3 kernels behind the convolutions of a frozen network.
 
     Paper:
         Ge, Li, Ni, Zhao, Yang & Itti, "CLR: Channel-wise Lightweight Reprogramming for Continual
@@ -72,7 +72,7 @@ class CLR(OnAnchor):
         variant: Variant = Field("reduced_v1", description="which convolutions have kernels")
         statistics: Literal["batch", "frozen"] = Field(
             "batch",
-            description="of normalisations while a task is learnt: those of the batch, which its "
+            description="statistics of normalisations in training: those of the batch, which its "
             "running ones follow; or those that came with the network, which stay",
         )
         penalty: float = Field(
@@ -127,9 +127,9 @@ class CLR(OnAnchor):
 
         Each is a child of the method, so that a kept epoch is a copy of the current one only.
         """
-        found = self.get_submodule(f"task_{task}")
-        assert isinstance(found, TaskTensors)
-        return found
+        own = self.get_submodule(f"task_{task}")
+        assert isinstance(own, TaskTensors)
+        return own
 
     def own_parameters(self, task: int) -> list[nn.Parameter]:
         """See ``PerTask.own_parameters``."""
@@ -150,7 +150,7 @@ class CLR(OnAnchor):
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
-        """How far the last task's kernels are from the identity they start as: root mean square.
+        """Distance of the last task's kernels from the identity they start as: root mean square.
 
         Those of ``scaled`` are the identity and A_c K_c beside it.
         """
@@ -160,5 +160,5 @@ class CLR(OnAnchor):
             scale = own.get(f"{name.removesuffix('kernel')}scale")
             change = own[name] - state[name] if scale is None else scale.unsqueeze(1) * own[name]
             moved.append(change.flatten())
-        found = torch.cat(moved)
-        return {"kernel_change": float(found.square().mean().sqrt())}
+        distances = torch.cat(moved)
+        return {"kernel_change": float(distances.square().mean().sqrt())}

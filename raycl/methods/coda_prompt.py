@@ -54,22 +54,27 @@ class Components(Learner):
 
     def prompts(self, query: Tensor, task: int | None) -> tuple[Prompts, Tensor | None]:
         """See ``Learner.prompts``: sums over the components of all tasks so far."""
-        found: dict[int, BlockPrompts] = {}
+        prompts: dict[int, BlockPrompts] = {}
         penalties = []
         if self.index < 0:
-            return found, None
+            return prompts, None
         for number, block in enumerate(self.blocks):
             parts = (self.keys, self.attention, self.components)
             keys, attention, components = self._in_use([p[number] for p in parts], task)
             rows = weighted(query, attention, keys, components)
-            found[block] = BlockPrompts(front=halves(rows))
+            prompts[block] = BlockPrompts(front=halves(rows))
             if task is not None and self.config.mu:
                 used = (keys, attention, components.flatten(1))
                 penalties += [orthogonality_penalty(part) for part in used]
-        return found, self.config.mu * torch.stack(penalties).sum() if penalties else None
+        return prompts, self.config.mu * torch.stack(penalties).sum() if penalties else None
+
+    def constants(self) -> list[Tensor]:
+        """See ``Learner.constants``: the components of earlier tasks."""
+        start = max(0, self.index) * self.share
+        return [rows[:start] for rows in (*self.keys, *self.attention, *self.components)]
 
     def _in_use(self, parts: Sequence[Tensor], task: int | None) -> list[Tensor]:
-        """Rows of all tasks so far; in training, without gradient for those of earlier tasks."""
+        """Rows of all tasks so far; in training, rows of earlier tasks are without gradient."""
         start, end = self.index * self.share, (self.index + 1) * self.share
         if task is None:
             return [rows[:end] for rows in parts]
@@ -98,7 +103,7 @@ class CODAPrompt(PromptMethod):
     """
 
     class Config(PromptMethod.Config):
-        """Options."""
+        """Options of the method ``coda_prompt``."""
 
         size: int = Field(
             100,

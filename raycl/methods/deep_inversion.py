@@ -95,7 +95,7 @@ class DeepInversion(Dreaming):
 def padded_distillation(
     student: Tensor, teacher: Tensor, old: Tensor, temperature: float
 ) -> Tensor:
-    """H': soft cross-entropy over seen classes, where the new ones have target zero.
+    """Distillation H': soft cross-entropy over seen classes, where new ones have target zero.
 
     Args:
         student: Logits of seen classes (B, n_seen).

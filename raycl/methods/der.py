@@ -14,7 +14,7 @@ from raycl.methods._reservoir import ReservoirClassifier
 
 
 class DER(ReservoirClassifier):
-    """Plain training, and a pull of what the network says of stored images to what it once said.
+    """Plain training, with a pull of the logits of stored images to those stored with them.
 
     Paper:
         Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simple Baseline",

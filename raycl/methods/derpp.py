@@ -13,7 +13,7 @@ from raycl.methods.der import DER
 
 
 class DERPlusPlus(DER):
-    """``der``, whose stored images also keep their labels.
+    """Dark experience replay, see ``der``, whose stored images also keep their labels.
 
     Paper:
         "DER++" in Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simple

@@ -22,7 +22,7 @@ from raycl.nn.pictures import class_grid
 from raycl.nn.vae import LATENT, VAE, divergence, reconstruction
 
 SAMPLES = 256
-"""Images drawn for the picture; 64 of them are shown."""
+"""Number of images drawn for the picture; 64 of them are shown."""
 
 
 class DGR(Classifier):
@@ -107,7 +107,7 @@ class DGR(Classifier):
         self.seen: tuple[int, ...] = ()
 
     def add_task(self, task: TaskInfo) -> None:
-        """The networks as they are become the scholar, from the second task on."""
+        """Make the networks as they are the scholar, from the second task on."""
         self.seen = self.context.stream.seen(task.index)
         if task.index:
             changes = self.context.network_changes(task.index)
@@ -131,7 +131,7 @@ class DGR(Classifier):
         return self.network(self.plain(images)).float()  # type: ignore[no-any-return]
 
     def plain(self, images: Tensor) -> Tensor:
-        """Normalised images to images in [0, 1]."""
+        """Turn normalised images into images in [0, 1]."""
         return images * self.std + self.mean
 
     def objective(self, task: Task) -> Callable[[Batch], Losses]:
@@ -163,12 +163,12 @@ class DGR(Classifier):
 
     @torch.no_grad()
     def replay(self, scholar: nn.ModuleDict, count: int, old: Tensor) -> tuple[Tensor, Tensor]:
-        """Images of the scholar's (count, C, H, W), and its logits of the old outputs for them."""
+        """Draw images of the scholar (count, C, H, W), with its logits of the old outputs."""
         drawn = scholar["vae"].sample(self._noise(count))  # type: ignore[operator]
         return drawn, scholar["network"](drawn).float().index_select(1, old)
 
     def class_weights(self, task: TaskInfo) -> Tensor:
-        """w: float (num_outputs,); see ``DGR``."""
+        """Class weights w, float (num_outputs,); see ``DGR``."""
         stream = self.context.stream
         weights = torch.ones(stream.num_outputs)
         if task.index:
@@ -189,7 +189,7 @@ class DGR(Classifier):
         return {"samples": class_grid(images, labels, self.seen)}
 
     def _hard(self, task: TaskInfo) -> Callable[[Tensor, Tensor], Tensor]:
-        """Logits and labels to the cross-entropy of each image (n,), over ``outputs``."""
+        """Make the cross-entropy of each image (n,), over ``outputs``, from logits and labels."""
         stream, active = self.context.stream, self.active(task)
         if self.config.outputs == "task":
             allowed = rivals(stream.tasks, stream.num_outputs).to(self.context.device)

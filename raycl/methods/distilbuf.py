@@ -15,7 +15,7 @@ from raycl.nn.optim import Augmentation
 
 
 class DistilBuf(ReservoirClassifier, Distilled):
-    """``distil`` with a small weight on stored images, in a forward pass of their own.
+    """Distillation, see ``distil``, with a small weight on stored images in a pass of their own.
 
     Paper:
         "DistilBuf" in Madaan et al., "Heterogeneous Continual Learning", CVPR 2023, arXiv
@@ -50,7 +50,7 @@ class DistilBuf(ReservoirClassifier, Distilled):
         alpha: float = Field(1.0, ge=0, description="weight of the distillation")
         replay_weight: float = Field(0.3, ge=0, description="w, of the stored images")
         replay_augment: Augmentation = Field(
-            "crop_flip", description="of the stored images; see train.augment"
+            "crop_flip", description="augmentation of the stored images; see train.augment"
         )
 
     def objective(self, task: Task) -> Callable[[Batch], Losses]:

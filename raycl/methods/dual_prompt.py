@@ -46,7 +46,7 @@ class Experts(Learner):
         In training the expert of the task; in inference, in each block, the one with the closest
         key among all, those of tasks to come too.
         """
-        found = {
+        prompts = {
             block: BlockPrompts(front=halves(rows))
             for block, rows in zip(self.config.general_blocks, self.general, strict=True)
         }
@@ -54,11 +54,16 @@ class Experts(Learner):
         for block, keys, experts in zip(self.config.blocks, self.keys, self.experts, strict=True):
             if task is None:
                 rows = choose(cosines(query, keys), 1).rows
-                found[block] = BlockPrompts(front=joined(experts, rows))
+                prompts[block] = BlockPrompts(front=joined(experts, rows))
             else:
-                found[block] = BlockPrompts(front=halves(experts[task]))
+                prompts[block] = BlockPrompts(front=halves(experts[task]))
                 losses.append(key_loss(cosines(query, keys[task : task + 1])))
-        return found, torch.stack(losses).sum() if losses else None
+        return prompts, torch.stack(losses).sum() if losses else None
+
+    def constants(self) -> list[Tensor]:
+        """See ``Learner.constants``: experts and keys of all other tasks."""
+        others = [slice(0, self.index), slice(self.index + 1, None)]
+        return [rows[part] for rows in (*self.keys, *self.experts) for part in others]
 
 
 class DualPrompt(PromptMethod):
@@ -80,7 +85,7 @@ class DualPrompt(PromptMethod):
     """
 
     class Config(PromptMethod.Config):
-        """Options."""
+        """Options of the method ``dual_prompt``."""
 
         size: int = Field(10, ge=1, description="expert prompts; at least one for each task")
         length: int = Field(20, ge=2, multiple_of=2, description="rows of an expert prompt")

@@ -79,7 +79,7 @@ class E2E(OrderedReplay, TaughtClassifier):
         self.unbalanced = None
 
     def add_task(self, task: TaskInfo) -> None:
-        """The network becomes g; make room for h, which is of the task's own network."""
+        """Make the network g, and make room for h, a copy of the task's own network."""
         super().add_task(task)
         if task.index == 1 or self.context.network_changes(task.index):
             self.unbalanced = copy.deepcopy(self.network)
@@ -145,7 +145,7 @@ class E2E(OrderedReplay, TaughtClassifier):
         return loss
 
     def phases(self, task: Task) -> list[Phase]:
-        """``train``, then ``balanced``; exemplars are chosen in between."""
+        """The phases ``train`` and ``balanced``; exemplars are chosen in between."""
         (first,) = super().phases(task)
         train = replace(first, after=lambda: self.finish_training(task))
         if self.teacher is None:

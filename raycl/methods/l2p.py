@@ -17,7 +17,7 @@ class Pool(Learner):
     """Pools of prompts, one for each of some blocks.
 
     Attributes:
-        keys: Of each pool, (size, query_width).
+        keys: Keys of each pool, (size, query_width).
         pools: Prompts of each pool, (size, length, C).
     """
 
@@ -64,7 +64,7 @@ class L2P(PromptMethod):
     """
 
     class Config(PromptMethod.Config):
-        """Options."""
+        """Options of the method ``l2p``."""
 
         size: int = Field(30, ge=1, description="prompts in the pool")
         length: int = Field(

@@ -16,7 +16,7 @@ from raycl.methods.base import Context
 
 
 class LiAdapter(OnAnchor):
-    """Beside every convolution of a frozen network each task has a 1 x 1 convolution of its own.
+    """Each task has a 1 x 1 convolution of its own beside every convolution of a frozen network.
 
     Paper:
         ``li18`` and ``li50`` in the code of Ge et al., "CLR: Channel-wise Lightweight
@@ -49,8 +49,8 @@ class LiAdapter(OnAnchor):
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
-        found = self.backbone.named_modules()
-        self.convolutions = {n: layer for n, layer in found if isinstance(layer, nn.Conv2d)}
+        modules = self.backbone.named_modules()
+        self.convolutions = {n: layer for n, layer in modules if isinstance(layer, nn.Conv2d)}
         if not self.convolutions:
             raise UserError(
                 "network",

@@ -15,7 +15,7 @@ from raycl.nn.distillation import soft_cross_entropy
 
 
 class LwFCoreset(RandomReplay, TaughtClassifier):
-    """``naive_rehearsal`` with the distillation of ``lwf_seen``, both on every image.
+    """Rehearsal, see ``naive_rehearsal``, with the distillation of ``lwf_seen`` on every image.
 
     Paper:
         "LwF" with a coreset in Smith et al., "Always Be Dreaming: A New Approach for Data-Free

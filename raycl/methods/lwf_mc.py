@@ -104,7 +104,7 @@ def sigmoid_terms(
 def softmax_terms(
     old: Tensor | None, new: Tensor, teacher: Tensor | None, labels: Tensor
 ) -> dict[str, Tensor]:
-    """The same for ``loss: softmax``: one softmax over old and new outputs."""
+    """The loss as two terms for ``loss: softmax``: one softmax over old and new outputs."""
     if old is None or teacher is None:
         return {"cross_entropy": F.cross_entropy(new, labels)}
     log_p = torch.cat([old, new], 1).log_softmax(1)

@@ -9,7 +9,7 @@ from raycl.nn.prompted_vit import Encoding
 
 
 class Nothing(Learner):
-    """No prompts."""
+    """A learner without any prompts."""
 
     def prompts(self, query: Tensor, task: int | None) -> tuple[Prompts, None]:
         """See ``Learner.prompts``."""

@@ -16,7 +16,7 @@ class One(Learner):
     """A prompt for each of some blocks, whatever the image.
 
     Attributes:
-        rows: Of each block, (length, C).
+        rows: Rows of the prompt of each block, (length, C).
     """
 
     queried = False
@@ -50,7 +50,7 @@ class OnePrompt(PromptMethod):
     """
 
     class Config(PromptMethod.Config):
-        """Options."""
+        """Options of the method ``one_prompt``."""
 
         length: int = Field(
             100, ge=2, multiple_of=2, description="rows of the prompt: as many as l2p puts there"

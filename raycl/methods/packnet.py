@@ -110,11 +110,15 @@ class PackNet(PerTask):
 
     def own_parameters(self, task: int) -> list[nn.Parameter]:
         """See ``PerTask.own_parameters``: in the first task the network, later its layers."""
-        found = dict(self.backbone.named_parameters())
-        return list(found.values()) if task == 0 else [found[f"{n}.weight"] for n in self.layers]
+        parameters = dict(self.backbone.named_parameters())
+        return (
+            list(parameters.values())
+            if task == 0
+            else [parameters[f"{n}.weight"] for n in self.layers]
+        )
 
     def phases(self, task: Task) -> list[Phase]:
-        """``train``, then ``retrain``."""
+        """The phases ``train`` and ``retrain``."""
         (train,) = super().phases(task)
         index, config = task.info.index, self.context.train
         train = replace(train, after_step=self.keeper(index))
@@ -130,7 +134,7 @@ class PackNet(PerTask):
         return [train, retrain]
 
     def keeper(self, index: int) -> Callable[[], None]:
-        """A function for the end of each step: weights of earlier tasks become what they are now.
+        """Make a function for the end of each step, which puts weights of earlier tasks back.
 
         Their gradient is 0, but weight decay is not.
         """
@@ -160,7 +164,7 @@ class PackNet(PerTask):
             weight[free.view(owner.shape)] = 0
 
     def pruned(self, count: int, index: int) -> int:
-        """How many of ``count`` weights of a layer a task gives back."""
+        """Number of weights, of ``count`` in a layer, that a task gives back."""
         if self.config.prune == "equal":
             return count - round(count / (len(self.context.stream.tasks) - index))
         return round(float(self.config.prune) * count)

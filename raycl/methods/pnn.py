@@ -18,14 +18,14 @@ from raycl.methods.base import Context, Method
 from raycl.networks.base import Backbone
 
 Inputs = Mapping[str, Tensor]
-"""What the layers of one column have read, by their names."""
+"""Inputs of the layers of one column, by their names."""
 HEAD = "head"
 SCALE = 0.1
 """Scales start at random between 0 and this."""
 
 
 class PNN(PerTask):
-    """A network for each task, whose layers also read what those of earlier tasks read.
+    """A network for each task, whose layers also read the inputs of earlier tasks' layers.
 
     Paper:
         Rusu, Rabinowitz, Desjardins, Soyer, Kirkpatrick, Kavukcuoglu, Pascanu & Hadsell,
@@ -64,8 +64,8 @@ class PNN(PerTask):
     def __init__(self, config: Any, context: Context) -> None:
         Method.__init__(self, config, context)
         network = self.new_network()
-        found = weighted_layers(network, config.name)
-        self.connected = called_once(network, list(found), context.stream.input_shape)[1:]
+        layers = weighted_layers(network, config.name)
+        self.connected = called_once(network, list(layers), context.stream.input_shape)[1:]
         self.columns = nn.ModuleList([Column(network, self.connected, earlier=0)])
         self.heads, self.index = nn.ModuleList(), 0
 
@@ -82,9 +82,9 @@ class PNN(PerTask):
 
     def column(self, task: int) -> Column:
         """The column of a task."""
-        found = self.columns[task]
-        assert isinstance(found, Column)
-        return found
+        column = self.columns[task]
+        assert isinstance(column, Column)
+        return column
 
     def train(self, mode: bool = True) -> Self:
         """See ``torch.nn.Module.train``; columns of earlier tasks stay in eval mode."""
@@ -94,7 +94,7 @@ class PNN(PerTask):
         return self
 
     def run(self, images: Tensor, task: int) -> tuple[Tensor, list[Inputs]]:
-        """Features of a task's column, and what the layers and heads of earlier columns read."""
+        """Features of a task's column, and the inputs of layers and heads of earlier columns."""
         earlier: list[Inputs] = []
         with torch.no_grad():
             for index in range(task):
@@ -143,7 +143,7 @@ class Column(nn.Module):
     Args:
         network: Images to features.
         connected: Names of layers that have connections.
-        earlier: How many columns there are before.
+        earlier: Number of columns before this one.
 
     Attributes:
         adapters: For each connected layer, and then for the head; none in the first column.
@@ -215,7 +215,7 @@ def called_once(network: Backbone, names: Sequence[str], shape: tuple[int, int, 
 
     Args:
         network: In train mode afterwards.
-        names: Of its layers.
+        names: Names of its layers.
         shape: Channels, height and width of an image.
     """
     calls: list[str] = []

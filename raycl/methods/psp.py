@@ -79,7 +79,7 @@ class Contexts(nn.Module):
     """Random signs for the inputs of some layers, a bit each.
 
     Args:
-        widths: How many each layer has.
+        widths: Number of inputs of each layer.
     """
 
     bits: Tensor

@@ -37,9 +37,9 @@ from raycl.nn.pictures import class_grid
 WARM_UP = 100
 """Steps in which the rate of the inversion rises."""
 STATISTICS_IMAGES = 4
-"""Images that statistics are taken from, for each synthetic one, where there are none stored."""
+"""Number of images per synthetic one for statistics, where the network stores none."""
 PAIRS = 4
-"""Images of each class in the picture, each beside what it started from."""
+"""Number of images of each class in the picture, each beside its starting image."""
 ROWS = 8
 """Classes in the picture, at most."""
 
@@ -88,7 +88,7 @@ class Synthetic(FreeImages):
 
 
 class QDI(Distilled):
-    """``distil`` that also holds the student to the old network on images inverted from that.
+    """Distillation, see ``distil``, also on images that are inverted from the old network.
 
     Paper:
         "Quick Deep Inversion" in Madaan et al., "Heterogeneous Continual Learning", CVPR 2023,
@@ -154,7 +154,8 @@ class QDI(Distilled):
             "all", description="synthetic images in each step: all, or so many, drawn anew"
         )
         teacher_mode: Literal["eval", "train"] = Field(
-            "eval", description="of the old network while the student learns; train: as published"
+            "eval",
+            description="mode of the old network while the student learns; train: as published",
         )
 
         student_statistics: Literal["both", "real"] = Field(
@@ -201,7 +202,7 @@ class QDI(Distilled):
         return self
 
     def phases(self, task: Task) -> list[Phase]:
-        """``inversion``, but in the first task, and ``train``."""
+        """The phases ``inversion``, except in the first task, and ``train``."""
         train = super().phases(task)
         if self.teacher is None or self.synthetic is None:
             return train
@@ -243,7 +244,7 @@ class QDI(Distilled):
         )
 
     def labels(self, task: TaskInfo) -> Tensor:
-        """int64 (M,), the class asked for of each synthetic image: the old ones in order."""
+        """Class asked for of each synthetic image, int64 (M,): the old ones in order."""
         old = self.old(task)
         return old.repeat_interleave(self.config.synthetic_images // len(old))
 
@@ -312,7 +313,7 @@ class QDI(Distilled):
         return loss
 
     def statistics(self) -> AbstractContextManager[None]:
-        """What surrounds the student's pass on synthetic images: may they move its statistics?"""
+        """Context of the student's pass on synthetic images; ``real`` spares its statistics."""
         real = self.config.student_statistics == "real"
         return keep_running_statistics(self.backbone) if real else nullcontext()
 
@@ -332,7 +333,7 @@ class QDI(Distilled):
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
-        """How many images there are; percent that teacher and student take for what was asked."""
+        """Number of images; percent that teacher and student take for the class asked for."""
         if self.teacher is None or self.synthetic is None:
             return {}
         labels = self.labels(self.context.stream.tasks[self.index])
@@ -346,7 +347,7 @@ class QDI(Distilled):
         }
 
     def pictures(self) -> dict[str, Tensor]:
-        """``inversion``: synthetic images in rows by class, each behind what it started from."""
+        """The picture ``inversion``: synthetic images by class, each behind its starting image."""
         stream, synthetic = self.context.stream, self.synthetic
         if synthetic is None or stream.input_shape[0] not in (1, 3):
             return {}

@@ -113,7 +113,7 @@ class RegressFeatures(Method):
         return self
 
     def add_task(self, task: TaskInfo) -> None:
-        """Remember which task's statistics images are normalised with."""
+        """Remember the task whose statistics images are normalised with."""
         self.index = task.index
 
     def begin_task(self, task: Task) -> None:
@@ -139,7 +139,7 @@ class RegressFeatures(Method):
         return torch.stack(list(both), 1)
 
     def _source_features(self, images: Tensor) -> Tensor:
-        """What the source makes of images that are normalised for the stream."""
+        """Features that the source has of images, which come normalised for the stream."""
         if self.statistics is not None:
             mean, std = (one[self.index] for one in self._stream_statistics())
             images = images * _channels(std, images) + _channels(mean, images)
@@ -187,13 +187,13 @@ class RegressFeatures(Method):
     def train_batches(self, task: Task) -> Iterable[Batch]:
         """One epoch; mirrored here and not by the loop, so that the source's values are kept."""
         train, generator = self.context.train, self.context.method_generator
-        found = task.train.batches(
+        batches = task.train.batches(
             train.batch_size,
             generator=self.context.data_generator,
             augment=None if self.flips else self.context.augment,
             drop_last=train.drop_last,
         )
-        for batch in found:
+        for batch in batches:
             values = self._frozen(batch)
             if self.flips:
                 mirrored = torch.randint(2, (len(batch),), generator=generator).to(values.device)
@@ -207,8 +207,8 @@ class RegressFeatures(Method):
         """The mean squared error of standardised features."""
 
         def loss(batch: Batch) -> Tensor:
-            found = self.projection(self.backbone(batch.images))
-            return F.mse_loss(found.float(), (self._frozen(batch) - self.centre) / self.scale)
+            predicted = self.projection(self.backbone(batch.images))
+            return F.mse_loss(predicted.float(), (self._frozen(batch) - self.centre) / self.scale)
 
         return loss
 

@@ -14,7 +14,7 @@ from raycl.methods.base import Context, Method
 
 
 class SeparateFinetune(PerTask):
-    """For each task a new network, pre-trained or random like the first, and all of it is trained.
+    """A new network for each task, pre-trained or random like the first, of which all is trained.
 
     Nothing is shared, so nothing is forgotten: the ceiling of methods that freeze most of a network
     which all tasks share. With random weights at first, it is training from scratch.

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from raycl.benchmarks.base import Task
 from raycl.datasets.examples import Batch
 from raycl.methods.base import Classifier, Context, Losses, Outputs, Phase, masked_cross_entropy
+from raycl.nn.quadratic import QuadraticPenalty
 
 
 class SI(Classifier):
@@ -97,7 +98,7 @@ class SI(Classifier):
         return torch.cat([p.detach().flatten() for p in self.network.parameters()])
 
     def begin_task(self, task: Task) -> None:
-        """The first task's way starts where the network is."""
+        """Note, before the first task, where the network starts."""
         super().begin_task(task)
         if task.info.index == 0:
             self.anchor.copy_(self.position())
@@ -106,23 +107,23 @@ class SI(Classifier):
         """See ``Classifier.objective``; the first task has no penalty."""
         if task.info.index == 0:
             return super().objective(task)
-        active, c = self.active(task.info), self.config.c
-        parameters = list(self.network.parameters())
+        active, penalty = self.active(task.info), self.penalty()
 
         def loss(batch: Batch) -> Losses:
+            pull = penalty()  # first, so that its gradient comes last and is added in place
             z = self.logits(batch.images, None)
             return {
                 "cross_entropy": masked_cross_entropy(z, batch.labels, active),
-                "penalty": c * self.penalty(parameters),
+                "penalty": pull,
             }
 
         return loss
 
-    def penalty(self, parameters: list[nn.Parameter]) -> Tensor:
-        """sum_i Omega_i (theta_i - theta*_i)^2, a scalar."""
-        triples = zip(parameters, self.parts(self.omega), self.parts(self.anchor), strict=True)
-        terms = [(omega * (p - anchor).square()).sum() for p, omega, anchor in triples]
-        return torch.stack(terms).sum()
+    def penalty(self) -> QuadraticPenalty:
+        """C * sum_i Omega_i (theta_i - theta*_i)^2, while Omega and theta* stay as they are."""
+        parameters = list(self.network.parameters())
+        weights, anchor = self.parts(self.omega), self.parts(self.anchor)
+        return QuadraticPenalty(parameters, anchor, 2 * self.config.c, weights)
 
     def phases(self, task: Task) -> list[Phase]:
         """See ``Classifier.phases``; every step is measured, and the gradient is clipped here."""
@@ -167,7 +168,7 @@ class Steps:
     """The two halves of a step: what is noted before the optimiser moves, and added to w after.
 
     Args:
-        method: Whose steps; its buffers have to stay where they are.
+        method: The method; its buffers have to stay where they are.
     """
 
     def __init__(self, method: SI) -> None:
@@ -185,8 +186,8 @@ class Steps:
     def before(self) -> None:
         """Note the position and the gradient of the cross-entropy; clip that of the whole loss."""
         config, clip_norm = self.method.config, self.method.context.train.clip_norm
-        found = [part for part in self.parts if part[0].grad is not None]
-        parameters, omega, anchor, path = (list(column) for column in zip(*found, strict=True))
+        parts = [part for part in self.parts if part[0].grad is not None]
+        parameters, omega, anchor, path = (list(column) for column in zip(*parts, strict=True))
         pull = torch._foreach_sub(parameters, anchor)
         torch._foreach_mul_(pull, omega)
         gradients = [p.grad for p in parameters if p.grad is not None]

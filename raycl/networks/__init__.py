@@ -1,1 +1,1 @@
-"""Backbones: images in, features out. One file each."""
+"""Backbones, which turn images into features; one file each."""

@@ -32,7 +32,7 @@ class GlobalMean(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C)."""
+        """Average a map (B, C, H, W) to (B, C)."""
         return x.mean((2, 3))
 
 
@@ -60,7 +60,7 @@ class InceptionModule(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, fan_in, H, W) to (B, sum of the four widths, H, W)."""
+        """Map (B, fan_in, H, W) to (B, sum of the four widths, H, W)."""
         return torch.cat([branch(x) for branch in self.branches], 1)
 
 

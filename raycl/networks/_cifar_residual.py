@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from raycl.networks._cifar_plain import GlobalMean, Shape
 
 LARGE = 32
-"""Images with a side above this, in pixels, are halved once more by ``resnext`` and ``senet``."""
+"""Side in pixels above which ``resnext`` and ``senet`` halve images once more."""
 
 GROWTH = 32
-"""Channels each layer of ``densenet`` adds."""
+"""Number of channels that each layer of ``densenet`` adds."""
 
 
 class Residual(nn.Module):
@@ -23,7 +23,7 @@ class Residual(nn.Module):
         self.path, self.shortcut = path, shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, fan_in, H, W) to (B, fan_out, ceil(H / stride), ceil(W / stride))."""
+        """Map (B, fan_in, H, W) to (B, fan_out, ceil(H / stride), ceil(W / stride))."""
         return F.relu(self.path(x) + self.shortcut(x))
 
 
@@ -38,7 +38,7 @@ class DenseLayer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, fan_in, H, W) to (B, fan_in + GROWTH, H, W)."""
+        """Map (B, fan_in, H, W) to (B, fan_in + GROWTH, H, W)."""
         return torch.cat([self.path(x), x], 1)
 
 
@@ -51,7 +51,7 @@ class SqueezeExcitation(nn.Module):
         self.excite = nn.Conv2d(channels // 16, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) to the same shape."""
+        """Map (B, channels, H, W) to the same shape."""
         hidden = F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))
         scaled: Tensor = x * self.excite(hidden).sigmoid()
         return scaled
@@ -78,7 +78,7 @@ class PreActivation(nn.Module):
         self.shortcut = conv(fan_in, fan_out, 1, stride) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, fan_in, H, W) to (B, fan_out, ceil(H / stride), ceil(W / stride))."""
+        """Map (B, fan_in, H, W) to (B, fan_out, ceil(H / stride), ceil(W / stride))."""
         activated = self.activation(x)
         kept = x if self.shortcut is None else self.shortcut(activated)
         return self.path(activated) + kept  # type: ignore[no-any-return]
@@ -99,7 +99,7 @@ def conv_bn(
 
 
 def projection(fan_in: int, fan_out: int, stride: int) -> nn.Module:
-    """The input in the shape of a block's output: a 1x1 convolution and BN if it changes."""
+    """Bring the input into the shape of a block's output: 1x1 convolution and BN if it changes."""
     if stride == 1 and fan_in == fan_out:
         return nn.Identity()
     return conv_bn(fan_in, fan_out, 1, stride)

@@ -14,7 +14,7 @@ WINDOW = 4
 """Side of the windows of attention, in vectors of the map."""
 
 SHIFT = WINDOW // 2
-"""How far every second layer moves its windows."""
+"""Distance by which every second layer moves its windows."""
 
 HEAD = 32
 """Width of a head of attention."""
@@ -32,7 +32,7 @@ class Merge(nn.Module):
         self.linear = nn.Linear(fan_in * side**2, fan_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, fan_in) to (B, H / side, W / side, fan_out)."""
+        """Map (B, H, W, fan_in) to (B, H / side, W / side, fan_out)."""
         return self.linear(cut(x, self.side).flatten(3))  # type: ignore[no-any-return]
 
 
@@ -63,7 +63,7 @@ class Attention(nn.Module):
             self.register_buffer("apart", apart, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, width) to the same shape."""
+        """Map (B, H, W, width) to the same shape."""
         if self.shifted:
             x = x.roll((-SHIFT, -SHIFT), (1, 2))
         # (3, B, H / 4, W / 4, heads, 16, 32)
@@ -98,7 +98,7 @@ class Layer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, width) to the same shape."""
+        """Map (B, H, W, width) to the same shape."""
         x = x + self.attention(x)
         return x + self.mlp(x)  # type: ignore[no-any-return]
 

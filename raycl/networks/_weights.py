@@ -1,4 +1,4 @@
-"""Weights that a network starts from: the block of a sweep file, and which tensor goes where."""
+"""Weights that a network starts from: their block in a sweep file, and how tensors are matched."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from raycl.errors import UserError
 
 SOURCES = ("file", "package", "trial")
-"""Options of which a block has exactly one: where the weights come from."""
+"""Options that name the source of weights; a block has exactly one of them."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".npz")
 WHERE = "network.weights"
 COUNTER = "num_batches_tracked"
-"""End of the name of a tensor that old files lack: the steps that a batch norm has seen."""
+"""End of the name of a tensor that old files lack: the number of steps of a batch norm."""
 
 ELSEWHERE = (
     "without a network take weights: {file: PATH}, {package: NAME, resource: PATH} or "
@@ -43,7 +43,7 @@ Statistic = Annotated[tuple[float, ...], Field(min_length=1, max_length=4)]
 
 
 class Weights(BaseModel):
-    """Weights from somewhere that is not a hub; exactly one of ``file``, ``package``, ``trial``.
+    """Weights that come from no hub: exactly one of ``file``, ``package`` and ``trial``.
 
     - ``file: PATH``: .safetensors, .npz, .pth or .pt (what ``torch.load`` reads with
       ``weights_only``; ``state_dict`` or ``model`` inside it is unpacked).
@@ -87,15 +87,15 @@ class Weights(BaseModel):
     mean: Statistic | None = Field(
         None, description="what images are normalised with, in units of 0..1; default: see README"
     )
-    std: Statistic | None = Field(None, description="likewise; goes with mean")
+    std: Statistic | None = Field(None, description="standard deviation likewise; goes with mean")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        """Exactly one source, and nothing that belongs to another."""
+        """Refuse a block without exactly one source, or with options of another source."""
         given = [source for source in SOURCES if getattr(self, source)]
         if len(given) != 1:
-            found = " and ".join(given) or "none"
-            raise ValueError(f"give exactly one of file, package and trial, not {found}")
+            sources = " and ".join(given) or "none"
+            raise ValueError(f"give exactly one of file, package and trial, not {sources}")
         if (self.package is None) != (self.resource is None):
             raise ValueError("package goes with resource, the file inside it")
         path = self.file or self.resource
@@ -122,14 +122,14 @@ class Weights(BaseModel):
 
     @property
     def label(self) -> str:
-        """Where the weights come from, for people: a file's name, a package's, or a trial."""
+        """Source of the weights, for people: the name of a file, a package, or a trial."""
         if self.file is not None:
             return PurePosixPath(self.file).name
         return self.package or f"trial {self.trial}"
 
     @property
     def beginning(self) -> str:
-        """What the names of the tensors to be taken begin with."""
+        """Beginning of the names of the tensors to be taken."""
         if self.prefix is None:
             return "" if self.trial is None else "backbone."
         return self.prefix
@@ -144,7 +144,7 @@ def load(network: nn.Module, weights: Weights, tensors: Tensors, **about: Any) -
     """Copy the tensors of a file into a network.
 
     Args:
-        network: Whose state is filled.
+        network: The network; its state is filled.
         weights: The block.
         tensors: All that the file holds.
         about: See ``match``.
@@ -189,12 +189,12 @@ def match(
     if weights.rename == "order":
         kept = {short: name for short, name in names.items() if not short.startswith(skipped)}
         width = features if removed else 0
-        found = _by_order(state, weights, tensors, list(kept.values()), width)
+        pairs = _by_order(state, weights, tensors, list(kept.values()), width)
     else:
-        found = _by_name(state, weights, tensors, names, skipped)
-    for source in found.values():
+        pairs = _by_name(state, weights, tensors, names, skipped)
+    for source in pairs.values():
         _check_values(weights, source, tensors[source])
-    return found
+    return pairs
 
 
 def _by_name(
@@ -204,15 +204,15 @@ def _by_name(
     names: Mapping[str, str],
     skipped: tuple[str, ...],
 ) -> dict[str, str]:
-    """Names must be the same, but for a prefix that all names of the network share."""
+    """Match tensors by name, where all names of the network may share a further prefix."""
     known = names.keys()
     inner = max(_prefixes([*state]), key=lambda p: sum(n[len(p) :] in known for n in state))
     wanted = {name[len(inner) :]: name for name in state}
     spare = [name for short, name in names.items() if short not in wanted]
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for short, name in wanted.items():
         if short in names:
-            found[name] = names[short]
+            pairs[name] = names[short]
             _check_shape(weights, names[short], tensors[names[short]], name, state[name])
         elif not short.endswith(COUNTER):
             other = f"; it has {_shown(spare[0], tensors[spare[0]])}" if spare else ""
@@ -225,11 +225,11 @@ def _by_name(
         what = f"the network has no tensor for {_shown(rest[0], tensors[rest[0]])}"
         part = rest[0][len(weights.beginning) :].partition(".")[0]
         raise UserError(WHERE, f"{what} of {weights.label}", f"ignore: [{part}.] leaves it out")
-    return found
+    return pairs
 
 
 def _prefixes(names: Sequence[str]) -> list[str]:
-    """What all names begin with, up to a dot: nothing, then more and more."""
+    """Beginnings that all names share, up to a dot: first the empty one, then longer ones."""
     found, parts = [""], [name.split(".")[:-1] for name in names]
     for same in zip(*parts, strict=False):
         if len(set(same)) != 1:
@@ -245,7 +245,7 @@ def _by_order(
     names: Sequence[str],
     features: int,
 ) -> dict[str, str]:
-    """The n-th goes to the n-th; behind the last may be the classifier of so many features."""
+    """Match the n-th tensor with the n-th; a classifier of that many features may follow."""
     counted = any(tensors[name].ndim == 0 for name in names)
     wanted = [name for name in state if counted or not name.endswith(COUNTER)]
     for name, source in zip(wanted, names, strict=False):
@@ -261,7 +261,7 @@ def _by_order(
 
 
 def _classifies(names: Sequence[str], tensors: Tensors, features: int) -> bool:
-    """Whether these are the weight, and maybe the bias, of a classifier of so many features."""
+    """Whether these are weight, and perhaps bias, of a classifier of that many features."""
     weight, *bias = (tensors[name].shape for name in names)
     fits = bool(features) and len(weight) >= 2 and weight[1] == features
     return fits and len(bias) < 2 and all(shape == weight[:1] for shape in bias)
@@ -274,7 +274,7 @@ def _check_shape(weights: Weights, source: str, there: Any, name: str, here: Any
 
 
 def _check_values(weights: Weights, source: str, value: NDArray[Any]) -> None:
-    """Networks have single precision: what is larger would be infinite there."""
+    """Refuse values that are no numbers, or too large for the single precision of networks."""
     with np.errstate(over="ignore"):
         bad = value.size - np.isfinite(value.astype(np.float32, copy=False)).sum()
     if bad:
@@ -283,7 +283,7 @@ def _check_values(weights: Weights, source: str, value: NDArray[Any]) -> None:
 
 
 def _shown(name: str, value: Any) -> str:
-    """A tensor by its name and shape."""
+    """Describe a tensor by its name and shape."""
     return f"{name} ({'x'.join(map(str, value.shape)) or 'a number'})"
 
 

@@ -42,10 +42,10 @@ class AlexNet(Backbone):
             (2048, 2048), description="widths of the two linear layers"
         )
         dropout_early: float = Field(
-            0.2, ge=0, lt=1, description="after the first and the second convolution"
+            0.2, ge=0, lt=1, description="dropout after the first and the second convolution"
         )
         dropout_late: float = Field(
-            0.2, ge=0, lt=1, description="after the third convolution and both linear layers"
+            0.2, ge=0, lt=1, description="dropout after the third convolution and linear layers"
         )
 
     def __init__(self, config: Config, input_shape: tuple[int, int, int]) -> None:

@@ -29,10 +29,10 @@ class AtariCNN(Backbone):
         """Options of the Atari network."""
 
         channels: tuple[Positive, ...] = Field(
-            (32, 64, 128), min_length=1, description="of each convolution"
+            (32, 64, 128), min_length=1, description="channels of each convolution"
         )
         kernels: tuple[Positive, ...] = Field((8, 4, 3), description="sides in pixels")
-        strides: tuple[Positive, ...] = Field((4, 2, 1), description="in pixels")
+        strides: tuple[Positive, ...] = Field((4, 2, 1), description="strides, pixels")
         features: int = Field(1024, ge=1, description="width of the feature vector")
 
         @model_validator(mode="after")

@@ -1,9 +1,9 @@
-"""A backbone maps images to feature vectors; heads belong to methods."""
+"""Backbones map images to feature vectors; heads belong to methods."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 from pydantic import (
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from raycl import registry
 from raycl.errors import UserError, nearest
+from raycl.networks._hub import LOADED as LOADED
+from raycl.networks._hub import noted as noted
 from raycl.networks._weights import SOURCES as SOURCES
 from raycl.networks._weights import Normalisation as Normalisation
 from raycl.networks._weights import Tensors as Tensors
@@ -54,12 +56,18 @@ class NetworkConfig(BaseModel):
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """The options of ``weights``, which are many, come after the network's own."""
-        found = handler.resolve_ref_schema(handler(schema))
-        properties = found.get("properties", {})
+        """Put the options of ``weights``, which are many, after the network's own."""
+        resolved = handler.resolve_ref_schema(handler(schema))
+        properties = resolved.get("properties", {})
         if "weights" in properties:
             properties["weights"] = properties.pop("weights")
-        return found
+        return resolved
+
+    @property
+    def from_hub(self) -> str:
+        """Name of the weights that a library fetches from its hub for it; empty: none."""
+        given = isinstance(self.weights, Weights) or self.untrained() == self
+        return "" if given else f"weights of {self.name}"
 
     def untrained(self) -> Self:
         """The same network with random weights, which can be built anywhere."""
@@ -67,7 +75,7 @@ class NetworkConfig(BaseModel):
 
 
 class Backbone(nn.Module, ABC):
-    """Images to features.
+    """A network that maps images to features.
 
     Args (of the constructor of every subclass):
         config: Its ``Config``.
@@ -96,19 +104,19 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def per_task(cls, config: Any) -> tuple[Mapping[str, Any], ...] | None:
-        """Blocks of the networks of each task; ``None``: this one is the network of all tasks."""
+        """Blocks of the tasks' networks; ``None``: this network serves all tasks."""
         return None
 
     def init_head(self, head: nn.Linear) -> None:
-        """Start a linear head that reads the features; as PyTorch does, unless overridden."""
+        """Initialise a linear head that reads the features; by default, PyTorch's start stays."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """Float images (B, C, H, W) to features (B, num_features)."""
+        """Compute features (B, num_features) of float images (B, C, H, W)."""
 
 
 def find_network(block: Mapping[str, Any]) -> tuple[type[Backbone], Any]:
-    """The class and the validated options of a ``network`` block.
+    """Find the class and the validated options of a ``network`` block.
 
     Raises:
         UserError: There is no network of that name.
@@ -118,16 +126,16 @@ def find_network(block: Mapping[str, Any]) -> tuple[type[Backbone], Any]:
 
 
 def named_block(value: Any) -> Any:
-    """A network's block; a bare name stands for ``{name: NAME}``."""
+    """Write out a network's block; a bare name stands for ``{name: NAME}``."""
     return {"name": value} if isinstance(value, str) else value
 
 
 def complete_block(block: Mapping[str, Any], whose: str = "a network") -> dict[str, Any]:
-    """The block of one network with every default filled in.
+    """Fill every default into the block of one network.
 
     Args:
         block: ``name`` and options.
-        whose: What needs a name, where there is none.
+        whose: The thing that needs a name, for the error where there is none.
 
     Raises:
         ValueError: What is wrong with it, in one line.
@@ -147,7 +155,7 @@ def complete_block(block: Mapping[str, Any], whose: str = "a network") -> dict[s
 
 
 def _line(name: str, error: ValidationError) -> str:
-    """The first error of a network's options."""
+    """One line with the first error of a network's options."""
     first = error.errors(include_url=False)[0]
     option = ".".join(str(part) for part in first["loc"] if part != Weights.__name__)
     if first["type"] == "extra_forbidden":
@@ -184,6 +192,17 @@ def check_tensors(network: Backbone, weights: Weights, tensors: Tensors) -> None
     match(network.state_dict(), weights, tensors, **about)
 
 
+def from_hubs(block: Mapping[str, Any]) -> Iterator[str]:
+    """Names of weights that a block's network, or each one of a sequence, has from a hub."""
+    cls, config = find_network(block)
+    members = cls.per_task(config)
+    if members is not None:
+        for member in members:
+            yield from from_hubs(member)
+    elif config.from_hub:
+        yield config.from_hub
+
+
 def networks_of(block: Mapping[str, Any], tasks: int) -> tuple[Mapping[str, Any], ...]:
     """The block of the network of each of the first ``tasks`` tasks.
 
@@ -191,13 +210,13 @@ def networks_of(block: Mapping[str, Any], tasks: int) -> tuple[Mapping[str, Any]
         UserError: A sequence has fewer networks than there are tasks.
     """
     cls, config = find_network(block)
-    found = cls.per_task(config)
-    if found is None:
+    blocks = cls.per_task(config)
+    if blocks is None:
         return (block,) * tasks
-    if len(found) < tasks:
+    if len(blocks) < tasks:
         raise UserError(
             "network.of",
-            f"{len(found)} networks for {tasks} tasks",
+            f"{len(blocks)} networks for {tasks} tasks",
             "give every task one, or repeat one with repeat: N",
         )
-    return found[:tasks]
+    return blocks[:tasks]

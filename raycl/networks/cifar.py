@@ -16,14 +16,14 @@ from raycl.networks._cifar_swin import Swin
 from raycl.networks.base import Backbone, NetworkConfig
 
 LARGEST = 2**16
-"""An end for the sides of networks that take images however large."""
+"""Upper end of the range of sides, for networks that take images of any size."""
 
 
 class Model(NamedTuple):
-    """What there is to know of a network before it is built.
+    """The facts about a network that are known before it is built.
 
     Attributes:
-        build: Makes it for images of a shape.
+        build: Builds it for images of a shape.
         features: Width of its feature vector.
         sides: Heights and widths it takes, in pixels.
     """

@@ -23,7 +23,7 @@ class CNN(Backbone):
         """Options of the small network."""
 
         channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-            (32, 64), min_length=1, description="of each stage; a stage halves the image"
+            (32, 64), min_length=1, description="channels of each stage, which halves the image"
         )
         features: int = Field(128, ge=1, description="width of the feature vector")
         batch_norm: bool = Field(False, description="batch normalisation behind each convolution")

@@ -23,7 +23,7 @@ class MLP(Backbone):
         hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
             (400, 400), min_length=1, description="width of each hidden layer"
         )
-        dropout: float = Field(0.0, ge=0, lt=1, description="after every hidden layer")
+        dropout: float = Field(0.0, ge=0, lt=1, description="dropout after every hidden layer")
 
     def __init__(self, config: Config, input_shape: tuple[int, int, int]) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ class Block(nn.Module):
             self.shortcut.append(nn.BatchNorm2d(fan_out, affine=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, fan_in, H, W) to (B, fan_out, ceil(H / stride), ceil(W / stride))."""
+        """Map (B, fan_in, H, W) to (B, fan_out, ceil(H / stride), ceil(W / stride))."""
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(out + self.shortcut(x))
 
@@ -54,11 +54,11 @@ class ResNet18(Backbone):
     """
 
     class Config(NetworkConfig):
-        """Options."""
+        """Options of the network ``resnet18``."""
 
         width: float = Field(1.0, ge=1 / 64, description="multiplies the channels 64 to 512")
         pool: Literal["window", "mean"] = Field(
-            "window", description="of the last map: whole windows of 4x4, or the mean over all"
+            "window", description="pooling of the last map: windows of 4x4, or the mean over all"
         )
 
     def __init__(self, config: Config, input_shape: tuple[int, int, int]) -> None:

@@ -28,12 +28,12 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(fan_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, fan_in, H, W) to (B, fan_out, ceil(H / stride), ceil(W / stride))."""
+        """Map (B, fan_in, H, W) to (B, fan_out, ceil(H / stride), ceil(W / stride))."""
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(out + self.shortcut(x))
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """The input in the shape of the output."""
+        """Bring the input into the shape of the output."""
         if self.stride == 1:
             return x
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding))
@@ -56,7 +56,7 @@ class ResNet32(Backbone):
     """
 
     class Config(NetworkConfig):
-        """Options."""
+        """Options of the network ``resnet32``."""
 
         blocks: int = Field(5, ge=1, description="residual blocks per stage; layers = 6 blocks + 2")
 

@@ -1,4 +1,4 @@
-"""One network after another: which tasks of a stream are learnt with which."""
+"""A sequence of networks: which tasks of a stream are learnt with which network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raycl.networks.base import (
 )
 
 REPEAT = "repeat"
-"""The key of a member that says how many tasks in a row it is for."""
+"""Key of a member that says for how many tasks in a row it is the network."""
 
 
 def _member(value: dict[str, Any]) -> dict[str, Any]:

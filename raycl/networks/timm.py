@@ -1,4 +1,4 @@
-"""Networks of timm, by name."""
+"""Networks of the library timm, by name."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ class TimmNetwork(Backbone):
             min_length=1,
             description="pretrained: of the images, in units of 0..1, in place of timm's",
         )
-        std: tuple[float, ...] | None = Field(None, min_length=1, description="likewise")
+        std: tuple[float, ...] | None = Field(
+            None, min_length=1, description="standard deviation likewise"
+        )
 
         @field_validator("model_args")
         @classmethod
@@ -105,6 +107,11 @@ class TimmNetwork(Backbone):
                 text = f"network.model: {self.model} stands for {now}, in timm 0.4.12 for {before}"
                 warnings.warn(f"{text}; write the one that you want", stacklevel=2)
             return self
+
+        @property
+        def from_hub(self) -> str:
+            """See ``NetworkConfig.from_hub``."""
+            return f"weights of timm's {self.model}" if self.pretrained else ""
 
         def untrained(self) -> Self:
             """See ``NetworkConfig.untrained``."""
@@ -157,7 +164,7 @@ class TimmNetwork(Backbone):
 
 
 def _embedding(name: Any) -> type[nn.Module]:
-    """The patch embedding of a name."""
+    """Find the patch embedding of a name."""
     if str(name) not in EMBEDDINGS:
         where = "network.model_args.embed_layer"
         raise UserError(where, f"there is no '{name}'", nearest(str(name), EMBEDDINGS))
@@ -165,7 +172,7 @@ def _embedding(name: Any) -> type[nn.Module]:
 
 
 def _described(name: str) -> Any:
-    """What timm knows of a model's pretrained weights, or ``None``."""
+    """Timm's description of a model's pretrained weights, or ``None``."""
     try:
         return timm.get_pretrained_cfg(name)
     except RuntimeError:  # an unknown tag, which building the model refuses in words
@@ -174,8 +181,10 @@ def _described(name: str) -> Any:
 
 def _classifier(name: str) -> tuple[str, ...]:
     """Beginnings of the names of a model's classifiers."""
-    found = getattr(_described(name), "classifier", None) or ()
-    return tuple(f"{one}." for one in ((found,) if isinstance(found, str) else found))
+    classifiers = getattr(_described(name), "classifier", None) or ()
+    return tuple(
+        f"{one}." for one in ((classifiers,) if isinstance(classifiers, str) else classifiers)
+    )
 
 
 @contextmanager

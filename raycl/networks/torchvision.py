@@ -15,7 +15,7 @@ from raycl.networks.base import Backbone, NetworkConfig, Normalisation, Weights
 
 
 class TorchvisionNetwork(Backbone):
-    """``torchvision.models``: any classification model, its last linear layer removed.
+    """Any classification model of ``torchvision.models`` without its last linear layer.
 
     Grey images are repeated to three channels. Auxiliary heads (GoogLeNet, Inception) are removed.
 
@@ -29,12 +29,18 @@ class TorchvisionNetwork(Backbone):
 
         unless_given: ClassVar[tuple[str, ...]] = ()
 
-        model: str = Field("resnet18", description="e.g. resnet18, mobilenet_v3_small, vit_b_16")
+        model: str = Field("resnet18", description="name, e.g. resnet18, vit_b_16")
         weights: str | Weights | None = Field(  # type: ignore[assignment]
             None,
             description="e.g. DEFAULT, IMAGENET1K_V1, which may need a download; a file, a "
             "package's or a trial's weights; null: random",
         )
+
+        @property
+        def from_hub(self) -> str:
+            """See ``NetworkConfig.from_hub``."""
+            named = isinstance(self.weights, str)
+            return f"weights {self.weights} of torchvision's {self.model}" if named else ""
 
         def untrained(self) -> Self:
             """See ``NetworkConfig.untrained``."""
@@ -67,10 +73,10 @@ class TorchvisionNetwork(Backbone):
 
 
 def _create(name: str, weights: str | None) -> nn.Module:
-    found = None if weights is None else _named(name, weights)
+    chosen = None if weights is None else _named(name, weights)
     _check_model(name)
     try:
-        return torchvision.models.get_model(name, weights=found)  # type: ignore[no-any-return]
+        return torchvision.models.get_model(name, weights=chosen)  # type: ignore[no-any-return]
     except OSError as error:
         what = f"cannot load {weights} of {name}: {error}"
         raise UserError(WHERE, what, ELSEWHERE) from error
@@ -93,7 +99,7 @@ def _named(name: str, weights: str) -> Any:
 
 
 def _remove_heads(model: Any, name: str) -> str:
-    """Take the classifiers out; what the names of the last one's tensors begin with."""
+    """Remove the classifiers; returns the beginning of the names of the last one's tensors."""
     if hasattr(model, "aux_logits"):
         model.aux_logits = False
         for child in [n for n, _ in model.named_children() if n.lower().startswith("aux")]:

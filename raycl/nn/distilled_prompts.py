@@ -35,11 +35,11 @@ class DistillationPrompts(nn.Module):
             self.prefixes.append(nn.Parameter(torch.rand(length, width)))
 
     def prompts(self) -> dict[int, BlockPrompts]:
-        """Token and prefixes by block."""
-        found = {0: BlockPrompts(tokens=self.token)}
+        """Prompts by block: token and prefixes."""
+        prompts = {0: BlockPrompts(tokens=self.token)}
         for number, rows in enumerate(self.prefixes, start=1):
-            found[number] = BlockPrompts(behind=halves(rows))
-        return found
+            prompts[number] = BlockPrompts(behind=halves(rows))
+        return prompts
 
 
 class AttentionMapper(nn.Module):
@@ -55,7 +55,7 @@ class AttentionMapper(nn.Module):
         self.value = nn.Linear(teacher, student)
 
     def forward(self, prefix: KeysValues) -> KeysValues:
-        """Rows of C_T channels to as many of C_S channels."""
+        """Map rows of C_T channels to as many rows of C_S channels."""
         return KeysValues(*(self._mapped(rows) for rows in prefix))
 
     def _mapped(self, rows: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class ComponentMapper(nn.Module):
         self.components = drawn(length * student)
 
     def forward(self, prefix: KeysValues) -> KeysValues:
-        """A prefix (L, C_T) or (B, L, C_T) to one of ``length`` / 2 rows, of as many images."""
+        """Map a prefix (L, C_T) or (B, L, C_T) to one of ``length`` / 2 rows, per image too."""
         query = torch.cat(prefix, -2).mean(-2)
         rows = self.components.unflatten(1, (self.length, -1))  # type: ignore[no-untyped-call]
         mapped = weighted(query.reshape(-1, query.shape[-1]), self.attention, self.keys, rows)
@@ -105,10 +105,10 @@ class PrefixMapper(nn.Module):
         self.mappers = nn.ModuleList(mappers.values())
 
     def forward(self, prompts: Mapping[int, BlockPrompts]) -> dict[int, BlockPrompts]:
-        """Prefixes in front, in the student's width; none where the teacher has none yet."""
-        found = {}
+        """Map the teacher's prefixes to the student's width; without any, there are none."""
+        mapped = {}
         for block, mapper in zip(self.blocks, self.mappers, strict=True):
             prefix = prompts[block].front if block in prompts else None
             if prefix is not None:
-                found[block] = BlockPrompts(front=mapper(prefix))
-        return found
+                mapped[block] = BlockPrompts(front=mapper(prefix))
+        return mapped

@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 CHUNK_ELEMENTS = 2**24  # floats that a temporary of several examples may take: 64 MiB
 
 Calls = dict[nn.Module, list[tuple[Tensor, Tensor]]]
-"""Input and output of each call of a layer."""
+"""Record of a layer: input and output of each call."""
 
 
 def squared_gradients(
@@ -30,7 +30,7 @@ def squared_gradients(
 
     Args:
         network: Images to logits (B, num_outputs), in eval mode: examples must not mix.
-        names: Which of its parameters are theta.
+        names: Names of those of its parameters that are theta.
         images: (B, C, H, W).
         labels: int64 (B,), positions in ``outputs``.
         outputs: int64 (K,), the outputs of the softmax.
@@ -56,7 +56,7 @@ def fisher_diagonal(
 
     Args:
         network: Images to logits (B, num_outputs), in eval mode.
-        names: Which of its parameters are theta.
+        names: Names of those of its parameters that are theta.
         batches: Images (B, C, H, W), all of them counted alike.
         outputs: int64 (K,), the outputs of the softmax.
         generator: CPU generator that draws the labels.
@@ -91,7 +91,7 @@ def _squared_gradients(
     draw: Callable[[Tensor], Tensor],
     outputs: Tensor,
 ) -> Tensor:
-    """``squared_gradients`` with labels that depend on the logits (B, K)."""
+    """See ``squared_gradients``; here labels depend on the logits (B, K)."""
     with torch.enable_grad(), _recorded(network) as calls:
         z = network(images)[:, outputs]
         labels = draw(z.detach())
@@ -105,7 +105,7 @@ def _squared_gradients(
 
 @contextmanager
 def _recorded(network: nn.Module) -> Iterator[Calls]:
-    """Note what goes through the layers that have a closed form."""
+    """Record input and output of the layers that have a closed form."""
     calls: Calls = {}
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ HIDDEN_EPS = 0.8
 
 
 class Generator(nn.Module):
-    """Noise to images: a linear layer, then nearest-neighbour upsampling and 3x3 convolutions.
+    """Turns noise into images: a linear layer, then nearest upsampling and 3x3 convolutions.
 
     linear, BN, up; [conv w-w, BN, LReLU, up] as often as the size needs; conv w-64, BN, LReLU; conv
     64-C; tanh; BN without affine parameters. The last makes each channel zero-mean and
@@ -65,7 +65,7 @@ class Generator(nn.Module):
         self.body = nn.Sequential(*body, nn.BatchNorm2d(channels, affine=False))
 
     def forward(self, noise: Tensor) -> Tensor:
-        """(B, latent) from N(0, I) to images (B, C, H, W)."""
+        """Turn noise (B, latent) from N(0, I) into images (B, C, H, W)."""
         return self.body(self.linear(noise).view(-1, *self.start))  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class UpsampledConv(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', 2 H, 2 W)."""
+        """Map (B, C, H, W) to (B, C', 2 H, 2 W)."""
         flipped = F.pad(self.weight.flip(2, 3), (1, 1, 1, 1))
         rows = flipped[:, :, :-1] + flipped[:, :, 1:]
         kernel = (rows[..., :-1] + rows[..., 1:]).transpose(0, 1)
@@ -94,7 +94,7 @@ class UpsampledConv(nn.Conv2d):
 
 
 def layout(size: int) -> tuple[int, int]:
-    """Number of upsamplings, and width of the hidden layers, for images of so many pixels."""
+    """Number of upsamplings, and width of the hidden layers, for images of this size."""
     if size <= 32:
         return 2, 128
     return (3, 128) if size < 128 else (5, 64)

@@ -1,4 +1,4 @@
-"""Inverting a network: images that it takes for images of what it has learnt.
+"""Inversion of a network: makes images that it takes for images of what it has learnt.
 
 One engine for generators and for free images. The caller makes the images, from a generator or as
 ``FreeImages``, and an optimiser that steps what they came from; ``Inversion`` runs the network on
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 VARIANCE_EPS = 1e-8
-"""Added to both variances of the statistics term, once."""
+"""Number added to both variances of the statistics term, once."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Moments:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the terms of an inversion may look at.
+    """The values that the terms of an inversion may look at.
 
     Attributes:
         images: float32 (B, C, H, W), normalised.
         logits: float32 (B, K), of the outputs that take part.
         labels: int64 (B,), positions in ``logits`` that were asked for; ``None``: none were.
-        moments: Of the layers watched; ``None`` if there are none.
+        moments: Moments of the watched layers; ``None`` if there are none.
     """
 
     images: Tensor
@@ -59,11 +59,11 @@ class Seen:
 
 
 Term = Callable[[Seen], Tensor]
-"""What was seen to a scalar."""
+"""A term of the objective: from the values seen to a scalar."""
 
 
 class Inversion:
-    """The objective: a weighted sum of terms, each of which is named.
+    """The objective of an inversion: a weighted sum of terms, each of which is named.
 
     Args:
         network: Images to logits. In eval mode, without parameters that require gradient, and left
@@ -92,12 +92,12 @@ class Inversion:
             images: (B, C, H, W), normalised.
             labels: int64 (B,), positions in ``outputs``, for terms that want them.
         """
-        with watched(self.layers, outputs=self.outputs_watched) as found:
+        with watched(self.layers, outputs=self.outputs_watched) as maps:
             logits = self.network(images)
         # rounded numbers would not do for differences of variances or of neighbouring pixels
         with torch.autocast(images.device.type, enabled=False):
             chosen = logits.float().index_select(1, self.outputs)
-            moments = moments_of(found) if found else None
+            moments = moments_of(maps) if maps else None
             seen = Seen(images.float(), chosen, labels, moments)
             return {name: weight * term(seen) for name, (weight, term) in self.terms.items()}
 
@@ -136,7 +136,7 @@ def content(temperature: float = 1.0, smoothing: float = 0.0) -> Term:
 
 
 def diversity(seen: Seen) -> Tensor:
-    """How unequally classes are met: 1 + sum_c p_c ln p_c / ln K, p = mean_i softmax(o_i).
+    """Inequality of the classes met: 1 + sum_c p_c ln p_c / ln K, p = mean_i softmax(o_i).
 
     Between 0 (all alike) and 1 (one class only); 0 where there is but one class. A p_c that
     underflows to 0 adds 0 to the sum and to the gradient.
@@ -190,7 +190,7 @@ class LayerNorms:
     sum is over layers, so that deeper networks weigh more. (The code of arXiv 2306.08593.)
 
     Args:
-        target: What the moments should be, of the layers watched and in their order.
+        target: Moments that the watched layers should have, in their order.
     """
 
     def __init__(self, target: Moments) -> None:
@@ -214,16 +214,16 @@ def variation(seen: Seen) -> Tensor:
     + || x[i, j] - x[i+1, j+1] ||, neither squared nor averaged, so that the pull on one image falls
     with the square root of how many there are. (The code of arXiv 2306.08593.)
     """
-    found: Tensor = DiagonalVariation.apply(seen.images)  # type: ignore[no-untyped-call]
-    return found
+    norms: Tensor = DiagonalVariation.apply(seen.images)  # type: ignore[no-untyped-call]
+    return norms
 
 
 class DiagonalVariation(torch.autograd.Function):
-    """What ``variation`` computes; the gradient is made on the way, with a third of the passes."""
+    """Function behind ``variation``; makes the gradient on the way, in a third of the passes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """(B, C, H, W) to a scalar."""
+        """Map (B, C, H, W) to a scalar."""
         grad, norms = torch.zeros_like(x), []
         left, right = (..., slice(None, -1)), (..., slice(1, None))
         upper, lower = (..., slice(None, -1), slice(None)), (..., slice(1, None), slice(None))
@@ -263,7 +263,7 @@ class Smoothness:
 
     Args:
         shape: Height and width.
-        device: Where the images are.
+        device: Device of the images.
     """
 
     def __init__(self, shape: tuple[int, int], device: torch.device | str = "cpu") -> None:
@@ -329,14 +329,14 @@ def watched(layers: Sequence[nn.Module], *, outputs: bool = False) -> Iterator[l
     def after(layer: nn.Module, args: tuple[Any, ...], given: Tensor) -> None:
         seen[id(layer)] = given.clone()  # the next layer may write into it
 
-    found: list[Tensor] = []
+    collected: list[Tensor] = []
     handles = [
         layer.register_forward_hook(after) if outputs else layer.register_forward_pre_hook(before)
         for layer in layers
     ]
     try:
-        yield found
-        found += [seen[id(layer)] for layer in layers]
+        yield collected
+        collected += [seen[id(layer)] for layer in layers]
     finally:
         for handle in handles:
             handle.remove()
@@ -356,7 +356,7 @@ class ChannelMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, ...) to two of float32 (C,)."""
+        """Map (B, C, ...) to two of float32 (C,)."""
         axes = [axis for axis in range(x.dim()) if axis != 1]
         values = x if x.dtype.itemsize >= 4 else x.float()
         if x.device.type == "cpu":  # twenty times faster there than var_mean over several axes

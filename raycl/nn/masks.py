@@ -16,12 +16,12 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
 
 def above(values: Tensor, threshold: float) -> Tensor:
-    """1 where values are larger than a threshold, else 0; the gradient passes unchanged."""
+    """Mark values above a threshold with 1, others with 0; the gradient passes unchanged."""
     return straight_through((values > threshold).to(values.dtype), values)
 
 
 def largest(scores: Tensor, share: float) -> Tensor:
-    """1 for the largest magnitudes, 0 for int((1 - share) n) of n scores.
+    """Mark the largest magnitudes with 1, and int((1 - share) n) of n scores with 0.
 
     The gradient passes to the magnitudes unchanged, so that of a score has the score's sign.
     """
@@ -34,7 +34,7 @@ def largest(scores: Tensor, share: float) -> Tensor:
 
 
 def pack_bits(bits: Tensor) -> Tensor:
-    """Eight bits a byte, the first of them the lowest: bool (n,) to uint8 (n / 8 rounded up,)."""
+    """Pack eight bits into a byte, the first the lowest: bool (n,) to uint8 (ceil(n / 8),)."""
     rows = F.pad(bits.to(torch.uint8), (0, -len(bits) % 8)).view(-1, 8)
     return (rows << _places(bits)).sum(1, dtype=torch.uint8)
 

@@ -1,4 +1,4 @@
-"""Stores of old images whose size the configuration fixes."""
+"""Stores of old images, whose size the configuration fixes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 Order = Callable[[Tensor, int], Tensor]
-"""Features (n, d) of one class's images and a number k <= n to the positions of k images, int64
+"""Ranking: features (n, d) of one class's images and k <= n to the positions of k images, int64
 (k,), the one to keep longest first. The first j of k are what would be chosen for j."""
 
 
 def quotas(candidates: Sequence[int], size: int) -> list[int]:
-    """How many images each class keeps, of ``size`` in total.
+    """Number of images that each class keeps, of ``size`` in total.
 
     With n classes, q = size div n and r = size mod n: walking from the newest class to the oldest,
     the first r that have more than q candidates keep q + 1, all others min(q, candidates). There
@@ -37,7 +37,7 @@ def quotas(candidates: Sequence[int], size: int) -> list[int]:
 
 
 def nearest(features: Tensor, count: int) -> Tensor:
-    """An ``Order``: the images closest to the mean of their class.
+    """An ``Order`` that takes the images closest to the mean of their class.
 
     Castro et al., "End-to-End Incremental Learning", ECCV 2018, arXiv 1807.09536, section 4.1.
     """

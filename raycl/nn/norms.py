@@ -1,4 +1,4 @@
-"""Batch normalisation that has stopped learning, and norms of parameters."""
+"""Helpers for batch normalisation that no longer learns, and norms of parameters."""
 
 from __future__ import annotations
 

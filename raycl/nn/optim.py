@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 Augmentation = Literal[
     "none",
@@ -46,7 +46,7 @@ class Schedule(BaseModel):
 
 
 class TrainConfig(BaseModel):
-    """How a phase of ordinary training is run."""
+    """Options of a phase of ordinary training, the ``train`` block of a sweep file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -84,7 +84,7 @@ class TrainConfig(BaseModel):
         None, ge=1, description="end a task's training so many epochs after the kept one"
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the losses; bfloat16: autocast, weights stay float32"
+        "float32", description="precision of losses; bfloat16: autocast, weights stay float32"
     )
     channels_last: bool = Field(
         False, description="memory format of convolutions: faster on many devices, rounds otherwise"
@@ -109,7 +109,7 @@ class TrainConfig(BaseModel):
 def make_optimizer(
     parameters: Iterable[nn.Parameter] | list[dict[str, Any]], config: TrainConfig
 ) -> torch.optim.Optimizer:
-    """The optimiser a phase starts with."""
+    """Make the optimiser that a phase starts with."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -122,10 +122,33 @@ def make_optimizer(
     return adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
 
 
+def keep(optimizer: torch.optim.Optimizer, rows: Callable[[], Sequence[Tensor]]) -> None:
+    """Let the steps of an optimiser leave some rows of its parameters as they are, to the bit.
+
+    Rows without a gradient still shrink under weight decay.
+
+    Args:
+        optimizer: Changed in place.
+        rows: Called before each step: views of parameters.
+    """
+    before: list[tuple[Tensor, Tensor]] = []
+
+    def remember(*_: Any) -> None:
+        before[:] = [(view, view.detach().clone()) for view in rows()]
+
+    @torch.no_grad()
+    def restore(*_: Any) -> None:
+        for view, values in before:
+            view.detach().copy_(values)
+
+    optimizer.register_step_pre_hook(remember)
+    optimizer.register_step_post_hook(restore)
+
+
 def make_schedule(
     optimizer: torch.optim.Optimizer, config: TrainConfig
 ) -> torch.optim.lr_scheduler.LRScheduler | torch.optim.lr_scheduler.ReduceLROnPlateau | None:
-    """The schedule, stepped once per epoch; a plateau schedule is stepped with the score."""
+    """Make the schedule, stepped once per epoch; a plateau schedule is stepped with the score."""
     schedule = config.schedule
     lrs = torch.optim.lr_scheduler
     if schedule.name == "step":

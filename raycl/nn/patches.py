@@ -21,7 +21,7 @@ class ConvolutionalPatches(nn.Module):
         in_chans: Channels of images.
         embed_dim: Channels of a token, C; divisible by ``patch_size / 2``.
         bias: Whether the last convolution has one.
-        device: Where the weights are.
+        device: Device of the weights.
         dtype: Number type of the weights.
         others: Arguments of timm's own patch embedding, which must be off.
 

@@ -1,4 +1,4 @@
-"""Many small images as one."""
+"""Grids that show many small images as one picture."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def class_grid(
         images: uint8 (N, 3 or 1, H, W).
         labels: int64 (N,), the class of each.
         classes: Classes in the order of the rows; at least one.
-        rows: Of the grid.
-        columns: Of the grid.
+        rows: Rows of the grid.
+        columns: Columns of the grid.
 
     Returns:
         uint8 (3, rows (H + 1) - 1, columns (W + 1) - 1), on the CPU.
@@ -42,7 +42,7 @@ def class_grid(
 
 
 def _positions(count: int, rows: int) -> list[int]:
-    """Which of ``count`` classes each row shows."""
+    """Indices, among ``count`` classes, of the class that each row shows."""
     if count <= rows:
         return [row * count // rows for row in range(rows)]
     return torch.linspace(0, count - 1, rows).round().int().tolist()

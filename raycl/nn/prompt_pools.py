@@ -73,7 +73,7 @@ def all_pairs_key_loss(scores: Tensor, chosen: Chosen) -> Tensor:
 
     Args:
         scores: All cosines, (B, M).
-        chosen: What ``choose`` gave for them.
+        chosen: The prompts that ``choose`` gave for them.
     """
     return (1 - scores[:, chosen.rows]).sum()
 
@@ -108,7 +108,7 @@ def orthonormal_rows(earlier: Tensor, count: int, generator: torch.Generator) ->
     Args:
         earlier: (M, D).
         count: Rows wanted; M + count must be at most D.
-        generator: Of the CPU.
+        generator: CPU generator.
 
     Returns:
         (count, D).

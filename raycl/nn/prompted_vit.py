@@ -33,7 +33,7 @@ class KeysValues(NamedTuple):
 
 
 def halves(prompts: Tensor) -> KeysValues:
-    """Prompts (..., L, C) cut in halves: the first L/2 rows are keys, the last L/2 are values.
+    """Cut prompts (..., L, C) in halves: the first L/2 rows are keys, the last L/2 values.
 
     Raises:
         ValueError: L is odd.
@@ -68,19 +68,19 @@ def together(*several: Mapping[int, BlockPrompts]) -> dict[int, BlockPrompts]:
     Raises:
         ValueError: Two of them move the class token of one block.
     """
-    found: dict[int, BlockPrompts] = {}
+    joined: dict[int, BlockPrompts] = {}
     for prompts in several:
         for number, added in prompts.items():
-            known = found.get(number, BlockPrompts())
+            known = joined.get(number, BlockPrompts())
             if known.class_token is not None and added.class_token is not None:
                 raise ValueError(f"the class token of block {number} is moved twice")
-            found[number] = BlockPrompts(
+            joined[number] = BlockPrompts(
                 _chained(known.front, added.front),
                 _chained(known.behind, added.behind),
                 known.class_token or added.class_token,
                 _rows(known.tokens, added.tokens),
             )
-    return found
+    return joined
 
 
 def _chained(first: KeysValues | None, second: KeysValues | None) -> KeysValues | None:
@@ -160,7 +160,7 @@ def encode(
 
 
 def check_model(model: nn.Module) -> VisionTransformer:
-    """The network, if ``encode`` computes what timm computes.
+    """Return the network, if ``encode`` computes for it what timm computes.
 
     Supported: position embeddings of every kind, layer scale, norm of the attention's output,
     dropout and dropped paths and patches, pooling by the class token, mean or maximum.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 Drift = Literal["full_step", "half_step", "cell"]
 ZeroBits = Literal["reset", "keep"]
 LIMIT = 20
-"""Most bits: rounding to finer grids is not exact in float32."""
+"""Largest number of bits; rounding to finer grids is not exact in float32."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def quantise(w: Tensor, bits: Tensor, bound: float) -> Tensor:
 
 
 def new_bits(new: Tensor, old: Tensor, tasks: int) -> Tensor:
-    """How many more bits a task freezes: max(0, ceil(IG)), without a logarithm.
+    """Number of further bits that a task freezes: max(0, ceil(IG)), without a logarithm.
 
     IG = 1/2 log2((F + (t + 1) Fbar) / ((t + 2) Fbar)), the information gain, is above n - 1 if and
     only if F / Fbar > (t + 2) 4^(n - 1) - (t + 1). Evaluated in float64, so that thresholds are
@@ -70,21 +70,21 @@ def new_bits(new: Tensor, old: Tensor, tasks: int) -> Tensor:
 
 
 class FrozenBits(nn.Module):
-    """What BLIP keeps per scalar: 9 bytes beside the weight itself, however many tasks there are.
+    """The state of BLIP: 9 bytes per scalar beside the weight, however many tasks there are.
 
     While a task is learnt its ``limits`` take another 8.
 
     Args:
-        parameters: What is quantised, by name. They stay where they are: this module holds no
-            parameter of its own, and its state has none.
+        parameters: The quantised parameters, by name. They stay where they are: this module holds
+            no parameter of its own, and its state has none.
         max_bits: Most bits a scalar can freeze.
-        drift: How far a scalar with b >= 1 bits may go from its rounded value while a task is
-            learnt. ``full_step``: B 2^-b, the published behaviour, under which rounding can carry
+        drift: The distance that a scalar with b >= 1 bits may move from its rounded value while a
+            task is learnt. ``full_step``: B 2^-b, the published behaviour, where rounding can carry
             into frozen bits and a weight can drift by a step in every task; ``half_step``: half of
             it; ``cell``: less than half, and what a task's end rounds it to stays as near, so that
             rounding to b bits gives the same value for ever: the bits are frozen indeed.
-        zero_bits: What a boundary does to scalars without bits: ``reset`` them to 0, as published,
-            or ``keep`` them as they are.
+        zero_bits: The fate of scalars without bits at a boundary: ``reset`` them to 0, as
+            published, or ``keep`` them as they are.
 
     Attributes:
         previous: float32 (P,), values at the last boundary; 0 before the first.
@@ -136,14 +136,13 @@ class FrozenBits(nn.Module):
 
     @torch.no_grad()
     def clamp_(self, low: list[Tensor], high: list[Tensor]) -> None:
-        """Put the parameters back inside their limits: after every step of any optimiser."""
-        parameters: list[Tensor] = [q.parameter for q in self.of]
-        torch._foreach_clamp_min_(parameters, low)
-        torch._foreach_clamp_max_(parameters, high)
+        """Put the parameters back inside their limits; called after every step of the optimiser."""
+        for q, least, greatest in zip(self.of, low, high, strict=True):
+            q.parameter.clamp_(least, greatest)
 
     @torch.no_grad()
     def consolidate(self, fisher: Tensor, tasks: int) -> None:
-        """A task ends: freeze bits, round to them, and add its Fisher information to the mean.
+        """End a task: freeze bits, round to them, and add its Fisher information to the mean.
 
         Args:
             fisher: (P,), of this task.
@@ -173,7 +172,7 @@ class FrozenBits(nn.Module):
         return int(self.bits.sum()) / (self.max_bits * len(self.bits))
 
     def counts(self) -> dict[str, list[int]]:
-        """By parameter, how many of its scalars have 0, 1, ..., max_bits bits."""
+        """Number of scalars with 0, 1, ..., max_bits bits, for each parameter."""
         parts = torch.split(self.bits, self.sizes)
         return {
             name: torch.bincount(part, minlength=self.max_bits + 1).tolist()

@@ -22,7 +22,7 @@ class Kernels(nn.Module):
 
     Args:
         channels: Feature maps.
-        side: Of each kernel; odd. 1: one scale per map.
+        side: Side of each kernel, odd; 1: one scale per map.
     """
 
     def __init__(self, channels: int, side: int = KERNEL) -> None:

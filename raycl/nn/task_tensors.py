@@ -31,22 +31,22 @@ class TaskTensors(nn.Module):
 
     def __init__(self, network: nn.Module, *kinds: type[nn.Module]) -> None:
         super().__init__()
-        found: dict[str, dict[str, Tensor]] = {"weights": {}, "affine": {}, "counts": {}}
-        # apart from one another: autograd refuses a pass in which views of one tensor change
+        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "affine": {}, "counts": {}}
+        # kept apart from one another: autograd refuses a pass in which views of one tensor change
         self._statistics: list[str] = []
         for prefix, layer in network.named_modules():
             if isinstance(layer, kinds):
-                found["weights"] |= _below(prefix, layer.named_parameters(recurse=False))
+                parts["weights"] |= _below(prefix, layer.named_parameters(recurse=False))
             elif isinstance(layer, _BatchNorm):
-                found["affine"] |= _below(prefix, layer.named_parameters(recurse=False))
+                parts["affine"] |= _below(prefix, layer.named_parameters(recurse=False))
                 for name, buffer in _below(prefix, layer.named_buffers(recurse=False)).items():
                     if buffer.is_floating_point():
                         self._statistics.append(name)
                         self.register_buffer(_key(name), buffer.clone())
                     else:
-                        found["counts"][name] = buffer
-        self.shapes = {p: {n: v.shape for n, v in named.items()} for p, named in found.items()}
-        for part, named in found.items():
+                        parts["counts"][name] = buffer
+        self.shapes = {p: {n: v.shape for n, v in named.items()} for p, named in parts.items()}
+        for part, named in parts.items():
             if not named:
                 continue
             flat = torch.cat([value.detach().flatten() for value in named.values()])
@@ -93,5 +93,5 @@ def _below(prefix: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tens
 
 
 def _key(name: str) -> str:
-    """A name that may be an attribute, which those with dots may not."""
+    """Make a name that an attribute may have, which has no dots."""
     return name.replace(".", "/")

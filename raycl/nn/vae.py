@@ -65,12 +65,12 @@ class VAE(nn.Module):
         return self.decode(mean + noise * (log_variance / 2).exp()), mean, log_variance
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, latent) to logits of images (B, C, H, W)."""
+        """Decode latents (B, latent) to logits of images (B, C, H, W)."""
         start = self.start(latents).unflatten(1, self.map)
         return self.decoder(start)  # type: ignore[no-any-return]
 
     def sample(self, latents: Tensor) -> Tensor:
-        """Latents (B, latent) to images (B, C, H, W) in [0, 1], float32."""
+        """Decode latents (B, latent) to images (B, C, H, W) in [0, 1], float32."""
         return self.decode(latents).float().sigmoid()
 
 
@@ -78,7 +78,7 @@ def reconstruction(logits: Tensor, images: Tensor) -> Tensor:
     """Mean over pixels of the binary cross-entropy, per image (B,).
 
     Args:
-        logits: Of the reconstruction (B, C, H, W).
+        logits: Logits of the reconstruction (B, C, H, W).
         images: (B, C, H, W) in [0, 1].
     """
     pixels = F.binary_cross_entropy_with_logits(logits.float(), images, reduction="none")

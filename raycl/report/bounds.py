@@ -1,4 +1,4 @@
-"""What a report adds when the sweep file names an upper bound: metrics relative to it."""
+"""Metrics relative to the upper bound that the sweep file names, and notes about them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Result = Mapping[str, Any]
 
 
 def prepare(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> list[TrackedRun]:
-    """Runs with ``AGAINST_BOUND`` among their metrics, where the upper bound has the same seed.
+    """Add the metrics ``AGAINST_BOUND`` to runs whose seed the upper bound has, too.
 
     Args:
-        runs: Finished ones.
+        runs: Finished runs.
         spec: The sweep file.
     """
     bounds = _bounds(runs, spec)
@@ -24,7 +24,7 @@ def prepare(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> list[Tracked
 
 
 def notes(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> Iterable[str]:
-    """What these metrics are, and which runs have none."""
+    """Notes that say what these metrics are, and which runs have none."""
     label = _label(spec)
     if label is None or not runs:
         return
@@ -75,13 +75,13 @@ def _with_bound(run: TrackedRun, bound: TrackedRun | None) -> TrackedRun:
 
 
 def _relative(result: Result, bound: Result, readout: str) -> dict[str, float]:
-    """Of one readout; nothing where one of the two has it not, or the upper bound is 0."""
+    """Metrics of one readout; none if one of the two runs lacks it, or the upper bound is 0."""
     if readout not in bound["matrices"] or readout not in result["matrices"]:
         return {}
-    found = {}
+    metrics = {}
     for name, metric in AGAINST_BOUND.items():
         try:
-            found[name] = metric.function(result["matrices"][readout], bound["matrices"][readout])
+            metrics[name] = metric.function(result["matrices"][readout], bound["matrices"][readout])
         except ValueError:
             continue
-    return found
+    return metrics

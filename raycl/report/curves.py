@@ -18,7 +18,7 @@ from raycl.report.table import Group
 Array = NDArray[np.float64]
 Style = Mapping[str, Any]
 _MARKED_UP_TO = 25
-"""Points of the longest curve of a figure whose points are marked one by one."""
+"""Largest number of points of a curve in a figure whose points are marked one by one."""
 
 
 def there_are(groups: Sequence[Group]) -> bool:
@@ -29,11 +29,11 @@ def there_are(groups: Sequence[Group]) -> bool:
 def figures(
     groups: Sequence[Group], styles: Mapping[str, Style], several: bool
 ) -> Iterator[tuple[str, Figure]]:
-    """``curves`` and, if any game ended in training, ``training``; without legends.
+    """Draw ``curves`` and, if any game ended in training, ``training``; without legends.
 
     Args:
         groups: Finished runs on one benchmark.
-        styles: Of each method, as matplotlib takes it.
+        styles: Style of each method, as matplotlib takes it.
         several: Whether the title must say which benchmark it is.
     """
     before = f"{groups[0].benchmark}: " if several else ""
@@ -43,7 +43,7 @@ def figures(
 
 
 def _evaluation(groups: Sequence[Group], styles: Mapping[str, Style], title: str) -> Figure:
-    """A row per game over all frames; the game's own window is shaded."""
+    """Draw scores in evaluation: a row per game over all frames, its own window shaded."""
     games, frames, (scale, unit) = _games(groups), _frames(groups), _unit(groups)
     size = (8.4, 1.55 * len(games) + 1.0)
     figure = Figure(figsize=size, dpi=100, layout="constrained")
@@ -64,7 +64,7 @@ def _evaluation(groups: Sequence[Group], styles: Mapping[str, Style], title: str
 
 
 def _training(groups: Sequence[Group], styles: Mapping[str, Style], title: str) -> Figure:
-    """A panel per game over the frames of its own window."""
+    """Draw returns in training: a panel per game over the frames of its own window."""
     games, frames, (scale, unit) = _games(groups), _frames(groups), _unit(groups)
     columns = min(3, len(games))
     rows = -(-len(games) // columns)
@@ -92,7 +92,7 @@ def _training(groups: Sequence[Group], styles: Mapping[str, Style], title: str) 
 
 
 def _line(axis: Axes, x: Array, values: Array, label: str, style: Style) -> None:
-    """Mean over seeds, with the interval."""
+    """Draw the mean over seeds as a line, with its interval."""
     if not x.size:
         return
     if len(values) > 1:
@@ -107,12 +107,12 @@ def _plain(style: Style) -> Style:
 
 
 def _most_points(groups: Sequence[Group]) -> int:
-    """Of any curve of evaluations: all are marked, or none is but single points."""
+    """Number of points of the longest curve of evaluations; it decides whether all are marked."""
     return max(len(_stack(g, "evaluation", game)[0]) for g in groups for game in _games(groups))
 
 
 def _reference(axis: Axes, groups: Sequence[Group], game: str) -> None:
-    """What is 0 and 100 %, where that does not squeeze the curves."""
+    """Draw the scores that are 0 and 100 %, where that does not squeeze the curves."""
     low, high = axis.get_ylim()
     room = 0.25 * (high - low)
     for value in _result(groups)["references"][game]:
@@ -125,17 +125,17 @@ def _stack(group: Group, which: str, game: str) -> tuple[Array, Array]:
 
     Seeds are evaluated at the same frames; returns in training are looked up between points.
     """
-    found = [
+    curves = [
         np.array(run.result["curves"][which][game], dtype=np.float64)
         for run in group.runs
         if run.result is not None and is_games(run.result) and run.result["curves"][which][game]
     ]
-    if not found:
+    if not curves:
         return np.empty(0), np.empty((0, 0))
-    start, end = max(c[0, 0] for c in found), min(c[-1, 0] for c in found)
-    at = np.unique(np.concatenate([curve[:, 0] for curve in found]))
+    start, end = max(c[0, 0] for c in curves), min(c[-1, 0] for c in curves)
+    at = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
     at = at[(at >= start) & (at <= end)]  # nothing is made up beyond a seed's points
-    return at, np.array([np.interp(at, curve[:, 0], curve[:, 1]) for curve in found])
+    return at, np.array([np.interp(at, curve[:, 0], curve[:, 1]) for curve in curves])
 
 
 def _result(groups: Sequence[Group]) -> Mapping[str, Any]:
@@ -147,7 +147,7 @@ def _games(groups: Sequence[Group]) -> list[str]:
 
 
 def _unit(groups: Sequence[Group]) -> tuple[float, str]:
-    """Of frames on an axis."""
+    """Unit of the frames on an axis."""
     return (1e6, "million") if _frames(groups) >= 2e5 else (1e3, "thousand")
 
 

@@ -135,7 +135,7 @@ def _grid(
     paint: Callable[[Axes, Table, str, str, bool], None],
     height: float,
 ) -> Figure:
-    """One panel per benchmark and readout; the last argument of ``paint``: is it a row's first."""
+    """Draw one panel per benchmark and readout; ``paint`` is told whether it is a row's first."""
     slots, columns = _slots(panels)
     rows = len(slots) // columns
     width = 4.4 if columns < 3 else 3.3
@@ -176,12 +176,12 @@ def _legend(figure: Figure, methods: Sequence[str]) -> None:
     inches = [0.6 + 0.08 * len(name) for name in names]
     width = figure.get_figwidth()
     columns = len(names) if sum(inches) < width else max(1, int(width / max(inches)))
-    found = [handles[name] for name in names]
+    shown = [handles[name] for name in names]
     if len(names) <= 2 * columns:
-        figure.legend(found, names, loc="outside lower center", ncols=columns)
+        figure.legend(shown, names, loc="outside lower center", ncols=columns)
     else:  # a tall legend would take its room from the panels
         figure.set_figwidth(width + max(inches))
-        figure.legend(found, names, loc="outside right center")
+        figure.legend(shown, names, loc="outside right center")
 
 
 # ---------------------------------------------------------------------- panels
@@ -216,7 +216,7 @@ def _average(axis: Axes, table: Table, benchmark: str, readout: str, first: bool
 
 
 def _averages(table: Table, benchmark: str, readout: str) -> Iterator[tuple[Group, Array]]:
-    """Of each method that has such an average, which ``scratch`` has not: (n, T)."""
+    """Average after each task, (n, T), of each method that has one; ``scratch`` has none."""
     for group in _of(table, benchmark):
         lines = after_each_task(stack) if len(stack := matrices(group, readout)) else None
         if lines is not None and not np.isnan(lines).any():
@@ -229,8 +229,8 @@ def _forgotten(table: Table) -> list[Row]:
 
 def _forgetful(table: Table) -> list[str]:
     """Methods that have forgetting, in order."""
-    found = {row["method"] for row in _forgotten(table)}
-    return [method for method in _methods(table) if method in found]
+    methods = {row["method"] for row in _forgotten(table)}
+    return [method for method in _methods(table) if method in methods]
 
 
 def _forgetting(axis: Axes, table: Table, benchmark: str, readout: str, first: bool) -> None:
@@ -266,7 +266,7 @@ def _forgetting(axis: Axes, table: Table, benchmark: str, readout: str, first: b
 
 
 def _matrices(table: Table, benchmark: str, readout: str) -> Figure:
-    """R of each method, mean over seeds, one colour scale; of games, one for each of them."""
+    """Draw R of each method, mean over seeds, with one colour scale; games have one scale each."""
     known, groups = words.of(readout), list(_of(table, benchmark))
     means = {
         group.method: stack.mean(axis=0)
@@ -306,7 +306,7 @@ def _room(means: Collection[Array]) -> float:
 
 
 def _shades(means: Mapping[str, Array], groups: Sequence[Group], readout: str) -> dict[str, Array]:
-    """What is seen in colour: percent; of games, of the way from the lower reference to the best.
+    """Values shown as colour: percent; for games, percent of the way from reference to best.
 
     Games differ too much for one scale: some are far above the reference, some never reach it.
     """
@@ -340,7 +340,7 @@ def _cell_numbers(axis: Axes, mean: Array, shade: Array) -> None:
 
 
 def _numbers(mean: Array) -> dict[tuple[int, int], str]:
-    """What is written into the cells of a matrix: nothing if there are too many."""
+    """Texts in the cells of a matrix; none if there are too many cells."""
     known = zip(*np.nonzero(~np.isnan(mean)), strict=True) if len(mean) <= _CELLS else ()
     return {(t, i): f"{mean[t, i]:z,.0f}" for t, i in known}
 
@@ -372,9 +372,9 @@ def _files(name: str, figure: Figure) -> dict[str, bytes]:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # once is enough: laying out is most of the time
     box = figure.get_tightbbox().padded(0.06)
-    found = {}
+    files = {}
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         buffer = BytesIO()
         figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches=box)
-        found[f"{name}.{suffix}"] = buffer.getvalue()
-    return found
+        files[f"{name}.{suffix}"] = buffer.getvalue()
+    return files

@@ -1,4 +1,4 @@
-"""A table as text: for a terminal, Markdown, CSV and JSON."""
+"""Writes a table as text: for a terminal, as Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from io import StringIO
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -24,7 +25,7 @@ _MINUS = "−"
 
 
 def render(table: Table, fmt: str) -> str:
-    """The table in one of ``FORMATS``; ``"table"`` without colours, 100 columns wide."""
+    """Write the table in one of ``FORMATS``; ``"table"`` is without colours, 100 columns wide."""
     if fmt == "json":
         return json.dumps(list(table.rows), indent=2, allow_nan=False) + "\n"
     if fmt == "csv":
@@ -43,7 +44,7 @@ def _csv(table: Table) -> str:
             frame[column] = [" ".join(map(str, cell)) for cell in frame[column]]
     if "published_revisions" in frame:
         frame["published_revisions"] = [
-            "; ".join(f"{revision}: {value}" for revision, value in (cell or {}).items())
+            "; ".join(f"{name}: {_mean(value)}" for name, value in (cell or {}).items())
             for cell in frame["published_revisions"]
         ]
     return frame.to_csv(index=False, lineterminator="\n")
@@ -131,7 +132,7 @@ def _is_headline(row: Row) -> bool:
 
 
 def _cells(row: Row, baseline: str | None) -> Cells:
-    """What a reader sees of one row; ``None`` where there is nothing to see."""
+    """Cells of one row; ``None`` where a cell stays empty."""
     digits = words.of(row["readout"]).decimals(row["readout"])
     spread = "" if row["std"] is None else f" ± {row['std']:.{digits}f}"
     interval = _interval(row["low"], row["high"], digits)
@@ -152,11 +153,20 @@ def _cells(row: Row, baseline: str | None) -> Cells:
 
 
 def _published(row: Row, form: str) -> str | None:
-    """The published number, or several with the revision of each."""
+    """The published number, or several with the revision of each, and how ours compares."""
+    if row["published"] is None:
+        return None
+    spread = "" if row["published_std"] is None else f" ± {_number(row['published_std'], form)}"
+    text = _number(row["published"], form) + spread
     if row["published_revisions"]:
-        found = row["published_revisions"].items()
-        return ", ".join(f"{_number(value, form)} ({revision})" for revision, value in found)
-    return None if row["published"] is None else _number(row["published"], form)
+        revisions = row["published_revisions"].items()
+        text = ", ".join(f"{_number(_mean(value), form)} ({name})" for name, value in revisions)
+    return text if row["verdict"] is None else f"{text}, {row['verdict']}"
+
+
+def _mean(printed: Any) -> Any:
+    """The number that one revision prints."""
+    return printed["mean"] if isinstance(printed, dict) else printed
 
 
 def _number(value: float | None, form: str = ".2f") -> str:

@@ -1,4 +1,4 @@
-"""What a report adds to the results of games: raw scores as rows, transfer from ``scratch``."""
+"""Additions to the results of games: raw scores as rows, transfer relative to ``scratch``."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from raycl.rl.metrics import METRICS, UndefinedError, forward_transfer, learning
 ALONE = "scratch"
 """Registered name of the method that learns every game from fresh weights."""
 OWN_METRICS = ("learning_performance", "auc")
-"""Metrics of games right after they were learnt, which is all that has a meaning for it."""
+"""Metrics that have a meaning for ``scratch``: those of games right after they were learnt."""
 
 Result = Mapping[str, Any]
 
 
 def prepare(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> list[TrackedRun]:
-    """Runs with all results a report shows; those of images are as they were.
+    """Complete the results of runs on games; runs on images stay as they are.
 
     Args:
-        runs: Finished ones.
+        runs: Finished runs.
         spec: The sweep file.
     """
     alone = _labels(spec)
-    found = [run if run.result is None else _with_scores(run, run.method in alone) for run in runs]
+    completed = [
+        run if run.result is None else _with_scores(run, run.method in alone) for run in runs
+    ]
     references = {
-        (run.benchmark, run.seed): run for run in reversed(found) if run.method in alone[:1]
+        (run.benchmark, run.seed): run for run in reversed(completed) if run.method in alone[:1]
     }
-    return [_with_transfer(run, references, alone) for run in found]
+    return [_with_transfer(run, references, alone) for run in completed]
 
 
 def is_games(result: Result | None) -> bool:
@@ -44,10 +46,10 @@ def game_frames(result: Result) -> float:
 
 
 def percent(result: Result, game: str, points: Iterable[Sequence[float]]) -> list[list[float]]:
-    """A curve of raw scores as one of percent of the reference."""
+    """Turn a curve of raw scores into one in percent of the reference."""
     frames, scores = zip(*points, strict=True) if points else ((), ())
-    found = normalise(scores, [result["references"][game]] * len(scores))
-    return [[f, p] for f, p in zip(frames, found, strict=True) if p is not None]
+    percents = normalise(scores, [result["references"][game]] * len(scores))
+    return [[f, p] for f, p in zip(frames, percents, strict=True) if p is not None]
 
 
 def _labels(spec: Mapping[str, Any]) -> list[str]:
@@ -57,7 +59,7 @@ def _labels(spec: Mapping[str, Any]) -> list[str]:
 
 
 def _with_scores(run: TrackedRun, alone: bool) -> TrackedRun:
-    """The last score on each game as a metric of its own."""
+    """Add the last score on each game as a metric of its own."""
     result = run.result
     if result is None or not is_games(result):
         return run
@@ -70,7 +72,7 @@ def _with_scores(run: TrackedRun, alone: bool) -> TrackedRun:
 
 
 def _own_only(result: Result) -> Result:
-    """Without scores of a game on weights that were made for another one."""
+    """Remove scores of a game that were played with the weights of another game."""
     frames = game_frames(result)
     window = {game: (i * frames, (i + 1) * frames) for i, game in enumerate(result["tasks"])}
     evaluation = {
@@ -92,7 +94,7 @@ def _own_only(result: Result) -> Result:
 def _with_transfer(
     run: TrackedRun, references: Mapping[tuple[str, int], TrackedRun], alone: Sequence[str]
 ) -> TrackedRun:
-    """With forward transfer, if the same seed has learnt every game alone, too."""
+    """Add forward transfer, if the same seed has also learnt every game alone."""
     reference = references.get((run.benchmark, run.seed))
     if reference is None or run.method in alone or not is_games(run.result):
         return run
@@ -115,7 +117,7 @@ def _areas(result: Result) -> list[float]:
 
 
 def notes(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> Iterable[str]:
-    """What normalised scores are percent of, and what is missing or added for ``scratch``."""
+    """Notes on the scores that count as 100 %, and on what ``scratch`` lacks or adds."""
     results = {run.benchmark: run.result for run in runs if is_games(run.result)}
     for benchmark, result in results.items():
         assert result is not None
@@ -137,11 +139,11 @@ _LEFT_OUT = {
     "retention": "a game ended no better than the lower reference, or than untrained",
     "auc": "no game ended in training while it was learnt",
 }
-"""Metrics that may have no value, and when."""
+"""Metrics that may have no value, each with the reason."""
 
 
 def _undefined(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> Iterable[str]:
-    """Which metrics are not those of all seeds: what is averaged is then a choice of seeds."""
+    """Notes on metrics that some seeds lack, so that their mean is over the other seeds."""
     alone = _labels(spec)
     for metric, why in _LEFT_OUT.items():
         least = METRICS[metric].min_tasks

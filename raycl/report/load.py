@@ -50,8 +50,8 @@ class TrackedRun:
         started: Milliseconds since the epoch.
         metrics: The latest value of each logged metric.
         pretrained: ``"own"`` if its networks start from weights of `raycl pretrain`, else empty.
-        seen: How many images such weights had seen: ``"0 of 60000"``, or ``"unknown"``.
-        result: What the trial's last row held (matrices, metrics, costs); ``None`` if it did not
+        seen: Number of images that such weights had seen: ``"0 of 60000"``, or ``"unknown"``.
+        result: Result in the trial's last row (matrices, metrics, costs); ``None`` if it did not
             finish, or if the artifact cannot be read.
         made_of: Stands for the code and the data of the trial; empty: unknown.
     """
@@ -81,12 +81,11 @@ class TrackedSweep:
     Attributes:
         name: The sweep's name.
         uri: The tracking store.
-        sweep_id: What all its runs share.
+        sweep_id: Id that all its runs share.
         parent_id: MLflow's id of the parent run.
         spec: The sweep file with every default filled in.
         runs: Its trials, searches included, by start time.
-        changes: What of the code and the data was changed while the sweep was under way, and
-            accepted.
+        changes: Code and data that were changed while the sweep was under way, and accepted.
     """
 
     name: str
@@ -101,12 +100,12 @@ class TrackedSweep:
 def load(
     name: str, uri: str, sweep_id: str | None = None, known: Container[str] = ()
 ) -> TrackedSweep:
-    """The latest sweep called ``name`` in a tracking store.
+    """Read the latest sweep called ``name`` from a tracking store.
 
     Args:
         name: The sweep's name, which is the experiment's.
         uri: An MLflow tracking URI.
-        sweep_id: The one that is meant; ``None``: the latest.
+        sweep_id: Id of the sweep that is meant; ``None``: the latest.
         known: Keys of trials whose results need not be read.
 
     Raises:
@@ -121,7 +120,7 @@ def load(
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client for reading; unlike MLflow's own it never creates a store that is not there.
+    """Make a client for reading; unlike MLflow's own, it never creates a missing store.
 
     Raises:
         UserError: No such file, or the server does not answer.
@@ -196,7 +195,7 @@ def _search(client: MlflowClient, experiment: str, query: str) -> Iterable[Run]:
 
 
 def _downloads(client: MlflowClient, runs: Sequence[str], path: str) -> dict[str, str | None]:
-    """The text of one artifact of each run; ``None`` where it cannot be had."""
+    """Download one artifact of each run as text; ``None`` where that fails."""
 
     def fetch(run_id: str) -> str | None:
         target = Path(folder, run_id)
@@ -211,7 +210,7 @@ def _downloads(client: MlflowClient, runs: Sequence[str], path: str) -> dict[str
 
 
 def _end(run: Run) -> str:
-    """How a run ended; ``"finished"`` needs both MLflow's status and the tag to say so."""
+    """End of a run; ``"finished"`` only if both MLflow's status and the tag say so."""
     status, end = run.info.status, run.data.tags.get("raycl.end", "")
     if status in ("RUNNING", "SCHEDULED"):
         return "running"
@@ -243,7 +242,7 @@ def _tracked(run: Run, text: str | None) -> TrackedRun:
 
 
 def reason(error: str) -> str:
-    """The line that names the exception: the last of a bare traceback, else the first."""
+    """The line of an error that names the exception: the last of a traceback, else the first."""
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     if not lines:
         return ""

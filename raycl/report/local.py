@@ -1,4 +1,4 @@
-"""A sweep as the journal in its folder has it, which is the truth; MLflow has a copy."""
+"""Reads a sweep from the journal in its folder, which is the truth; MLflow has a copy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ FINAL = ("trial", "winner", "search")
 def from_lines(
     name: str, sweep_id: str, spec: Mapping[str, Any], lines: Iterable[Event], open_end: str
 ) -> TrackedSweep:
-    """A sweep from the lines of its journal.
+    """Build a sweep from the lines of its journal.
 
     Args:
-        name: The sweep's.
-        sweep_id: Its identity.
+        name: Name of the sweep.
+        sweep_id: Id of the sweep.
         spec: The sweep file with every default filled in; empty: as the lines have it.
         lines: Events of ``tracking.records``; those of metrics are not looked at.
         open_end: The end of trials that have none: ``running`` or ``orphaned``.
@@ -64,11 +64,11 @@ def _begun(event: Event, before: TrackedRun | None, open_end: str) -> TrackedRun
 
 
 def joined(local: TrackedSweep, tracked: TrackedSweep) -> TrackedSweep:
-    """What the folder has, and whatever only MLflow has; ids of runs are MLflow's.
+    """Join the folder's results with those that only MLflow has; ids of runs are MLflow's.
 
     Args:
-        local: From the folder.
-        tracked: The same sweep from the store.
+        local: The sweep as read from the folder.
+        tracked: The same sweep as read from the store.
     """
     theirs = {run.trial_key: run for run in tracked.runs}
     runs = []

@@ -1,4 +1,4 @@
-"""A sweep's report: printed, written to a folder, attached to its parent run."""
+"""The report of a sweep: prints it, writes it to a folder, attaches it to the parent run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def report(
         fmt: See ``show``, also for the rest.
         out: Folder.
         baseline: Label.
-        file: Where to print.
+        file: Stream to print to.
 
     Raises:
         UserError: Unknown sweep, format or baseline, or the store cannot be read.
@@ -65,7 +65,7 @@ def show(
         out: Also write ``report.md``, ``table.csv``, ``table.json``, ``figures/`` there, and
             ``pictures/`` if methods made any.
         baseline: The method differences are taken to; ``None``: as the sweep file says.
-        file: Where to print; ``None``: standard output.
+        file: Stream to print to; ``None``: standard output.
 
     Raises:
         UserError: Unknown format or baseline.
@@ -138,7 +138,7 @@ def _client(sweep: TrackedSweep) -> MlflowClient | None:
 
 
 def report_files(table: Table, client: MlflowClient | None) -> dict[str, bytes]:
-    """Every file of a report by its path in the report's folder; without a store no pictures."""
+    """Make all files of a report, by path in its folder; without a store there are no pictures."""
     from raycl.report import figures  # importing matplotlib takes a second
 
     of_methods = [] if client is None else pictures.fetch(table, client)

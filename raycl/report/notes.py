@@ -1,4 +1,4 @@
-"""What a table does not show: what was left out and why, what a search cost, what to beware of."""
+"""Notes below a table: what was left out and why, what a search cost, what to beware of."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from raycl.report.load import MATRIX, RESOLVED, TrackedRun, TrackedSweep
+from raycl.report.published import NOT_IN_FULL
 from raycl.report.statistics import LEVEL, RESAMPLES
 from raycl.training.weights import named_in
 
@@ -41,8 +42,8 @@ def pretrained_notes(runs: Iterable[TrackedRun], spared: Iterable[str]) -> Itera
     """Lines about weights that were pre-trained here.
 
     Args:
-        runs: Those of the table.
-        spared: Methods that published figures are not printed for.
+        runs: Runs of the table.
+        spared: Methods for which published figures are not printed.
     """
     found: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for run in runs:
@@ -78,7 +79,7 @@ def _left_out(runs: Iterable[TrackedRun], repeated: Sequence[TrackedRun]) -> Ite
 
 
 def _mixed(sweep: TrackedSweep) -> Iterable[str]:
-    """Results of more than one state of code and data."""
+    """Notes on results that were made by more than one state of code and data."""
     counts = Counter(run.made_of for run in sweep.runs if run.result is not None and run.made_of)
     if len(counts) > 1:
         what = f"; changed and accepted: {sweep.changes}" if sweep.changes else ""
@@ -122,7 +123,7 @@ def _search(sweep: TrackedSweep) -> Iterable[str]:
 
 
 def _selection(spec: Mapping[str, Any]) -> Iterable[str]:
-    """Methods whose epochs were chosen on more than the newest task's validation data."""
+    """Notes on methods whose epochs were chosen on validation data of all tasks seen."""
     shared = (spec.get("train") or {}).get("select")
     methods = spec.get("methods") or []
     chosen = [
@@ -136,15 +137,15 @@ def _selection(spec: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _weights(spec: Mapping[str, Any]) -> Iterable[str]:
-    """Files that networks start from."""
-    found = named_in([spec.get("network"), spec.get("methods")])
-    if found:
-        files = (f"{one.label}, sha256 {(one.sha256 or 'unknown')[:12]}" for one in found)
+    """Notes on the files that networks start from."""
+    weights = named_in([spec.get("network"), spec.get("methods")])
+    if weights:
+        files = (f"{one.label}, sha256 {(one.sha256 or 'unknown')[:12]}" for one in weights)
         yield f"networks start from {'; '.join(dict.fromkeys(files))}"
 
 
 def duration(seconds: float) -> str:
-    """Readable seconds: ``"12.3 s"``, ``"4.5 min"``, ``"1.2 h"``."""
+    """Write seconds readably: ``"12.3 s"``, ``"4.5 min"``, ``"1.2 h"``."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
@@ -155,6 +156,15 @@ def _published(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Any]) 
     if any(row["published"] is not None for row in rows):
         note = published.get("note")
         yield f"published: {published.get('source')}" + (f"; {note}" if note else "")
+    for row in rows:
+        if row["published_source"]:
+            what = f"{row['metric']} of {row['method']} on {row['benchmark']}"
+            yield f"published {what}: {row['published_source']}"
+    verdicts = {row["verdict"] for row in rows} - {None}
+    if verdicts & {"within", "outside"}:
+        yield "within: our mean differs from the published one by at most its standard deviation"
+    if NOT_IN_FULL in verdicts:
+        yield f"{NOT_IN_FULL}: not with the settings of what is published, or not with all seeds"
 
 
 def _baseline(rows: Sequence[Mapping[str, Any]], baseline: str | None) -> Iterable[str]:

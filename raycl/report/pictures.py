@@ -24,8 +24,8 @@ class Shown:
     """The pictures of one trial.
 
     Attributes:
-        title: Whose they are.
-        folder: Where they go, relative to the report.
+        title: Heading: method, benchmark and seed.
+        folder: Folder relative to the report.
         files: PNG files by name, in the order of tasks.
     """
 
@@ -35,11 +35,11 @@ class Shown:
 
 
 def fetch(table: Table, client: MlflowClient) -> list[Shown]:
-    """The pictures of each method's first seed on each benchmark; those that cannot be had are not.
+    """Download the pictures of each method's first seed on each benchmark, if they are there.
 
     Args:
-        table: Whose groups are looked at.
-        client: Of the tracking store.
+        table: The table whose groups are looked at.
+        client: Client of the tracking store.
     """
     groups = [group for group in table.groups if group.runs]
     several = len({group.benchmark for group in groups}) > 1
@@ -56,7 +56,7 @@ def fetch(table: Table, client: MlflowClient) -> list[Shown]:
 
 
 def files(shown: Iterable[Shown]) -> dict[str, bytes]:
-    """All of them by path in the report's folder."""
+    """All pictures by their path in the report's folder."""
     return {f"{one.folder}/{name}": data for one in shown for name, data in one.files.items()}
 
 

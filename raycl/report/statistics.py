@@ -19,14 +19,14 @@ Array = NDArray[np.float64]
 
 @lru_cache(maxsize=32)
 def _weights(n: int) -> Array:
-    """How often each of n values is drawn in each resample, over n: (RESAMPLES, n)."""
+    """Weights of bootstrap: how often each of n values is drawn, over n: (RESAMPLES, n)."""
     counts = np.random.default_rng(_SEED).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
     weights: Array = counts / n
     return weights
 
 
 def bootstrap(values: Array) -> tuple[Array, Array]:
-    """Percentile bootstrap interval of the mean over the first axis.
+    """Compute the percentile bootstrap interval of the mean over the first axis.
 
     The resamples depend on n alone, so that a report says the same each time it is made.
 

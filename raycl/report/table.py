@@ -1,4 +1,4 @@
-"""From tracked runs to one row per benchmark, method, readout and metric."""
+"""Turns tracked runs into one row per benchmark, method, readout and metric."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Table:
 
     Attributes:
         name: The sweep's name.
-        baseline: What differences are taken to, or ``None`` if nothing finished.
+        baseline: Method that differences are taken to, or ``None`` if nothing finished.
         rows: Flat, JSON-able, ordered by benchmark, readout, metric and then method as in the
             sweep file. Metrics in percent, but for raw scores of games, which are metrics of
             the readout ``score``; absent values are ``None``.
-        groups: What was averaged, in the same order.
-        notes: What is not in the table and why, and what a reader must know, one line each.
+        groups: Groups of runs that were averaged, in the same order.
+        notes: Lines below the table: what is left out and why, and what a reader must know.
     """
 
     name: str
@@ -77,7 +77,7 @@ def make_table(sweep: TrackedSweep, baseline: str | None = None) -> Table:
     groups = _group(usable, methods)
     rows = [row for group in groups for row in _rows(group, _others(groups, group, baseline))]
     own = {(g.benchmark, g.method) for g in groups if any(run.pretrained for run in g.runs)}
-    spared = join_published(rows, sweep.spec.get("published") or {}, own)
+    spared = join_published(rows, sweep.spec, own)
     rows.sort(key=_sort_key(rows))
     above = [*games.notes(usable, sweep.spec), *bounds.notes(usable, sweep.spec)]
     above += pretrained_notes([run for g in groups for run in g.runs], spared)
@@ -86,7 +86,7 @@ def make_table(sweep: TrackedSweep, baseline: str | None = None) -> Table:
 
 
 def _sort_key(rows: Sequence[Row]) -> Callable[[Row], tuple[Any, ...]]:
-    """By benchmark, readout and metric; sorting is stable, so methods keep their order."""
+    """Key that sorts by benchmark, readout and metric; methods keep their order."""
     metrics = {name: i for i, name in enumerate(dict.fromkeys(row["metric"] for row in rows))}
     return lambda row: (row["benchmark"], order(row["readout"]), metrics[row["metric"]])
 
@@ -112,7 +112,7 @@ def _choose_baseline(
 
 
 def _latest(runs: Iterable[TrackedRun]) -> tuple[list[TrackedRun], list[TrackedRun]]:
-    """The run started last of each trial, and the others."""
+    """Split runs into the one started last of each trial, and the others."""
     kept: dict[str, TrackedRun] = {}
     repeated = []
     for run in sorted(runs, key=lambda run: run.started):
@@ -123,16 +123,16 @@ def _latest(runs: Iterable[TrackedRun]) -> tuple[list[TrackedRun], list[TrackedR
 
 
 def _group(runs: Iterable[TrackedRun], methods: Sequence[str]) -> list[Group]:
-    found: dict[tuple[str, str, str], list[TrackedRun]] = defaultdict(list)
+    by_group: dict[tuple[str, str, str], list[TrackedRun]] = defaultdict(list)
     for run in runs:
-        found[run.benchmark, run.method, run.config_key].append(run)
-    configs = Counter((benchmark, method) for benchmark, method, _ in found)
-    order = sorted(found, key=lambda key: (key[0], methods.index(key[1]), key[2]))
+        by_group[run.benchmark, run.method, run.config_key].append(run)
+    configs = Counter((benchmark, method) for benchmark, method, _ in by_group)
+    order = sorted(by_group, key=lambda key: (key[0], methods.index(key[1]), key[2]))
     return [
         Group(
             benchmark,
             method if configs[benchmark, method] == 1 else f"{method} ({key[:6]})",
-            sorted(found[benchmark, method, key], key=lambda run: run.seed),
+            sorted(by_group[benchmark, method, key], key=lambda run: run.seed),
         )
         for benchmark, method, key in order
     ]
@@ -151,13 +151,13 @@ def _others(groups: Sequence[Group], group: Group, baseline: str | None) -> Grou
 
 def values(group: Group, readout: str, metric: str) -> dict[int, float]:
     """A metric per seed, where it is defined."""
-    found = {}
+    by_seed = {}
     for run in group.runs:
         assert run.result is not None
         value = run.result["metrics"].get(readout, {}).get(metric)
         if value is not None:
-            found[run.seed] = float(value)
-    return found
+            by_seed[run.seed] = float(value)
+    return by_seed
 
 
 def _rows(group: Group, baseline: Group | None) -> Iterable[Row]:
@@ -178,7 +178,10 @@ def _rows(group: Group, baseline: Group | None) -> Iterable[Row]:
             "metric": metric,
             **summary(by_seed),
             "published": None,
+            "published_std": None,
+            "published_source": None,
             "published_revisions": None,
+            "verdict": None,
             "baseline": baseline.method if baseline else None,
             "difference": pair.get("mean"),
             "difference_low": pair.get("low"),

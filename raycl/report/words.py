@@ -1,4 +1,4 @@
-"""What results are called, by the kind of what was learnt: titles of readouts, metrics, axes.
+"""Titles of readouts, metrics and axes, for results of images and of games.
 
 The last part of a readout's name says how a matrix is read: ``class``. What is before it says who
 was asked, if it was not the method itself: the linear probe in ``probe/class``.
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Asked:
-    """Somebody who is asked beside the method itself.
+    """A predictor that is asked beside the method itself, such as the linear probe.
 
     Attributes:
-        title: In the heading of a table.
-        short: In the title of a figure.
-        remark: Behind the heading, instead of what is known of the task; a remark puts its tables
-            behind those of all others.
+        title: Its name in the heading of a table.
+        short: Its name in the title of a figure.
+        remark: Text behind the heading, instead of what is known of the task; tables with a remark
+            come after all others.
     """
 
     title: str
@@ -30,12 +30,12 @@ ASKED = {"probe": Asked("linear probe on frozen features", "linear probe", "diag
 
 
 def asked(readout: str) -> str:
-    """Who was asked: what is before the last ``/`` of a readout; empty for the method itself."""
+    """Predictor of a readout: the part before its last ``/``; empty for the method itself."""
     return readout.rpartition("/")[0]
 
 
 def way(readout: str) -> str:
-    """How a matrix is read: what is behind the last ``/`` of a readout."""
+    """Way in which a matrix is read: the part of a readout behind its last ``/``."""
     return readout.rpartition("/")[2]
 
 
@@ -45,12 +45,12 @@ class Words:
 
     Attributes:
         readouts: Titles of the ways a matrix is read, in the order of a report.
-        units: Of each readout's numbers.
+        units: Unit of each readout's numbers.
         digits: Decimals of each readout's numbers in a table.
         metrics: Titles of the metrics, with the better direction.
         headlines: The metrics a table shows.
-        task: What one is called.
-        performance: What the matrix holds beyond what the readout's title says.
+        task: Word for one task: task, or game.
+        performance: Words for the matrix's entries that the readout's title does not have.
         average: Name of the figure with its average, and the axis of that.
         percent: Readouts whose entries are percent, and can be averaged over tasks.
     """
@@ -167,12 +167,12 @@ READOUTS = (*IMAGES.readouts, *GAMES.readouts)
 
 
 def of(readout: str) -> Words:
-    """The words that go with a readout."""
+    """Choose the words that go with a readout."""
     return GAMES if way(readout) in GAMES.readouts else IMAGES
 
 
 def order(readout: str) -> tuple[bool, str, int]:
-    """Sorts readouts as a report has them: the method itself first, diagnostics last."""
+    """Key that sorts readouts as a report has them: the method itself first, diagnostics last."""
     who = asked(readout)
     remark = who in ASKED and bool(ASKED[who].remark)
     return remark, who, READOUTS.index(way(readout))

@@ -1,9 +1,9 @@
 """One RLlib algorithm for a whole sequence of games.
 
-Runners are told everything with each order (weights, game, session), so a runner that was
-restarted, or that missed a synchronisation, is back on the right game with the right weights at
-its next rollout. RLlib's own synchronisation of weights is not used: it passes over changes that
-no update made, and drops a message when two follow each other.
+Each order tells a runner everything (weights, game, session), so a runner that was restarted, or
+that missed a synchronisation, is back on the right game with the right weights at its next
+rollout. RLlib's own synchronisation of weights is not used: it ignores changes that no update
+made, and drops a message when two follow each other.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PATIENCE_S = 180.0
-"""How long no env runner may answer before the trial gives up, to be retried as a whole."""
+"""Seconds without an answer of any env runner after which the trial gives up, to be retried."""
 PAUSE_S = 1.0
 MAX_ACTIONS = 18
-"""Of any Atari game. The declared space is the same for all, so that nothing is rebuilt."""
+"""Full action set, declared for all games, so that RLlib never rebuilds anything."""
 
 
 class RunnersLostError(RayError):
@@ -65,16 +65,16 @@ def algorithm_config(
     env_runners: int,
     gpus: float,
 ) -> RLlibConfig:
-    """RLlib's configuration of a trial.
+    """Make RLlib's configuration of a trial.
 
     Args:
-        trial: What is run.
-        updates: Per game.
-        input_shape: Of an observation.
-        init_seed: Of the initial weights.
-        data_seed: Of environments and sampled actions.
+        trial: The trial.
+        updates: Updates per game.
+        input_shape: Shape of an observation.
+        init_seed: Seed of the initial weights.
+        data_seed: Seed of environments and sampled actions.
         env_runners: Processes that play; 0: the trial's own.
-        gpus: Of the learner, which lives in the trial's process.
+        gpus: GPUs of the learner, which lives in the trial's process.
     """
     plain, train = trial.model_dump(mode="json"), trial.train
     threads = 1 if env_runners else trial.threads  # a runner has one CPU
@@ -129,13 +129,13 @@ class SequencePPO(PPO):  # type: ignore[misc]
     Attributes:
         game: Index of the current game.
         update: Updates made on it.
-        rollouts: Of the last update, in the order of the runners.
-        observations: All of theirs, uint8 (n, C, H, W).
+        rollouts: Rollouts of the last update, in the order of the runners.
+        observations: All observations in them, uint8 (n, C, H, W).
         seconds: Time of the last update by its part, ``sample`` and ``learn``.
     """
 
     def _setup_logdir(self) -> None:
-        """Tune insists on a folder; its own choice would stay behind in the home folder."""
+        """Give Tune the folder it insists on; its own choice would litter the home folder."""
         self._logdir = tempfile.mkdtemp(prefix="raycl-")
 
     def setup(self, config: RLlibConfig) -> None:
@@ -165,7 +165,7 @@ class SequencePPO(PPO):  # type: ignore[misc]
         return found
 
     def changed(self) -> None:
-        """The weights were changed: runners have to load them again."""
+        """Note that the weights were changed, so that runners load them again."""
         self._version += 1
         self._weights = None
 
@@ -218,18 +218,18 @@ class SequencePPO(PPO):  # type: ignore[misc]
         self.changed()
 
     def split(self, job: Job, jobs: int) -> list[Job]:
-        """A job in parts, so that ``jobs`` of its kind keep all runners busy."""
+        """Split a job into parts, so that ``jobs`` of its kind keep all runners busy."""
         parts = min(len(job.seeds), -(-max(1, self.config.num_env_runners) // jobs))
         return [Job(job.game, job.seeds[i::parts]) for i in range(parts)]
 
     def scores(
         self, jobs: Sequence[Job], state: Mapping[str, torch.Tensor] | None = None
     ) -> dict[Job, list[float]]:
-        """Raw scores of whole games; all runners play, and what one leaves undone another does.
+        """Play whole games for their raw scores; what one runner leaves undone another does.
 
         Args:
-            jobs: What to play.
-            state: Of the policy; by default its current one.
+            jobs: Games to play.
+            state: State of the policy; by default its current one.
         """
         done: dict[Job, list[float]] = {}
         weights = self.weights()
@@ -252,7 +252,7 @@ class SequencePPO(PPO):  # type: ignore[misc]
     # ------------------------------------------------------------------ runners
 
     def _collect(self) -> list[Rollout]:
-        """A whole batch: what lost runners leave undone, the others play in their place."""
+        """Collect a whole batch; the share of lost runners is played by the others."""
         order = Order(self.weights(), self.game, self.update, self._session)
         wanted = max(1, self.config.num_env_runners)
         found: list[Rollout] = []
@@ -267,7 +267,7 @@ class SequencePPO(PPO):  # type: ignore[misc]
         return found
 
     def _until(self, done: Callable[[], bool], play: Callable[[list[int]], int]) -> None:
-        """Let runners play until all is done; restarted ones join in.
+        """Let runners play until everything is done; restarted runners join in.
 
         Raises:
             RunnersLostError: None has answered for ``PATIENCE_S``.
@@ -287,7 +287,7 @@ class SequencePPO(PPO):  # type: ignore[misc]
     def _ask(
         self, function: Callable[[ArrayEnvRunner], T], ids: list[int], timeout: float | None
     ) -> list[T]:
-        """What the runners ``ids`` answer; a lost one does not.
+        """Ask the runners ``ids``, and return the answers of those that are not lost.
 
         Raises:
             RuntimeError: The function failed. RLlib alone would take it for a lost runner.

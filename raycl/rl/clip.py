@@ -1,4 +1,4 @@
-"""One game, played and kept as indexed frames."""
+"""Plays one game and keeps it as frames of indexed colours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raycl.rl.gif import COLOURS, Indices
 
 
 class Chooser(Protocol):
-    """What chooses actions; a ``raycl.rl.player.Player`` of one game."""
+    """The interface that chooses actions, such as a ``raycl.rl.player.Player`` of one game."""
 
     def actions(self, obs: Tensor, game: int) -> Tensor:
         """Actions (B,) for observations uint8 (B, C, H, W)."""
@@ -25,13 +25,13 @@ class Chooser(Protocol):
 
 @dataclass(frozen=True)
 class Clip:
-    """A game from its start. Frame ``t`` shows it after ``t`` agent steps.
+    """A recorded game; frame ``t`` shows it after ``t`` agent steps.
 
     Attributes:
         colours: RGB uint8 [n, 3].
         shape: Height and width of a frame.
         scores: Raw score after each step [steps + 1].
-        over: The game came to its end; else it was cut, here or by its time limit.
+        over: Whether the game came to its end; else it was cut, here or by its time limit.
         counts: How often each colour was shown, in pixels over all frames [n].
         packed: The frames: indices into the colours, each as its difference (exclusive or) to the
             one before, compressed. A minute of a game takes some hundred kilobytes.
@@ -85,7 +85,7 @@ class _Recorder:
         self.last: Indices | None = None
 
     def add(self, screen: NDArray[np.uint8], score: float) -> None:
-        """A step's frame, RGB [H, W, 3], and the score after it."""
+        """Record the frame of a step, RGB [H, W, 3], and the score after it."""
         frame = self._indices(screen)
         change = frame if self.last is None else frame ^ self.last
         self.packed += self.packer.compress(np.ascontiguousarray(change).tobytes())
@@ -94,13 +94,13 @@ class _Recorder:
         self.scores.append(score)
 
     def repeat(self, score: float) -> None:
-        """A step after which there is nothing to see."""
+        """Record a step after which there is no new frame."""
         assert self.last is not None
         self.packed += self.packer.compress(np.zeros_like(self.last).tobytes())
         self.scores.append(score)
 
     def clip(self, over: bool) -> Clip:
-        """What was recorded."""
+        """The clip that was recorded."""
         assert self.last is not None
         colours = _rgb(self.colours).astype(np.uint8)
         packed = bytes(self.packed + self.packer.flush())
@@ -123,7 +123,7 @@ class _Recorder:
 
 
 def _rgb(codes: list[int]) -> NDArray[np.int64]:
-    """0xRRGGBB [n] to RGB [n, 3]."""
+    """Turn codes 0xRRGGBB [n] into RGB [n, 3]."""
     found = np.array(codes, np.int64)
     return np.stack([found >> 16, found >> 8 & 255, found & 255], 1)
 
@@ -132,10 +132,10 @@ def play(player: Chooser, games: GameSequence, game: int, *, seed: int, max_step
     """Play one game on the emulator settings its scores were taken with.
 
     Args:
-        player: Who plays.
-        games: Where the game is from.
+        player: The player.
+        games: The sequence of the game.
         game: Index in the sequence.
-        seed: Of the game; see ``raycl.rl.seeds``.
+        seed: Seed of the game; see ``raycl.rl.seeds``.
         max_steps: Agent steps after which it is cut.
     """
     env: Any = games.make(1, training=False, render=True)

@@ -1,4 +1,4 @@
-"""What one trial on a sequence of games is, finished: the twin of ``training.config``."""
+"""The finished configuration of a trial on games: the twin of ``raycl.training.config``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raycl.training.config import FixedSeeds, Seed
 
 
 class SequenceConfig(BaseModel):
-    """One trial, as ``rl.sequence.SequenceRun`` takes it. JSON-able.
+    """One trial, as ``raycl.rl.sequence.SequenceRun`` takes it; it can be dumped as JSON.
 
     ``benchmark``, ``method`` and ``network`` hold ``name`` and options; the class found under the
     name validates them.

@@ -1,4 +1,4 @@
-"""Animated GIFs from indexed frames: one palette for all of them, and only what changes is stored.
+"""Animated GIFs from indexed frames: one palette for all, and only changed pixels are stored.
 
 Pillow compresses; the container is written here, because Pillow's own writer keeps every frame in
 memory and gives frames palettes of their own, which makes flat areas flicker.
@@ -19,7 +19,7 @@ Indices = NDArray[np.uint8]
 Timed = tuple[Indices, float]
 
 COLOURS = 255
-"""Colours of a palette; the last of a GIF's 256 stands for "as before"."""
+"""Number of colours of a palette; the last of a GIF's 256 stands for "as before"."""
 
 _AS_BEFORE = 255
 _LOOP_FOR_EVER = b"!\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00"
@@ -31,8 +31,8 @@ class Gif:
     """An animation.
 
     Attributes:
-        data: The file.
-        stride: Every how many steps of the original are frames of it.
+        data: Content of the file.
+        stride: Steps of the original from one frame to the next.
     """
 
     data: bytes
@@ -78,7 +78,7 @@ def fitted(
     Args:
         frames: Stride to frames as ``encode`` takes them.
         palette: See ``encode``.
-        steps: How many steps there are.
+        steps: Number of steps.
         limit: Bytes the file should not exceed.
         most: Frames to begin with at most.
         fewest: Frames below which no more are dropped, whatever the size.
@@ -98,7 +98,7 @@ def _header(frame: Indices, palette: NDArray[np.uint8]) -> bytes:
 
 
 def _patches(frames: Iterable[Timed]) -> Iterator[tuple[Indices, tuple[int, int], int]]:
-    """What each frame changes: (pixels, where (x, y), how long in 1/100 s).
+    """The changed part of each frame: (pixels, place (x, y), duration in 1/100 s).
 
     Ends are rounded, not durations, so that a long animation keeps its pace.
     """
@@ -131,5 +131,5 @@ def _changes(frame: Indices, changed: NDArray[np.bool_]) -> tuple[Indices, tuple
 
 
 def _hundredths(begun: float, ended: float) -> int:
-    """At least 2: browsers show anything shorter for a tenth of a second."""
+    """Duration in 1/100 s, at least 2: browsers show shorter frames for a tenth of a second."""
     return min(max(round(100 * ended) - round(100 * begun), 2), _LONGEST)

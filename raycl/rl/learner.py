@@ -18,12 +18,12 @@ from raycl.rl.ppo import losses, normalised
 
 
 class SequenceLearner(TorchLearner):  # type: ignore[misc]
-    """PPO on the current game, with a method's hooks where the reference has them.
+    """RLlib's learner: PPO on the current game, with the hooks of a method.
 
     ``config.learner_config_dict`` is ``{"config": a SequenceConfig as JSON, "updates": per game}``.
 
     Attributes:
-        method: What is done about forgetting.
+        method: The method against forgetting.
         game: Index of the current game.
         update_index: Updates made on it.
     """
@@ -42,7 +42,7 @@ class SequenceLearner(TorchLearner):  # type: ignore[misc]
 
     @property
     def policy(self) -> Policy:
-        """What is trained."""
+        """The policy that is trained."""
         found: Policy = self._module[DEFAULT_MODULE_ID].policy
         return found
 
@@ -89,7 +89,7 @@ class SequenceLearner(TorchLearner):  # type: ignore[misc]
         self.optimizer.zero_grad(set_to_none=True)
 
     def means(self) -> dict[str, float]:
-        """Means over the minibatches of the last update, and its lr; one read of the device."""
+        """Means over the minibatches of the last update, and its learning rate."""
         names = list(self._sums)
         count = self.trial.train.epochs * self.trial.train.minibatches
         found = torch.stack([self._sums[name] for name in names]) / count
@@ -116,7 +116,7 @@ class SequenceLearner(TorchLearner):  # type: ignore[misc]
     def _create_iterator_if_necessary(
         self, *, training_data: Any, **kwargs: Any
     ) -> Iterator[MultiAgentBatch]:
-        """Minibatches as the reference draws them: a permutation per epoch, the rest dropped.
+        """Draw minibatches as BLIP's code does: a permutation per epoch, the rest is dropped.
 
         RLlib's own iterator leaves the first epoch in order and copies each column in every epoch.
         """

@@ -27,7 +27,7 @@ Curve = Sequence[Sequence[float]]
 
 
 class UndefinedError(ValueError):
-    """What was measured gives this metric no value: a game that was not learnt, or never ended."""
+    """The metric has no value here, because a game was not learnt, or never ended."""
 
 
 def average_performance(R: ArrayLike) -> float:
@@ -92,7 +92,7 @@ def retention(
 
     Args:
         R: The matrix: the points at the ends of games.
-        evaluation: Of each game, the curve of its evaluations; ends of games need not be in it.
+        evaluation: The curve of each game's evaluations; ends of games need not be in it.
         frames: D.
         baseline: b_i, scores of the untrained network; ``None``: 0, the lower reference.
 
@@ -124,7 +124,7 @@ def learning_areas(training: Sequence[Curve], frames: int) -> list[float]:
     as there, and after its last as high as there.
 
     Args:
-        training: Of each game, the curve of its returns in training.
+        training: The curve of each game's returns in training.
         frames: D.
 
     Raises:
@@ -147,7 +147,7 @@ def auc(R: ArrayLike, training: Sequence[Curve], frames: int) -> float:
 
     Args:
         R: The matrix; only its size is used.
-        training: Of each game, the curve of its returns in training.
+        training: The curve of each game's returns in training.
         frames: D.
 
     Raises:
@@ -217,15 +217,15 @@ def compute(
     training: Sequence[Curve] | None = None,
     frames: int | None = None,
 ) -> dict[str, float]:
-    """Every metric that is defined for this many games and for what is given beside R.
+    """Compute every metric that is defined for this many games and for the arguments given.
 
     A metric that raises ``UndefinedError`` is left out.
 
     Args:
         R: The matrix, in percent.
         baseline: Scores of the untrained network; R is then measured above its diagonal, too.
-        evaluation: Of each game, the curve of its evaluations; needs ``frames``.
-        training: Of each game, the curve of its returns in training; needs ``frames``.
+        evaluation: The curve of each game's evaluations; needs ``frames``.
+        training: The curve of each game's returns in training; needs ``frames``.
         frames: Emulator frames that each game was trained on.
 
     Raises:

@@ -12,7 +12,7 @@ from raycl.rl.policy import Policy, build_policy
 
 
 class TaskModule(TorchRLModule):  # type: ignore[misc]
-    """A ``Policy``. Its initial weights depend on nothing but the seed of ``model_config``.
+    """RLlib's module around a ``Policy``; its initial weights depend on the configured seed only.
 
     ``model_config`` is ``{"config": a SequenceConfig as JSON, "init": a seed}``.
     """
@@ -27,5 +27,5 @@ class TaskModule(TorchRLModule):  # type: ignore[misc]
         self.eval()  # for good: nothing in it behaves otherwise while it is trained
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Nothing: actions are sampled, and losses computed, from the policy itself."""
+        """Compute nothing: actions and losses come from the policy itself."""
         return {}

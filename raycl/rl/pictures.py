@@ -1,4 +1,4 @@
-"""Games as they were played, side by side: what is in each tile, and how a sheet of them is drawn.
+"""Sheets of games played side by side: the content of each tile, and how a sheet is drawn.
 
 A sheet is drawn in indices into one palette from the start: 16 greys for text and paper, then the
 games' own colours, which are few, so that nothing is dithered and nothing flickers.
@@ -19,7 +19,7 @@ from raycl.rl.gif import COLOURS, Gif, Indices, Timed, fitted
 
 LEVELS = 16
 PAPER, TILE, FAINT, PLAIN, BRIGHT = 1, 3, 8, 11, 15
-"""Greys by level: behind everything, behind a tile's text, and three for text."""
+"""Grey levels: of the background, behind the text of a tile, and three for text."""
 GAP, LEFT, TOP, HEADER, STRIP = 8, 100, 26, 18, 32
 SCREEN = (210, 160)
 HOLD_S = 2.0
@@ -31,10 +31,10 @@ class Tile:
     """A game on a sheet.
 
     Attributes:
-        clip: How it was played; ``None``: it could not be drawn.
-        caption: Below it, all the time.
-        problem: Why there is no clip.
-        faded: It was not learnt yet: shown in pale colours.
+        clip: The recorded game; ``None``: it could not be drawn.
+        caption: Text below the game, shown all the time.
+        problem: The reason why there is no clip.
+        faded: Whether to use pale colours, because the game was not learnt yet.
     """
 
     clip: Clip | None
@@ -48,10 +48,10 @@ class Sheet:
     """Tiles in rows and columns.
 
     Attributes:
-        title: Above everything.
-        rows: Label of each row; all empty: no room is left for them.
+        title: Text above everything.
+        rows: Label of each row; if all are empty, no room is left for them.
         columns: Label of each column.
-        tiles: By (row, column); others stay empty.
+        tiles: Tiles by (row, column); other places stay empty.
         fps: Agent steps shown per second.
     """
 
@@ -62,7 +62,7 @@ class Sheet:
     fps: float
 
     def gif(self, limit: int) -> Gif:
-        """Its animation: all games from their start, each stopping at its own end.
+        """Encode the animation: all games from their start, each stopping at its own end.
 
         Args:
             limit: Bytes; steps are left out evenly to stay below.
@@ -71,11 +71,11 @@ class Sheet:
 
     @property
     def steps(self) -> int:
-        """Of the longest clip."""
+        """Number of steps of the longest clip."""
         return max((clip.steps for clip in self._clips), default=0)
 
     def frames(self, stride: int) -> Iterator[Timed]:
-        """Every so many steps, and the last one; the same array each time, changed in place."""
+        """Yield every ``stride``-th frame and the last one, in one array, changed in place."""
         canvas = self._blank.copy()
         players = [
             _Painter(canvas, *self._corner(at), tile, *self._tables[at])
@@ -115,7 +115,7 @@ class Sheet:
 
     @cached_property
     def _tables(self) -> dict[tuple[int, int], tuple[Indices, Indices]]:
-        """Of each tile: a clip's colours to the palette, while it runs and when it is over."""
+        """Palette index of each tile's colours, while its clip runs and when it is over."""
         empty = np.zeros(0, np.uint8)
         found = {}
         for at, tile in self.tiles.items():
@@ -146,7 +146,7 @@ class Sheet:
 
     @cached_property
     def _blank(self) -> Indices:
-        """Everything that never changes."""
+        """Draw everything that never changes."""
         bottom, right = self._corner((len(self.rows), len(self.columns)))
         canvas = np.full((bottom, right), PAPER, np.uint8)
         height, width = self._screen
@@ -227,7 +227,7 @@ def _grey(colours: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _faded(colours: NDArray[np.uint8], faded: bool) -> NDArray[np.uint8]:
-    """Half way to a light grey, if asked for."""
+    """Mix colours half with a light grey, if ``faded``."""
     if not faded:
         return colours
     grey = 0.5 * _grey(colours)[:, None] + 80
@@ -245,7 +245,7 @@ def _width(text: str, size: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _text(text: str, size: int, ink: int, paper: int, width: int) -> Indices:
-    """Letters as levels of grey; smaller if they would be wider than ``width``."""
+    """Draw letters in levels of grey, smaller if they would be wider than ``width``."""
     while size > 7 and _width(text, size) > width:
         size -= 1
     image = Image.new("L", (max(1, min(_width(text, size), width)), size + 5), 0)
@@ -265,7 +265,7 @@ def _write(
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of words that fit a width."""
+    """Break a text into lines that fit a width."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

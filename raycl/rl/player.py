@@ -1,4 +1,4 @@
-"""Who plays when a policy is scored or drawn."""
+"""The player: a policy that plays games to be scored or drawn."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Player:
     """A policy playing some games side by side, each on a seed.
 
     Args:
-        policy: What plays.
+        policy: The policy.
         how: ``greedy``: the most probable action; ``sampled``: one drawn as in training, with a
             generator for each game, so that a game is the same whichever others are beside it.
-        seeds: Of the games.
+        seeds: Seeds of the games.
     """
 
     def __init__(self, policy: Policy, how: Actions, seeds: Sequence[int]) -> None:
@@ -30,12 +30,12 @@ class Player:
 
     @torch.no_grad()
     def actions(self, obs: Tensor, game: int, rows: Sequence[int] | None = None) -> Tensor:
-        """Actions int64 (B,).
+        """Choose actions, int64 (B,).
 
         Args:
             obs: uint8 (B, C, H, W).
             game: Index in the sequence.
-            rows: Which of the games these observations are of; all of them by default.
+            rows: Indices of the games that these observations are from; by default all.
         """
         if self.how == "greedy":
             return self.policy.greedy(obs, game)

@@ -1,4 +1,4 @@
-"""What plays: one trunk for all games, and for each game a head that acts and one that values.
+"""The policy: one trunk for all games, and for each game a head for actions and one for values.
 
 Plain torch: the same module samples on RLlib's env runners, learns, is scored, and is drawn.
 """
@@ -19,9 +19,9 @@ from raycl.training.weights import build_network
 ACTOR_GAIN = 0.01
 CRITIC_GAIN = 1.0
 DORMANT = 0.025
-"""Share of its layer's mean activation that a dormant unit does not exceed."""
+"""Share of a layer's mean activation up to which a unit counts as dormant."""
 CHUNK = 250
-"""Observations at a time; more only take more memory."""
+"""Number of observations at a time; a larger one only takes more memory."""
 
 
 class Policy(nn.Module):
@@ -34,7 +34,7 @@ class Policy(nn.Module):
 
     Args:
         trunk: Float images (B, C, H, W) in 0..1 to features (B, F).
-        num_actions: Of each game: how wide its actor is.
+        num_actions: Actions of each game, the width of its actor.
     """
 
     def __init__(self, trunk: Backbone, num_actions: Sequence[int]) -> None:
@@ -54,13 +54,13 @@ class Policy(nn.Module):
         return tuple(len(head.bias) for head in self.actors)  # type: ignore[arg-type]
 
     def train(self, mode: bool = True) -> Policy:
-        """Stays in eval mode, whatever is asked for; see the class."""
+        """Stay in eval mode, whatever is asked for; see the class."""
         if self.training:
             super().train(False)
         return self
 
     def features(self, obs: Tensor) -> Tensor:
-        """The trunk.
+        """Compute the features of the trunk.
 
         Args:
             obs: uint8 (B, C, H, W), as the emulator gives them.
@@ -76,7 +76,7 @@ class Policy(nn.Module):
         return features
 
     def heads(self, features: Tensor, game: int) -> tuple[Tensor, Tensor]:
-        """What one game's heads say.
+        """Compute the answers of one game's heads.
 
         Args:
             features: (B, F).
@@ -126,7 +126,7 @@ class Policy(nn.Module):
 
 
 def build_policy(config: SequenceConfig) -> Policy:
-    """The untrained policy of a trial, weights drawn from torch's global generator.
+    """Build the untrained policy of a trial, with weights from torch's global generator.
 
     Args:
         config: ``benchmark``, ``network`` and ``tasks`` are used; one pair of heads for each game.
@@ -142,7 +142,7 @@ def build_policy(config: SequenceConfig) -> Policy:
 
 @torch.no_grad()
 def plasticity(policy: Policy, observations: Tensor) -> dict[str, float]:
-    """Numbers of a trunk on a batch of observations.
+    """Measure how plastic a trunk still is, on a batch of observations.
 
     With a_u the mean absolute activation of a unit (of a channel, over positions) after a ReLU, and
     m the mean of a_u over its layer, over the units of all layers:
@@ -156,7 +156,7 @@ def plasticity(policy: Policy, observations: Tensor) -> dict[str, float]:
         feature_norm: mean Euclidean norm of an observation's features
 
     Args:
-        policy: Its trunk's ReLU modules are looked at; without any, its features alone.
+        policy: The policy; the ReLU modules of its trunk count, or else its features alone.
         observations: uint8 (n, C, H, W).
     """
     sums: list[Tensor] = []

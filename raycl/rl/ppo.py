@@ -42,8 +42,8 @@ class PPOConfig(BaseModel):
     minibatches: int = Field(8, ge=1, description="per epoch; what is left over is dropped")
     epochs: int = Field(4, ge=1, description="passes over each rollout")
     gamma: float = Field(0.99, ge=0, le=1, description="discount")
-    gae_lambda: float = Field(0.95, ge=0, le=1, description="of the advantages")
-    clip: float = Field(0.1, gt=0, description="of the ratio and of the value's change")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="lambda of the advantages")
+    clip: float = Field(0.1, gt=0, description="bound of the ratio and of the value's change")
     value_coef: float = Field(0.5, ge=0, description="weight of the value loss, which has a 1/2")
     entropy_coef: float = Field(0.01, ge=0, description="weight of the entropy")
     max_grad_norm: float = Field(0.5, gt=0, description="bound on the norm of all gradients")
@@ -112,7 +112,7 @@ def normalised(advantages: Array) -> Array:
 def losses(
     policy: Policy, game: int, batch: Mapping[str, Tensor], config: PPOConfig
 ) -> dict[str, Tensor]:
-    """The loss of a minibatch and its parts; no value of a tensor is read.
+    """Compute the loss of a minibatch and its parts, without reading a value from the device.
 
     With r = pi(a|s) / pi_old(a|s), A the normalised advantages, R = A_raw + V_old, c the clip:
 
@@ -121,8 +121,8 @@ def losses(
         loss = policy_loss + value_coef value_loss - entropy_coef entropy
 
     Args:
-        policy: With gradients, as far as it is to learn.
-        game: Whose heads.
+        policy: The policy, with gradients as far as it is to learn.
+        game: The game whose heads are used.
         batch: ``obs`` uint8 (B, C, H, W), ``actions`` int64 (B,); and float32 (B,), from when the
             rollout was played, ``log_probs``, ``values`` (V_old), ``advantages`` (normalised over
             the whole rollout) and ``returns`` (R).

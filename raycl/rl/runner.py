@@ -1,4 +1,4 @@
-"""Plays games: whole rollouts as arrays, and whole games for scores.
+"""The env runner, which plays games: rollouts as arrays, and whole games for scores.
 
 RLlib's own runner builds an episode object from every step. Here a rollout is a few arrays, filled
 in place, which halves the time that is not the emulator's or the network's.
@@ -27,7 +27,7 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Weights:
-    """A policy's state, and which one it is.
+    """A policy's state with its version.
 
     Attributes:
         version: Increases whenever the weights change.
@@ -38,7 +38,7 @@ class Weights:
     state: Any
 
     def load(self) -> dict[str, torch.Tensor]:
-        """The state."""
+        """The state itself, fetched if it is in the object store."""
         state = self.state
         found: dict[str, torch.Tensor] = (
             ray.get(state) if isinstance(state, ray.ObjectRef) else state
@@ -48,10 +48,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Order:
-    """What a runner plays next. It says everything, so a runner may be new, late or restarted.
+    """An order to a runner; it is complete, so the runner may be new, late or restarted.
 
     Attributes:
-        weights: Of the policy.
+        weights: Weights of the policy.
         game: Index in the sequence.
         update: Updates made on this game so far; seeds a runner that has to start the game anew.
         session: Distinct for each start of a game and each restore; a runner that sees a new one
@@ -66,14 +66,14 @@ class Order:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What a runner collected.
+    """A rollout that a runner collected.
 
     Attributes:
         worker: The runner's index.
         arrays: ``obs`` uint8 (T N, C, H, W), ``actions`` int64, ``log_probs``, ``values``,
             ``advantages`` and ``returns`` float32, each (T N,).
         scores: Raw scores of the games that ended meanwhile.
-        lengths: Their agent steps.
+        lengths: Agent steps of those games.
     """
 
     worker: int
@@ -121,12 +121,12 @@ class ArrayEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]
 
     @property
     def policy(self) -> Policy:
-        """The policy it plays with."""
+        """The policy that the runner plays with."""
         found: Policy = self.module.policy
         return found
 
     def collect(self, order: Order) -> Rollout:
-        """One rollout of the current game, with the advantages."""
+        """Play one rollout of the current game, and compute the advantages."""
         self._load(order.weights)
         if self._at != order.session:
             self._start(order)
@@ -164,7 +164,7 @@ class ArrayEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]
         return Rollout(self.worker_index, arrays, scores, lengths)
 
     def evaluate(self, weights: Weights, jobs: list[Job]) -> list[tuple[Job, list[float]]]:
-        """Raw scores of full games, one for each seed."""
+        """Play full games, one for each seed, and return their raw scores."""
         self._load(weights)
         return [(job, self._scores(job)) for job in jobs]
 
@@ -176,7 +176,7 @@ class ArrayEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]
             self._version = weights.version
 
     def _start(self, order: Order) -> None:
-        """The game from its first frame, on seeds that no other start of it has."""
+        """Start the game from its first frame, on seeds that no other start of it has."""
         self.env.set_task(order.game)
         first = max(0, self.worker_index - 1) * self.num_envs
         data_seed, count = self.config.env_config["seed"], first + self.num_envs

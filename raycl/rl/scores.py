@@ -1,4 +1,4 @@
-"""What a run on a sequence of games has scored: matrices, curves, and what follows from them."""
+"""The scores of a run on a sequence of games: matrices, curves, and the metrics of them."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ class Scores:
         self.training: dict[str, Curve] = {game: [] for game in games}
 
     def keep(self, index: int) -> None:
-        """Begin a row with what was there: earlier games as before, later ones as untrained."""
+        """Begin a row: earlier games score as before, later ones as the untrained network."""
         for matrix in (self.test, self.validation):
             matrix[index, :index] = matrix[index - 1, :index] if index else math.nan
         self.test[index, index + 1 :] = self.untrained[index + 1 :]
 
     def normalised(self, scores: Matrix) -> Matrix:
-        """Percent of the reference; the last axis is the game."""
+        """Turn raw scores into percent of the reference; the last axis is the game."""
         low, high = (np.array(values) for values in zip(*self.references, strict=True))
         percent: Matrix = 100 * (scores - low) / (high - low)
         return percent
 
     def percent(self, game: int, score: float) -> float:
-        """One raw score in percent."""
+        """Turn one raw score into percent."""
         low, high = self.references[game]
         return 100 * (score - low) / (high - low)
 

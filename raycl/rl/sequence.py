@@ -1,4 +1,4 @@
-"""One trial on a sequence of games: the twin of ``training.Run``, stepped in the same way.
+"""One trial on a sequence of games: the twin of ``raycl.training.run.Run``, stepped the same way.
 
 ``advance`` makes some updates of PPO, moves on to the next game, and fills a row of ``R`` at a
 game's end. Needs Ray: the games may be played in processes of their own.
@@ -29,9 +29,9 @@ from raycl.training.randomness import Randomness, Seeds
 from raycl.training.run import Row
 
 ROWS_PER_GAME = 200
-"""Rows that a game's training is reported in, if it has as many updates."""
+"""Number of rows in which a game's training is reported, if it has as many updates."""
 RECENT = 100
-"""Training games that the reported return is the mean of."""
+"""Number of training games whose mean is the reported return."""
 
 
 class SequenceRun:
@@ -39,7 +39,7 @@ class SequenceRun:
 
     Args:
         config: The finished trial configuration.
-        device: Of the learner: ``"cpu"`` or ``"cuda"``.
+        device: Device of the learner: ``"cpu"`` or ``"cuda"``.
         env_runners: Processes that play; 0: this one.
 
     Attributes:
@@ -103,7 +103,7 @@ class SequenceRun:
         return dict(self._last)
 
     def advance(self) -> Row:
-        """Some updates; at a game's end also what follows.
+        """Make some updates; at the end of a game, also finish that.
 
         Returns:
             A flat row of numbers and short strings; the last one also holds ``result``.
@@ -130,7 +130,7 @@ class SequenceRun:
         return dict(row)
 
     def result(self) -> dict[str, Any]:
-        """Everything the run says, as plain JSON: matrices, metrics, curves, cost, seeds."""
+        """The result of the run as plain JSON: matrices, metrics, curves, cost, seeds."""
         found = self.scores.as_dict(self.benchmark.config.evaluation.episodes) | {
             "cost": self.costs.totals() | {"frames": float(self.progress)},
             "tasks": list(self.games),
@@ -139,13 +139,13 @@ class SequenceRun:
         return found | ({"histograms": self.histograms} if self.histograms else {})
 
     def close(self) -> None:
-        """End all processes that play."""
+        """End all processes that play games."""
         self.algorithm.stop()
 
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on: tensors and plain values only.
+        """The state from which a run goes on: tensors and plain values only.
 
         The games in progress are not part of it: after a restore they start anew, so that a run
         that was stopped inside a game equals another only in distribution. At the end of a game it
@@ -167,7 +167,7 @@ class SequenceRun:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore, in a run that was just built from the same configuration.
+        """Restore a state, in a run that was just built from the same configuration.
 
         Raises:
             ValueError: The state is of another sequence, or of another configuration.
@@ -189,7 +189,7 @@ class SequenceRun:
         self.random.load_state_dict(state["random"])
 
     def policy_state(self) -> dict[str, Any]:
-        """The policy after the last finished game, and how it scored: what pictures need."""
+        """The policy after the last finished game and its scores, from which GIFs are drawn."""
         row = self.game - 1
         found = {"score": self.scores.test, "normalised": self.scores.normalised(self.scores.test)}
         return {
@@ -237,7 +237,7 @@ class SequenceRun:
         self.algorithm.begin_game(self.game)
 
     def _train(self) -> Row:
-        """Updates up to the next row."""
+        """Make the updates up to the next row."""
         every = self.benchmark.config.evaluation.every or self.updates
         step = -(-self.updates // ROWS_PER_GAME)
         stops = (self.update - self.update % step + step, self.update - self.update % every + every)
@@ -313,7 +313,7 @@ class SequenceRun:
     # ------------------------------------------------------------------ scores
 
     def _evaluate(self, game: int, fill: bool) -> Row:
-        """Score the games seen so far, or all of them; into ``R`` at a game's end."""
+        """Score the games seen so far, or all of them; at a game's end, write them into ``R``."""
         evaluation = self.benchmark.config.evaluation
         separate = self.algorithm.learner.method.separate
         seen = range(game if separate else 0, game + 1)
@@ -334,7 +334,7 @@ class SequenceRun:
         return row
 
     def _consolidation_cost(self, game: int, before: dict[str, torch.Tensor]) -> Row:
-        """Percent lost on a game by its end itself: BLIP rounds; others change nothing."""
+        """Percent lost on a game by the method's work at its end, such as BLIP's rounding."""
         after = self.algorithm.learner.policy.state_dict()
         if all(torch.equal(after[name], value) for name, value in before.items()):
             return {}
@@ -347,7 +347,7 @@ class SequenceRun:
     def _play(
         self, games: Any, purpose: int, state: Mapping[str, torch.Tensor] | None = None
     ) -> dict[int, float]:
-        """Mean raw score of each game, on the same seeds whenever it is asked for."""
+        """Play for the mean raw score of each game, on the same seeds every time."""
         evaluation = self.benchmark.config.evaluation
         validating = purpose == VALIDATION
         count = evaluation.validation_episodes if validating else evaluation.episodes

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 import optuna
 import ray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.trial import TrialState
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
@@ -27,8 +30,14 @@ from raycl.sweep.spaces import Space
 from raycl.sweep.stage import Stage
 from raycl.tracking.journal import Journal
 
+SAMPLERS = {"optuna": optuna.samplers.TPESampler, "optuna_gp": optuna.samplers.GPSampler}
+ATTEMPTS = 5
+"""So often Optuna is asked for something that was not tried before a point is drawn instead."""
 
-def search_adaptively(sweep: Sweep, stage: Stage, outcomes: Outcomes, tasks: int) -> None:
+
+def search_adaptively(
+    sweep: Sweep, stage: Stage, outcomes: Outcomes, tasks: int, say: Callable[[str], None]
+) -> None:
     """Run what is left of the search of every group.
 
     A continued search tells Optuna every outcome there is and proposes the unfinished
@@ -39,6 +48,7 @@ def search_adaptively(sweep: Sweep, stage: Stage, outcomes: Outcomes, tasks: int
         stage: Runs the trials.
         outcomes: Of the sweep so far.
         tasks: Tasks of a search trial.
+        say: Prints one line.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     proposals = Proposals(outcomes.directory.parent / "proposals.jsonl")
@@ -52,7 +62,12 @@ def search_adaptively(sweep: Sweep, stage: Stage, outcomes: Outcomes, tasks: int
                 share = max(1.0, left / (len(searched) - i))
             else:
                 share = None
-            _search_group(sweep, group, stage, outcomes, proposals, tasks, share)
+            tried = _search_group(sweep, group, stage, outcomes, proposals, tasks, share)
+            if tried is not None:
+                what = (
+                    f"search of {group.method} on {group.benchmark}: its space has {tried} points"
+                )
+                say(f"{what}, all tried; num_samples: {sweep.search.num_samples} asks for more")
     finally:
         stage.hub.listeners.remove(proposals)
 
@@ -65,7 +80,8 @@ def _search_group(
     proposals: Proposals,
     tasks: int,
     time_budget_s: float | None,
-) -> None:
+) -> int | None:
+    """Search one group; how many points its space has, if they were fewer than were asked for."""
     search = sweep.search
     (seed,) = sweep.search_seeds()
     base = replace(expand.search_base(sweep, group), seed=seed)
@@ -76,17 +92,18 @@ def _search_group(
     ]
     left = search.num_samples - len(over)
     if left <= 0:
-        return
+        return None
     known = proposals.of(group)
     searcher = make_searcher(
         base,
         group.spaces,
-        _sampler(search.algorithm, search.seed, len(known)),
+        search.algorithm,
+        _drawn(search.seed, len(known)),
         search.mode,
         [varied for key, varied in known.items() if key not in outcomes][:left],
     )
     for outcome in over:
-        _tell(searcher, outcome, search.metric, group.spaces)
+        _tell(searcher, outcome, search.metric)
     scheduler = sweep.scheduler
     stage.fit_proposed(
         base,
@@ -98,10 +115,11 @@ def _search_group(
         max_concurrent=search.max_concurrent or _slots(base),
         time_budget_s=time_budget_s,
     )
+    return len(searcher.tried) if searcher.exhausted else None
 
 
 class Searcher(OptunaSearch):
-    """Tune's Optuna, with two repairs.
+    """Tune's Optuna, with three repairs.
 
     It takes the last value of a stopped trial for a result. That is the accuracy after fewer tasks,
     which is higher; such a trial counts as pruned here, and one that failed as failed.
@@ -109,24 +127,78 @@ class Searcher(OptunaSearch):
     It drops the step of a quantised logarithmic space. Here Optuna is asked for the number of steps
     of every quantised space, and learns from what was run.
 
+    Optuna proposes again what it has proposed. Here it is asked again, and when that does not help
+    a point that was not tried is drawn; when there is none left, the search is over.
+
     Attributes:
-        quantised: Optuna's name of a parameter that is a number of steps, to its space.
+        base: The plan that proposals are filled into.
+        spaces: Dotted path to search space.
+        distributions: The same in Optuna's words, by its names.
+        generator: Draws points where Optuna repeats itself.
+        tried: Keys of the plans that were proposed or told.
+        exhausted: Whether a proposal was asked for when every point had been tried.
     """
 
-    quantised: Mapping[str, Space]
+    base: TrialPlan
+    spaces: Mapping[str, Space]
+    distributions: Mapping[str, BaseDistribution]
+    generator: np.random.Generator
+    tried: set[str]
+    exhausted: bool
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Tune's hook: ``{"space": {dotted path: value}}``."""
-        proposed = super().suggest(trial_id)
-        if proposed is None:
-            return None
-        values = {
-            path: self.quantised[f"space/{path}"].on_grid(value)
-            if f"space/{path}" in self.quantised
-            else value
-            for path, value in proposed["space"].items()
+        """Tune's hook: ``{"space": {dotted path: value}}``, or ``FINISHED``: nothing is left."""
+        study: Any = self._ot_study
+        for _ in range(ATTEMPTS):
+            proposed = super().suggest(trial_id)
+            if proposed is None:
+                return None
+            values = self._values(proposed["space"])
+            if self._is_new(values):
+                return {"space": values}
+            study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
+        for point in self._points():
+            values = self._values(point)
+            if self._is_new(values):
+                study.enqueue_trial({f"space/{k}": value for k, value in point.items()})
+                super().suggest(trial_id)
+                return {"space": values}
+        self.exhausted = True
+        return self.FINISHED  # type: ignore[return-value]
+
+    def _is_new(self, values: Mapping[str, Any]) -> bool:
+        """Whether a proposal is not of a plan that was tried; from now on it is."""
+        key = expand.fill(self.base, values, self.base.seed, self.base.kind).key
+        new = key not in self.tried
+        self.tried.add(key)
+        return new
+
+    def _values(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Values for a plan of a point as Optuna has it."""
+        return {
+            path: self.spaces[path].on_grid(value) if self.spaces[path].is_quantised else value
+            for path, value in point.items()
         }
-        return {"space": values}
+
+    def _points(self) -> Iterator[dict[str, Any]]:
+        """Every point of the space, from a random one on; one draw stands for an interval."""
+        axes: dict[str, Sequence[Any]] = {}
+        for path, space in self.spaces.items():
+            found = self.distributions[f"space/{path}"]
+            if isinstance(found, CategoricalDistribution):
+                axes[path] = found.choices
+            elif isinstance(found, IntDistribution):
+                axes[path] = range(found.low, found.high + 1)
+            else:
+                axes[path] = (space.draw(self.generator),)
+        total = math.prod(len(axis) for axis in axes.values())
+        start = int(self.generator.random() * total)
+        for i in range(total):
+            index, point = (start + i) % total, {}
+            for path, axis in axes.items():
+                index, at = divmod(index, len(axis))
+                point[path] = axis[at]
+            yield point
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -140,7 +212,8 @@ class Searcher(OptunaSearch):
 def make_searcher(
     base: TrialPlan,
     spaces: Mapping[str, Space],
-    sampler: optuna.samplers.BaseSampler,
+    algorithm: str,
+    drawn: int,
     mode: str,
     first: list[dict[str, Any]],
 ) -> Searcher:
@@ -149,19 +222,23 @@ def make_searcher(
     Args:
         base: The plan that will be filled.
         spaces: Dotted path to search space.
-        sampler: Optuna's.
+        algorithm: ``optuna`` or ``optuna_gp``.
+        drawn: Seed of the sampler, and of what is drawn in its place.
         mode: ``max`` or ``min``.
         first: Dotted path to value: what is proposed first.
     """
     domains = {path: _domain(base, spaces, path) for path in spaces}
+    distributions = OptunaSearch.convert_search_space({"space": domains})
     searcher = Searcher(
-        space=OptunaSearch.convert_search_space({"space": domains}),
+        space=distributions,
         metric="score",
         mode=mode,
-        sampler=sampler,
+        sampler=SAMPLERS[algorithm](seed=drawn),
         points_to_evaluate=[_flat(varied, spaces) for varied in first],
     )
-    searcher.quantised = {f"space/{k}": space for k, space in spaces.items() if space.is_quantised}
+    searcher.base, searcher.spaces, searcher.distributions = base, spaces, distributions
+    searcher.generator = np.random.default_rng(drawn)
+    searcher.tried, searcher.exhausted = set(), False
     return searcher
 
 
@@ -185,20 +262,17 @@ def _flat(varied: Mapping[str, Any], spaces: Mapping[str, Space]) -> dict[str, A
     }
 
 
-def _sampler(algorithm: str, seed: int, proposed: int) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler; one that goes on must not draw again what was drawn before."""
-    drawn = int(np.random.SeedSequence([seed, proposed]).generate_state(1)[0])
-    if algorithm == "optuna_gp":
-        return optuna.samplers.GPSampler(seed=drawn)
-    return optuna.samplers.TPESampler(seed=drawn)
+def _drawn(seed: int, proposed: int) -> int:
+    """Seed of a searcher; one that goes on must not draw again what was drawn before."""
+    return int(np.random.SeedSequence([seed, proposed]).generate_state(1)[0])
 
 
-def _tell(
-    searcher: OptunaSearch, outcome: Outcome, metric: str, spaces: Mapping[str, Space]
-) -> None:
+def _tell(searcher: Searcher, outcome: Outcome, metric: str) -> None:
+    """Tell of a trial that is over, which is not proposed again."""
+    searcher.tried.add(outcome.key)
     finished = outcome.status == "finished"
     searcher.add_evaluated_point(
-        _flat(outcome.varied, spaces),
+        _flat(outcome.varied, searcher.spaces),
         select.value(outcome, metric) if finished else None,  # type: ignore[arg-type]
         error=outcome.status == "error",
         pruned=outcome.status == "stopped-early",

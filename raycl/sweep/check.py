@@ -280,12 +280,25 @@ class _Checked:
             raise self.error(("report", "upper_bound"), what, "leave it out")
         if self.sweep.published is None:
             return
+        self._in_full(self.sweep.published.in_full, self.sweep.resolved(), ("published", "in_full"))
         for key, numbers in (self.sweep.published.model_extra or {}).items():
             self._published_key(key)
             for path, label, valid_labels in self._published_labels(key, numbers, methods):
                 if label not in valid_labels:
                     what = f"no method or benchmark has the label '{label}'"
                     raise self.error(path, what, nearest(label, valid_labels))
+
+    def _in_full(self, wanted: Mapping[str, Any], tree: Any, path: KeyPath) -> None:
+        """Every key of ``in_full`` is one of the sweep file's own, but for those with ``null``."""
+        for key, value in wanted.items():
+            if key not in tree and value is None:
+                continue  # left at its default
+            if key not in tree:
+                raise self.error(
+                    (*path, key), f"the sweep has no '{key}' there", nearest(key, tree)
+                )
+            if isinstance(value, Mapping) and isinstance(tree[key], Mapping):
+                self._in_full(value, tree[key], (*path, key))
 
     def _published_key(self, key: str) -> None:
         """``METRIC``, ``READOUT/METRIC``, or what else the kind has numbers of."""

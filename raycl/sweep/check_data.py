@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ from raycl.benchmarks.base import Stream, StreamInfo
 from raycl.datasets.base import Dataset
 from raycl.datasets.left_out import LeftOut
 from raycl.errors import UserError
-from raycl.networks.base import Tensors, weights_of
+from raycl.networks.base import Tensors, from_hubs, weights_of
 from raycl.rl.benchmarks.base import build_games
 from raycl.sweep.blocks import place, weights_in
-from raycl.sweep.expand import benchmark_configs, canonical, fill, first_values, groups
+from raycl.sweep.expand import benchmark_configs, canonical, each_value, fill, groups
 from raycl.sweep.model import Sweep
 from raycl.sweep.source import undotted
-from raycl.sweep.spaces import Space
 from raycl.training.check import check_batches, load_from_hub, try_out
 from raycl.training.randomness import Seeds
 from raycl.training.run import build_benchmark
@@ -91,16 +90,16 @@ def read_weights(sweep: Sweep) -> dict[str, Tensors]:
 
 
 def _check_games(sweep: Sweep) -> None:
-    """Weights that networks for games start from."""
+    """Weights that networks for games start from, those of a hub included."""
     for index, config in enumerate(benchmark_configs(sweep)):
         shape = build_games(config).input_shape
         for group in groups(sweep):
             if group.benchmark != config["label"]:
                 continue
-            for values in _each_value(group.spaces):
+            for values in each_value(group.spaces):
                 trial = fill(group.base, values, 0, "").config
                 try:
-                    if weights_of(trial["network"]) is not None:
+                    if weights_of(trial["network"]) or [*from_hubs(trial["network"])]:
                         build_network(trial["network"], shape)
                         _check_hashed(trial)
                 except UserError as error:
@@ -123,7 +122,7 @@ def _check_trials(sweep: Sweep, index: int, label: str, stream: Stream) -> None:
     for group in groups(sweep):
         if group.benchmark != label:
             continue
-        for values in _each_value(group.spaces):
+        for values in each_value(group.spaces):
             config = fill(group.base, values, 0, "").config
             try:
                 check_batches(config, images)
@@ -139,15 +138,6 @@ def _check_trials(sweep: Sweep, index: int, label: str, stream: Stream) -> None:
                 _check_hashed(config)
             except UserError as error:
                 raise _in_trial(sweep, index, group.index, config, error) from error
-
-
-def _each_value(spaces: Mapping[str, Space]) -> Iterator[dict[str, Any]]:
-    """Values to try: each space in turn takes each of its representatives."""
-    first = first_values(spaces)
-    yield first
-    for path, space in spaces.items():
-        for _, value in space.representatives()[1:]:
-            yield first | {path: value}
 
 
 def _in_trial(

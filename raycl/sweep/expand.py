@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -322,6 +322,15 @@ def canonical(value: Any) -> str:
 def first_values(spaces: Mapping[str, Space]) -> dict[str, Any]:
     """One value for each space."""
     return {path: space.representatives()[0][1] for path, space in spaces.items()}
+
+
+def each_value(spaces: Mapping[str, Space]) -> Iterator[dict[str, Any]]:
+    """Values to try: each space in turn takes each of its representatives."""
+    first = first_values(spaces)
+    yield first
+    for path, space in spaces.items():
+        for _, value in space.representatives()[1:]:
+            yield first | {path: value}
 
 
 def _defaults(group: Group) -> Blocks:

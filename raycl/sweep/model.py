@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from raycl.errors import nearest
 from raycl.secrets import concealed, masked
 from raycl.sweep import kinds
 from raycl.sweep.source import Source
@@ -26,8 +27,6 @@ NO_PBT = (
     "another configuration in mid-stream, so the result is no run of any configuration"
 )
 Number = float | int | None
-Printed = Number | dict[str, Number]
-"""A published number, or several, by the revision in which each was printed, the newest first."""
 THEIRS = re.compile(r"(?i)(mlflow\.db.*|mlruns|mlartifacts|artifacts)\Z")
 """Names in the runs folder that no sweep may have, on file systems that ignore case, too."""
 DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?\Z")
@@ -209,10 +208,15 @@ class Checkpoint(_Model):
 
 
 class Tracking(_Model):
-    """Where runs are tracked."""
+    """Where runs are tracked, and whether with pictures."""
 
     uri: str | None = Field(
         None, description="MLflow; default: MLFLOW_TRACKING_URI, else SQLite under the runs folder"
+    )
+    pictures: bool = Field(
+        True,
+        description="false: no drawn matrices and no images of methods in MLflow, which is cheaper "
+        "for large sweeps; numbers and tables are all there",
     )
 
 
@@ -231,19 +235,59 @@ class Report(_Model):
     )
 
 
+class Figure(_Model):
+    """A published mean with its spread, or a value that was read off a plot."""
+
+    mean: float = Field(description="what is printed")
+    std: float | None = Field(None, ge=0, description="standard deviation over runs")
+    n: int | None = Field(None, ge=1, description="number of runs")
+    error: float | None = Field(None, ge=0, description="of a value that was read off a plot")
+    source: str | None = Field(None, description="if it is another one than that of all")
+
+
+Cell = Annotated[Figure | Number, Field(union_mode="left_to_right")]
+Printed = Annotated[Figure | Number | dict[str, Cell], Field(union_mode="left_to_right")]
+"""What is published of one method: one figure, or one for each revision, the newest first."""
+
+
 class Published(BaseModel):
     """Numbers others printed, shown beside ours.
 
     Further keys are ``METRIC`` (of the benchmark's primary readout) or ``READOUT/METRIC``; each
     maps method labels to numbers, or benchmark labels to such mappings. ``null``: not printed.
-    Where revisions of the source differ, ``{REVISION: NUMBER, ...}`` stands for a number.
+    ``{mean: 69.9, std: 0.2, n: 3}`` stands for a number whose spread is known, too. Where revisions
+    of the source differ, ``{REVISION: NUMBER, ...}`` stands for a number.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    __pydantic_extra__: dict[str, dict[str, Printed | dict[str, Printed]]] = Field(init=False)
+    __pydantic_extra__: dict[
+        str, dict[str, Annotated[Printed | dict[str, Printed], Field(union_mode="left_to_right")]]
+    ] = Field(init=False)
 
     source: str = Field(description="where they are printed, e.g. 'arXiv 2105.04444, table 1'")
     note: str | None = Field(None, description="what differs from our set-up")
+    in_full: dict[str, Any] = Field(
+        {}, description="part of the sweep file that a run in full has; null: left at its default"
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        """A mapping with a mean is a figure, and revisions are called otherwise."""
+        for numbers in (self.model_extra or {}).values():
+            for value in (*numbers.values(), *_inner(numbers)):
+                if isinstance(value, dict) and "mean" in value:
+                    wrong = next(name for name in value if name not in Figure.model_fields)
+                    raise ValueError(
+                        f"a figure has no '{wrong}'; {nearest(wrong, Figure.model_fields)}"
+                    )
+        return self
+
+
+def _inner(numbers: dict[str, Any]) -> list[Any]:
+    """What stands one level deeper: by method, where numbers are by benchmark."""
+    return [
+        cell for value in numbers.values() if isinstance(value, dict) for cell in value.values()
+    ]
 
 
 class Sweep(_Model):

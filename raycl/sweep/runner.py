@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from raycl.atomic import Damaged
 from raycl.datasets.base import Dataset
 from raycl.errors import NO_ROOM, UserError
 from raycl.secrets import redact
-from raycl.sweep import cluster, expand, local, made, select, signals, spec
+from raycl.sweep import cluster, expand, local, made_of, select, signals, spec
 from raycl.sweep.expand import Preview, TrialPlan
 from raycl.sweep.folder import HASH, TRIALS, SweepFolder, runs_root
 from raycl.sweep.made_of import MadeOf
@@ -206,13 +207,15 @@ class Execution:
         return []
 
     def _accept(self, now: MadeOf) -> None:
-        """Refuse to go on with other code or data than the sweep was begun with.
+        """Refuse to go on with other code, data or weights of a hub than the sweep was begun with.
 
         Raises:
             UserError: They differ, and that was not accepted.
         """
-        self.made_of = now
         before = self.folder.made_of()
+        if before is not None and self.folder.begun and not before.weights:
+            now = replace(now, weights={})  # begun by a raycl that did not record them
+        self.made_of = now
         changed = now.changes(before) if before is not None else []
         if changed and self.folder.begun and not self.accept_changes:
             what = f"'{self.sweep.name}' was begun with other code or data: {', '.join(changed)}"
@@ -294,10 +297,10 @@ class Execution:
         for line in provenance.lines():
             self._say(line)
         assert self.made_of is not None
-        made_of = {"made_of": self.made_of.key}
+        key = {"made_of": self.made_of.key}
 
         def tags(plan: TrialPlan) -> dict[str, str]:
-            return provenance.tags(plan) | made_of
+            return provenance.tags(plan) | key
 
         # an outcome is tracked
         hub = Hub([Tracked(tracker, relative, tags), Recorder(self.outcomes, tags)])
@@ -310,8 +313,8 @@ class Execution:
             mode=sweep.search.mode,
             execution=uuid.uuid4().hex,
             variables=cluster.hidden(self.address),
-            made={"code": made.code(), "data": made.data(data)},
-            code=self.made_of.code,
+            made=made_of.driver(data),
+            made_of=self.made_of,
         )
         retries, grace_s = sweep.failures.max_retries, sweep.checkpoint.grace_s
         scratch, weights = folder / "tune" / "last", spec.read_weights(sweep)
@@ -349,7 +352,7 @@ class Execution:
                     time_budget_s=search.time_budget,
                 )
             else:
-                search_adaptively(self.sweep, stage, self.outcomes, tasks)
+                search_adaptively(self.sweep, stage, self.outcomes, tasks, self._say)
         chosen = select.winners(self.outcomes.all(), search.metric, search.mode, search.seeds)
         chosen |= self.folder.winners() or {}  # of a search that was opened again: they stay
         self.folder.record_winners(chosen)

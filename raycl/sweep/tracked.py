@@ -106,4 +106,5 @@ def sweep_record(
         resolved=sweep.resolved(),
         kind=sweep.kind.name,
         tags=dict(tags or {}),
+        pictures=sweep.tracking.pictures,
     )

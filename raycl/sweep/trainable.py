@@ -24,13 +24,12 @@ from ray.exceptions import RayError, RayTaskError
 
 from raycl.datasets.base import Dataset
 from raycl.errors import NO_ROOM
-from raycl.networks.base import Tensors
+from raycl.networks.base import LOADED, Tensors
 from raycl.secrets import adopt, redact
 from raycl.sweep import kinds
 from raycl.sweep.cluster import GB
 from raycl.sweep.expand import TrialPlan, plan_of
-from raycl.sweep.made import MADE, machine
-from raycl.sweep.made_of import changed_since
+from raycl.sweep.made_of import MADE, MadeOf, process
 from raycl.sweep.parking import Parking
 from raycl.sweep.shown import Row
 from raycl.sweep.storage import LEASE
@@ -53,8 +52,8 @@ class Settings:
         mode: ``max`` or ``min``.
         execution: Id of this invocation of the sweep, see ``Parking``; empty: nobody will ask.
         variables: Set in the trial's process; see ``cluster.hidden``.
-        made: What the driver knows of what results are made with; see ``made``.
-        code: What own code the sweep is made of, see ``made_of.MadeOf``.
+        made: What the driver knows of what results are made of; see ``made_of``.
+        made_of: What the sweep is made of; ``None``: whatever it is now.
     """
 
     storage: str
@@ -65,7 +64,7 @@ class Settings:
     execution: str = ""
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     made: Mapping[str, str] = field(default_factory=dict)
-    code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    made_of: MadeOf | None = None
 
 
 def trial(
@@ -139,18 +138,29 @@ def _train(
     with kept():
         if settings.execution and not store.fs.exists(lease):
             raise Unkept(f"{settings.storage} is not one folder for all nodes")
+    LOADED.clear()  # of another trial
     run = kind.build(plan.config, data, device, plan.resources, weights)
-    if changed := changed_since(settings.code, plan.config):
-        raise Unkept(f"{', '.join(changed)} changed since the sweep was started")
+    _check_made_of(settings, plan)
     try:
-        _advance(run, kind, store, settings, device)
+        _advance(run, kind, store, settings, device, plan)
     finally:
         if kind.close is not None:
             kind.close(run)
 
 
+def _check_made_of(settings: Settings, plan: TrialPlan) -> None:
+    """Nothing may be mixed with results of other code, or of other weights from a hub."""
+    if settings.made_of and (changed := settings.made_of.changed(plan.config)):
+        raise Unkept(f"{', '.join(changed)} changed since the sweep was started")
+
+
 def _advance(
-    run: Any, kind: kinds.Kind, store: CheckpointStore, settings: Settings, device: str
+    run: Any,
+    kind: kinds.Kind,
+    store: CheckpointStore,
+    settings: Settings,
+    device: str,
+    plan: TrialPlan,
 ) -> None:
     """From the last checkpoint to the end."""
     keeper = Keeper(run, kind, store)
@@ -163,8 +173,10 @@ def _advance(
     try:
         while not run.done:
             row = run.advance()
+            if row["at_task_end"]:  # a task may have built a network
+                _check_made_of(settings, plan)
             if row.get("finished"):
-                row[MADE] = keeper.made = {**settings.made, **machine(device)}
+                row[MADE] = keeper.made = {**settings.made, **process(device)}
             word = parking.look()
             if row["at_task_end"]:
                 keeper.keep(row["task"])  # before what says it is there

@@ -17,7 +17,7 @@ import fsspec
 
 from raycl import datasets
 from raycl.errors import UserError
-from raycl.sweep import cluster, expand, made, spec
+from raycl.sweep import cluster, expand, made_of, spec
 from raycl.sweep.expand import Preview, TrialPlan
 from raycl.sweep.explain import Problem
 from raycl.sweep.folder import SweepFolder, runs_root
@@ -70,8 +70,8 @@ def verify(
         data_root: Where data sets lie.
 
     Returns:
-        0 if every matrix is the same to the last bit, and so are code and data; 1 if not, or if a
-        trial did not finish again; 130 interrupted.
+        0 if every matrix is the same to the last bit, and so are code, data and weights; 1 if not,
+        or if a trial did not finish again; 130 interrupted.
 
     Raises:
         UserError: No such sweep, nothing finished, data that is missing, or Ray does not start.
@@ -102,7 +102,7 @@ def verify(
     for line in noted:
         print(f"not as it was: {line}")
     print(f"{count - differ} of {count} are the same" + (f", {differ} differ" if differ else ""))
-    return int(differ > 0 or any(line.startswith(("code:", "data:")) for line in noted))
+    return int(differ > 0 or any(line.startswith(("code:", "data:", "weights:")) for line in noted))
 
 
 def plan_again(sweep: spec.Sweep, outcome: Outcome) -> TrialPlan:
@@ -137,15 +137,15 @@ def compare(
         error: Why.
 
     Returns:
-        Differences of the matrices; and of code, data, device and versions.
+        Differences of the matrices; and of what they are made of.
     """
-    then = outcome.row.get(made.MADE, {})
+    then = outcome.row.get(made_of.MADE, {})
     changed = []
     if key != outcome.key:
         changed.append("code: options, defaults or a file of a method have changed since")
     if row is None:
         return [f"did not finish again: {error or 'no result'}"], changed
-    changed += made.differences(then, json.loads(json.dumps(row[made.MADE])))
+    changed += made_of.differences(then, json.loads(json.dumps(row[made_of.MADE])))
     old, new = (_plain(result.get("result", {})) for result in (outcome.row, row))
     lines = [
         f"{path} was {a!r}, is {b!r}"
@@ -204,7 +204,7 @@ def _run(
                 metric=sweep.search.metric,
                 mode=sweep.search.mode,
                 variables=cluster.hidden(address),
-                made={"code": made.code(), "data": made.data(data)},
+                made=made_of.driver(data),
             )
             with tempfile.TemporaryDirectory(prefix="raycl-verify-") as scratch:
                 Stage(

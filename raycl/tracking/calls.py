@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raycl.tracking import store
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LIMITS = {"Metric": 1000, "Param": 100, "RunTag": 100}
-"""MLflow's own, per call."""
+"""MLflow's own, per call; together they may be as many as the largest of them."""
 
 REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
 """MLflow's answers that another attempt cannot change."""
@@ -45,19 +45,30 @@ class Calls:
 
         One value that is refused takes no other with it: a refused call is made again in halves.
         """
-        batches: list[list[Item]] = [[]]
-        for kind, same in groupby(items, lambda item: type(item[1]).__name__):
-            rest = list(same)
-            for start in range(0, len(rest), LIMITS[kind]):
-                batch = rest[start : start + LIMITS[kind]]
-                last = {type(value).__name__ for _, value in batches[-1]}
-                if last == {"Metric"} and kind == "RunTag":
-                    batches[-1] += batch
-                else:
-                    batches.append(batch)
-        for batch in batches:
-            if batch:
-                self._batch(run_id, batch)
+        for batch in _batches(items):
+            self._batch(run_id, batch)
+
+    def files(self, run_id: str, line: int, folder: Path) -> None:
+        """Send all files of a folder in one call, under their paths in it.
+
+        One file that is refused takes no other with it: they are sent again, each alone.
+
+        Args:
+            run_id: The run.
+            line: The journal's line that they come from.
+            folder: Where they are.
+        """
+        try:
+            self.client.log_artifacts(run_id, str(folder))
+        except Exception as error:
+            if not self._refused(run_id, error):
+                raise
+            if run_id in self._gone:
+                return
+            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+                path = file.relative_to(folder)
+                where = (run_id, str(file), path.parent.as_posix())
+                self.one(path.as_posix(), line, self.client.log_artifact, *where)
 
     def _batch(self, run_id: str, batch: Sequence[Item]) -> None:
         if run_id in self._gone:
@@ -133,3 +144,17 @@ class Calls:
         if what not in self.named:
             self.named.add(what)
             log.warning("%s; it is kept in the journal", self.refusal)
+
+
+def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """As few batches as MLflow's limits allow; tags, which say how a run ended, come last."""
+    kinds: dict[str, list[Item]] = {"Param": [], "Metric": [], "RunTag": []}
+    for item in items:
+        kinds[type(item[1]).__name__].append(item)
+    while any(kinds.values()):
+        batch: list[Item] = []
+        for kind, rest in kinds.items():
+            room = min(LIMITS[kind], max(LIMITS.values()) - len(batch))
+            batch += rest[:room]
+            del rest[:room]
+        yield batch

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from raycl.tracking import names
+from raycl.tracking.calls import Item
 from raycl.tracking.records import RUN_STATUS, Event
-
-if TYPE_CHECKING:
-    from mlflow.entities import Metric
 
 NOTE = "mlflow.note.content"
 END_TAGS = ("raycl.end", "raycl.error", "raycl.trials", NOTE)
@@ -24,7 +21,8 @@ class Changes:
 
     start: Event | None = None
     start_line: int = 0
-    metrics: list[tuple[int, Metric]] = field(default_factory=list)
+    params: list[Item] = field(default_factory=list)
+    metrics: list[Item] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     status: str | None = None
     ended_ms: int = 0

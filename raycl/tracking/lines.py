@@ -30,6 +30,7 @@ def started(sweep: SweepRecord, tags: Mapping[str, str]) -> Event:
         "resolved": sweep.resolved,
         "tags": {**tags, **sweep.tags},
         "kind": sweep.kind,
+        "pictures": sweep.pictures,
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from raycl.tracking import views
 from raycl.tracking.records import SweepRecord
-from raycl.tracking.words import WORDS
+from raycl.tracking.words import NO_PICTURES, WORDS
 
 KEY_LIMIT, PARAM_LIMIT, TAG_LIMIT, ERROR_LIMIT = 250, 6000, 5000, 5000
 
@@ -68,8 +68,8 @@ def points(row: Mapping[str, Any]) -> dict[str, tuple[int, dict[str, float], int
     """Sort a trial's row onto the axes.
 
     Args:
-        row: The flat row of `training.Run.advance`. Values that end a task count only when
-            ``at_task_end`` is true. An axis whose step the row does not have is left out.
+        row: The flat row of `raycl.training.run.Run.advance`. Values that end a task count only
+            when ``at_task_end`` is true. An axis whose step the row does not have is left out.
 
     Returns:
         axis -> (step, finite values by legal name, how many values were not finite)
@@ -173,6 +173,6 @@ To see fewer runs, paste for example into the search box:
 tags.`raycl.method` = 'finetune' and tags.`raycl.seed` = '0'
 ```
 
-{words.files} The table with
+{words.files if sweep.pictures else NO_PICTURES} The table with
 intervals: `raycl report {sweep.name}`.
 """

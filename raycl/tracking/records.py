@@ -6,7 +6,8 @@ A line is one JSON object with the fields ``event`` (below), ``ms`` (wall clock,
 =========  ====================================================================================
 event      further fields
 =========  ====================================================================================
-sweep      name, sweep_id, note, yaml, resolved, tags, kind (missing: images)
+sweep      name, sweep_id, note, yaml, resolved, tags, kind (missing: images), pictures (missing:
+           true)
 trial      name, tags, params, attempt (1, 2, ...)
 metrics    axis, step, values {name: number}, nonfinite (values dropped in this trial so far)
 pictures   folder (relative: to the journal's), names (of PNG files in it, without suffix)
@@ -52,6 +53,7 @@ class SweepRecord:
         tags: Provenance of the whole sweep (git commit, Ray job, ...); every trial repeats them.
             A key without a dot gets the prefix ``raycl.``.
         kind: Of its trials, a key of ``words.WORDS``.
+        pictures: Whether MLflow gets pictures: those drawn of results, and those that methods make.
     """
 
     name: str
@@ -61,6 +63,7 @@ class SweepRecord:
     resolved: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     kind: str = "images"
+    pictures: bool = True
 
 
 @dataclass(frozen=True)

@@ -236,8 +236,7 @@ def make(uri: str) -> None:
     """
     if kind(uri) != "sqlite":
         return
-    url = make_url(uri)
-    path = Path(url.database or "")
+    path = Path(make_url(uri).database or "")
     if path.exists() and path.stat().st_size:
         return
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
@@ -248,7 +247,7 @@ def make(uri: str) -> None:
             old.unlink(missing_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        draft_uri = url.set(database=str(draft)).render_as_string(hide_password=False)
+        draft_uri = for_mlflow(_sqlite(draft, uri))
         make_store: Any = SqlAlchemyStore
         make_store(draft_uri, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
         if path.exists() and not path.stat().st_size:

@@ -119,7 +119,7 @@ class Tracker:
             self._append([begun(record, self._ledger)])
 
     def trial_row(self, key: str, row: Mapping[str, Any]) -> None:
-        """A row of `training.Run.advance`. Steps and pictures seen before are left out."""
+        """A row of `raycl.training.run.Run.advance`. What was seen before is left out."""
         with self._append_lock:
             events = measured(key, row, self._ledger)
             self._append(events + drawn(key, row, self._storage.get(key, ""), self._ledger))

@@ -57,3 +57,7 @@ over games learned (1...T). `score` is raw, `normalised` is percent of the refer
 drawn in `plots/`; with the curves they are in `results/matrix.json`.""",
 )
 WORDS = {"images": IMAGES, "games": GAMES}
+NO_PICTURES = """Each finished run has its matrices under *Artifacts*, exact in
+`results/matrix.json`; there are no pictures, for the sweep file says
+`tracking: {pictures: false}`."""
+"""What is said of files instead, where a sweep leaves pictures out."""

@@ -12,7 +12,6 @@ How far the journal has been sent is written down twice: here, and in the sweep'
 from __future__ import annotations
 
 import getpass
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,14 +20,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import yaml
-
 import raycl
-from raycl.tracking import journal, names, pictures, plots, store, views
-from raycl.tracking.calls import Calls
-from raycl.tracking.changes import END_TAGS, NOTE, TABLE, Changes, fold
+from raycl.tracking import artifacts, journal, names, store, views
+from raycl.tracking.calls import Calls, Item
+from raycl.tracking.changes import END_TAGS, NOTE, Changes, fold
 from raycl.tracking.examine import SENT, deleted, find_runs, lacking
-from raycl.tracking.records import PICTURES, Event, SweepRecord
+from raycl.tracking.records import Event, SweepRecord
 from raycl.tracking.state import STATE, State
 
 if TYPE_CHECKING:
@@ -39,7 +36,6 @@ log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1_000_000
 HEARTBEAT_S = 60.0
-MATRIX = "results/matrix.json"
 
 
 class Writer:
@@ -130,10 +126,15 @@ class Writer:
         Returns:
             ``None`` while the journal says of no sweep.
         """
-        event = next((e for _, _, e in journal.read(self._journal) if e["event"] == "sweep"), None)
-        if event is None:
+        starts = [
+            (end, event)
+            for _, end, event in journal.read(self._journal, metrics=False)
+            if event["event"] == "sweep"
+        ]
+        if not starts:
             return None
-        self._sweep = _record(event)
+        sent = [event for end, event in starts if end <= self.state.offset]
+        self._sweep = _record(sent[-1] if sent else starts[0][1])
         client = self._connect_to(self.state.uri)
         self._experiment_id = self._experiment(client, self._sweep)
         if self._experiment_id != self.state.experiment_id:  # first time, or an emptied store
@@ -176,13 +177,12 @@ class Writer:
             again = self._line(line)
             if again is not None and again["event"] == "trial" and again["key"] in self._runs:
                 # the run goes on as it is: it may have ended since
-                run_id = self._runs[again["key"]]
-                self._params(calls, run_id, line, again["params"])
                 tags = self._tags(again).items()
-                calls.values(run_id, [(line, RunTag(key, value)) for key, value in tags])
+                own: list[Item] = [(line, RunTag(key, value)) for key, value in tags]
+                calls.values(self._runs[again["key"]], [*_params(line, again["params"]), *own])
             elif again is not None:
                 self._apply_all(calls, [(line, again)])
-                self.state.files += [line] if _has_files(again) else []
+                self.state.files += [line] if self._folders(again) else []
         if self._thorough:
             self.state.files += self._lost_files(calls)
         calls.state.save(self._state_path)
@@ -190,18 +190,22 @@ class Writer:
     def _lost_files(self, calls: Calls) -> list[int]:
         """Lines that were sent and whose files are not among a run's artifacts."""
         wanted: dict[tuple[str, str], list[int]] = {}
-        for start, end, event in journal.read(self._journal):
-            if end <= self.state.offset and _has_files(event):
-                folder = {"sweep": "sweep", "pictures": PICTURES}.get(event["event"], "results")
+        for start, end, event in journal.read(self._journal, metrics=False):
+            for folder in self._folders(event) if end <= self.state.offset else ():
                 lines = wanted.setdefault((event.get("key", ""), folder), [])
-                lines[:] = [*(lines if folder == PICTURES else []), start]  # else the last one does
-        return sorted(
+                lines[:] = [*(lines if event["event"] == "pictures" else []), start]
+        lost = {
             line
             for (key, folder), lines in wanted.items()
             if key in self._runs and not calls.client.list_artifacts(self._runs[key], folder)
             for line in lines
-            if line not in self.state.files
-        )
+        }
+        return sorted(lost.difference(self.state.files))
+
+    def _folders(self, event: Event) -> list[str]:
+        """Folders of artifacts that a line fills."""
+        assert self._sweep is not None
+        return artifacts.folders(event, self._sweep.pictures)
 
     def _line(self, start: int) -> Event | None:
         """The event of a line; None if it cannot be read (any more)."""
@@ -237,7 +241,7 @@ class Writer:
         if not chunk:
             return False
         self._apply_all(calls, [(start, event) for start, _, event in chunk])
-        self.state.files += [start for start, _, event in chunk if _has_files(event)]
+        self.state.files += [start for start, _, event in chunk if self._folders(event)]
         self.state.offset = chunk[-1][1]
         self.state.tail = journal.tail(self._journal, self.state.offset) or ""
         if parent := self._runs.get(""):
@@ -291,16 +295,10 @@ class Writer:
             changes.tags = tags | changes.tags
         if key:
             line = changes.start_line if changes.start else self._starts[key]
-            self._params(calls, found, line, start["params"])
+            changes.params = _params(line, start["params"])
         else:
             self.state.parent_run_id = found
         return found
-
-    def _params(self, calls: Calls, run_id: str, line: int, config: dict[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        params = names.params(config).items()
-        calls.values(run_id, [(line, Param(key, value)) for key, value in params])
 
     def _reopen(self, calls: Calls, run_id: str) -> None:
         """Take back how the run ended before; a description goes only with our error in it."""
@@ -313,7 +311,7 @@ class Writer:
         from mlflow.entities import RunTag
 
         tags = [(changes.line, RunTag(key, value)) for key, value in changes.tags.items()]
-        calls.values(run_id, [*changes.metrics, *tags])
+        calls.values(run_id, [*changes.params, *changes.metrics, *tags])
         how, client = ("its status", changes.line), calls.client
         if changes.status == "RUNNING":
             calls.one(*how, client.update_run, run_id, status="RUNNING")
@@ -327,47 +325,23 @@ class Writer:
         """Send the files of one line: metrics never wait for them."""
         if not self.state.files:
             return
-        line, client = self.state.files[0], calls.client
+        line = self.state.files[0]
         event = self._line(line)
         run_id = None if event is None else self._runs.get(event.get("key", ""))
-        send: list[tuple[Any, ...]] = []
-        if event is None or run_id is None:
-            pass
-        elif event["event"] == "sweep":
-            resolved = yaml.safe_dump(event["resolved"], sort_keys=False)
-            send = [
-                (client.log_text, run_id, event["yaml"], "sweep/sweep.yaml"),
-                (client.log_text, run_id, resolved, "sweep/resolved.yaml"),
-            ]
-        elif event["event"] == "pictures":
-            self._pictures(calls, run_id, line, event)
-        else:
-            send = _results(client, run_id, event["result"])
-        for call in send:
-            calls.one(call[-1], line, *call)
+        if event is not None and run_id is not None:
+            assert self._sweep is not None
+            with TemporaryDirectory() as folder:
+                place = (self._journal.parent, Path(folder))
+                if artifacts.write(event, *place, self._sweep.pictures):
+                    calls.files(run_id, line, Path(folder))
         del self.state.files[0]
         self.state.save(self._state_path)
 
-    def _pictures(self, calls: Calls, run_id: str, line: int, event: Event) -> None:
-        with TemporaryDirectory() as folder:
-            if pictures.copy(event["names"], event["folder"], self._journal.parent, Path(folder)):
-                calls.one(PICTURES, line, calls.client.log_artifacts, run_id, folder, PICTURES)
 
+def _params(line: int, config: dict[str, Any]) -> list[Item]:
+    from mlflow.entities import Param
 
-def _results(client: MlflowClient, run_id: str, result: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Calls that send the files of a finished trial; the last argument is the file's name."""
-    drawn = plots.pictures(result)
-    # As `log_table` would write it, but that appends to the table of an earlier attempt.
-    table = json.dumps(plots.final_table(result))
-    return [
-        (client.log_dict, run_id, result, MATRIX),
-        *((client.log_image, run_id, picture, f"plots/{name}.png") for name, picture in drawn),
-        (client.log_text, run_id, table, TABLE),
-    ]
-
-
-def _has_files(event: Event) -> bool:
-    return event["event"] in ("sweep", "pictures") or bool(event.get("result"))
+    return [(line, Param(key, value)) for key, value in names.params(config).items()]
 
 
 def _record(event: Event) -> SweepRecord:
@@ -380,6 +354,7 @@ def _record(event: Event) -> SweepRecord:
         event["resolved"],
         event["tags"],
         event.get("kind", "images"),
+        event.get("pictures", True),
     )
 
 

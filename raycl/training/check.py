@@ -1,7 +1,8 @@
-"""What can be found out about a trial before it trains: do its parts go together?"""
+"""Checks before a trial trains: do benchmark, method, networks and options go together?"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
@@ -23,11 +24,11 @@ from raycl.networks.base import (
 )
 from raycl.networks.sequence import REPEAT
 from raycl.training.config import TrialConfig
-from raycl.training.weights import check_model, normalised, read
+from raycl.training.weights import build_network, check_model, normalised, read
 
 
 def find_method(block: Mapping[str, Any]) -> type[Method]:
-    """The class that a ``method`` block names.
+    """Find the class that a ``method`` block names.
 
     Raises:
         UserError: There is none.
@@ -40,7 +41,7 @@ def check_networks(method: type[Method], name: str, networks: Sequence[Mapping[s
 
     Args:
         method: Its class.
-        name: What the file calls it.
+        name: Its name in the sweep file.
         networks: The block of each task.
 
     Raises:
@@ -56,7 +57,7 @@ def check_networks(method: type[Method], name: str, networks: Sequence[Mapping[s
 
 
 def check_batches(config: Mapping[str, Any], images: Sequence[int]) -> None:
-    """Refuse ``drop_last`` where it leaves no batch of a task.
+    """Refuse ``drop_last`` where a task would be left without a batch.
 
     A method that keeps images trains on them, too; of its tasks only the first is sure to be alone.
 
@@ -81,7 +82,7 @@ def check_batches(config: Mapping[str, Any], images: Sequence[int]) -> None:
 
 
 def try_out(config: Mapping[str, Any], info: StreamInfo) -> None:
-    """Build a trial's networks and its method, to find out before any work what does not fit.
+    """Build a trial's networks and its method once, so that what does not fit is found early.
 
     First without memory (PyTorch's device ``meta``); what cannot be built so is built on the CPU,
     and an error counts only if it comes there, too. Weights that networks start from are read, but
@@ -89,7 +90,7 @@ def try_out(config: Mapping[str, Any], info: StreamInfo) -> None:
 
     Args:
         config: A finished configuration.
-        info: What the benchmark's stream is.
+        info: The facts about the benchmark's stream.
 
     Raises:
         UserError: A network does not take the images, there are fewer networks than tasks, weights
@@ -119,7 +120,7 @@ def load_from_hub(config: Mapping[str, Any], info: StreamInfo) -> None:
 
     Args:
         config: A finished configuration that ``try_out`` found nothing wrong with.
-        info: What the benchmark's stream is.
+        info: The facts about the benchmark's stream.
 
     Raises:
         UserError: The hub cannot be reached, and its local cache has no such weights.
@@ -127,11 +128,10 @@ def load_from_hub(config: Mapping[str, Any], info: StreamInfo) -> None:
     trial = TrialConfig.model_validate(config)
     networks = networks_of(trial.network, min(len(info.tasks), trial.tasks or len(info.tasks)))
     for place, block in _each_network(trial, networks):
-        cls, options = find_network(block)
-        if options.untrained() != options and not isinstance(options.weights, Weights):
+        if find_network(block)[1].from_hub:
             shape = normalised(info, networks).input_shape
             with place:
-                _load_from_hub(cls, options.model_dump_json(), shape)
+                _load_from_hub(json.dumps(block), shape)
 
 
 def _build_parts(trial: TrialConfig, info: StreamInfo, device: torch.device) -> None:
@@ -175,15 +175,15 @@ def _build_parts(trial: TrialConfig, info: StreamInfo, device: torch.device) -> 
 
 
 @lru_cache(64)
-def _load_from_hub(cls: type[Backbone], config: str, input_shape: tuple[int, int, int]) -> None:
+def _load_from_hub(block: str, input_shape: tuple[int, int, int]) -> None:
     with torch.random.fork_rng(devices=[]):
-        cls(cls.Config.model_validate_json(config), input_shape)
+        build_network(json.loads(block), input_shape)
 
 
 def _each_network(
     trial: TrialConfig, networks: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[AbstractContextManager[None], Mapping[str, Any]]]:
-    """The blocks of all networks of a trial, each with what gives an error its place.
+    """The blocks of all networks of a trial, each with a context that gives an error its place.
 
     Args:
         trial: The trial.
@@ -198,11 +198,11 @@ def _each_network(
 
 @contextmanager
 def _option(name: str, whole: str = "network") -> Iterator[None]:
-    """An error about a network, or its weights, that is a method's option names the option.
+    """Name a method's option in an error about the network, or weights, that the option gives.
 
     Args:
         name: The option.
-        whole: Where such an error says that it is.
+        whole: The place that such an error names.
     """
     try:
         yield
@@ -215,7 +215,7 @@ def _option(name: str, whole: str = "network") -> Iterator[None]:
 
 @contextmanager
 def _member(network: Mapping[str, Any], task: int) -> Iterator[None]:
-    """An error about weights names the member of a sequence that they belong to."""
+    """Name the member of a sequence of networks in an error about its weights."""
     try:
         yield
     except UserError as error:

@@ -22,20 +22,20 @@ import torch
 
 MAGIC = b"raycl-1\n"
 TRIALS = "trials"
-"""Where checkpoints are in a sweep's folder, unless its file says ``storage``."""
+"""Folder of the checkpoints in a sweep's folder, unless the sweep file says ``storage``."""
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 
 
 def runs_root(given: Path | None = None) -> Path:
-    """Where sweeps live: ``--runs``, else ``RAYCL_RUNS``, else ``./runs``; absolute."""
+    """Folder of all sweeps, absolute: ``--runs``, else ``RAYCL_RUNS``, else ``./runs``."""
     return Path(given or os.environ.get("RAYCL_RUNS") or "runs").expanduser().resolve()
 
 
 def make_folder(fs: Any, path: str) -> None:
-    """Make a folder on a file system of fsspec, and those above it; none on an object store.
+    """Make a folder and those above it on a file system of fsspec, unless it is an object store.
 
-    There are none there, and the bucket would be made, whose name may have been a slip.
+    An object store has no folders; the call would make the bucket, whose name may be a slip.
     """
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
     if not OBJECT_STORES.intersection(protocols):
@@ -44,12 +44,12 @@ def make_folder(fs: Any, path: str) -> None:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was found.
+    """A checkpoint as it was read.
 
     Attributes:
         state: The newest intact state.
-        path: Where it came from.
-        damaged: Newer files that were passed over.
+        path: File it was read from.
+        damaged: Newer files that were passed over, because they are damaged.
     """
 
     state: dict[str, Any]
@@ -69,7 +69,7 @@ class CheckpointStore:
 
     Args:
         url: Its folder: a path, or any URL fsspec knows.
-        keep: How many to keep; at least 2, so that a torn newest one can be passed over.
+        keep: Number of files to keep; at least 2, so that a torn newest one can be passed over.
     """
 
     def __init__(self, url: str, keep: int = 2) -> None:
@@ -95,7 +95,7 @@ class CheckpointStore:
         """Write a state under a name of its own, to be kept; returns its path.
 
         Args:
-            name: Of the file, without its suffix.
+            name: Name of the file, without its suffix.
             state: Tensors and plain values.
         """
         buffer = io.BytesIO()
@@ -107,8 +107,8 @@ class CheckpointStore:
         """Write a file as it is, whole or not at all, in the place of an older one.
 
         Args:
-            name: Of the file; may have folders.
-            parts: What it holds, piece by piece.
+            name: Name of the file; may have folders.
+            parts: Content, piece by piece.
 
         Returns:
             Its path.
@@ -129,7 +129,7 @@ class CheckpointStore:
         return path
 
     def get(self, name: str) -> dict[str, Any] | None:
-        """What ``put`` wrote, on the CPU; ``None`` if there is nothing of that name.
+        """Read a state that ``put`` wrote, on the CPU; ``None`` if there is none of that name.
 
         Raises:
             ValueError: The file is damaged.
@@ -144,7 +144,7 @@ class CheckpointStore:
         return _state(payload)
 
     def paths(self) -> list[str]:
-        """Checkpoints there are, oldest first."""
+        """Paths of all checkpoints, oldest first."""
         self.fs.invalidate_cache()
         return self.named("step-*.pt")
 
@@ -157,7 +157,7 @@ class CheckpointStore:
         return sorted(path for path in inside if fnmatch(path.rpartition("/")[2], pattern))
 
     def load(self) -> Loaded | None:
-        """The newest intact state, or ``None`` if there is none at all.
+        """Read the newest intact state; ``None`` if there is no checkpoint at all.
 
         Its tensors are on the CPU, where the states of random generators must be; modules and
         optimisers copy theirs to where their parameters are.
@@ -179,7 +179,7 @@ class CheckpointStore:
 
     @staticmethod
     def parse(content: bytes) -> dict[str, Any]:
-        """The state in the content of a checkpoint's file.
+        """Read the state from the content of a checkpoint's file.
 
         Raises:
             ValueError: It is damaged, or no checkpoint.
@@ -206,7 +206,7 @@ class CheckpointStore:
 
 
 def _payload(content: bytes) -> bytes | None:
-    """What follows the digest in a checkpoint's file; ``None`` if the two do not fit."""
+    """The payload behind the digest of a checkpoint's file; ``None`` if the digest is another."""
     head = len(MAGIC) + 32
     payload = content[head:]
     good = content[:head] == MAGIC + hashlib.sha256(payload).digest()

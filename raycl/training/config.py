@@ -1,4 +1,4 @@
-"""What one trial is, finished: no axes and no search spaces left."""
+"""The finished configuration of one trial: no axes and no search spaces are left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raycl.nn.optim import TrainConfig
 
 Readout = Literal["class", "task", "domain"]
 PROBE = "probe/"
-"""What the name of a readout begins with where the linear probe is asked, not the method."""
+"""Beginning of the names of readouts for which the linear probe is asked, not the method."""
 PROBE_READOUTS = tuple(PROBE + readout for readout in get_args(Readout))
 """All readouts that a linear probe may have."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -42,7 +42,7 @@ class ProbeConfig(BaseModel):
 
 
 class EvaluateConfig(BaseModel):
-    """What is measured beside the readouts; nothing of it is used to select anything."""
+    """Measurements beside the readouts; nothing is ever selected by them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -57,7 +57,7 @@ class EvaluateConfig(BaseModel):
 
 
 class TrialConfig(BaseModel):
-    """One trial, as ``training.Run`` takes it. JSON-able by ``model_dump(mode="json")``.
+    """One trial, as ``raycl.training.run.Run`` takes it; ``model_dump(mode="json")`` is JSON.
 
     ``benchmark``, ``method`` and ``network`` hold ``name`` and options; the class found under the
     name validates them.

@@ -1,4 +1,4 @@
-"""What a run costs, counted by the harness and not by the method."""
+"""Costs of a run, counted by the harness and not by the method."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TASK_PARTS = {
     "affine": "task_percent_affine",
     "statistics": "task_percent_statistics",
 }
-"""Parts of what a task has of its own, and the cost that counts all up to each."""
+"""Parts of a task's own tensors, each with the cost that counts all parts up to it."""
 
 
 class Costs:
@@ -54,10 +54,10 @@ class Costs:
         self.peak_memory_mb = max(self.peak_memory_mb, used / 1e6)
 
     def measure(self, method: nn.Module, plain_size: int, data_bytes: int) -> dict[str, float]:
-        """Totals at a task's end.
+        """Take the totals at a task's end.
 
         Args:
-            method: Its whole state is what has to be kept.
+            method: The method, whose whole state has to be kept.
             plain_size: Scalars of the plain network, which every method needs.
             data_bytes: Data it goes back to and that its state does not hold.
         """
@@ -73,7 +73,7 @@ class Costs:
     def measure_task(
         self, parts: Mapping[str, Sequence[Tensor]], backbone: int
     ) -> dict[str, float]:
-        """What the last task added beside its head, in percent of the backbone's parameters.
+        """Measure what the last task added beside its head, in percent of the backbone.
 
         Three sums: of weights; of those and the affine parameters of normalisations; of all and
         their running statistics. Bytes are counted, and four make a parameter, so that a mask of
@@ -118,8 +118,8 @@ class PlainSizes:
     """Sizes of plain networks; each is built once, and leaves no trace in random numbers.
 
     Args:
-        build: A network's block to the network.
-        outputs: Of the head.
+        build: Builds the network of a block.
+        outputs: Outputs of the head.
     """
 
     def __init__(self, build: Callable[[Mapping[str, Any]], Backbone], outputs: int) -> None:
@@ -127,7 +127,7 @@ class PlainSizes:
         self._known: list[tuple[Mapping[str, Any], tuple[int, int]]] = []
 
     def of(self, block: Mapping[str, Any]) -> tuple[int, int]:
-        """Scalars of a plain network, which is one backbone and one linear head over all outputs.
+        """Number of scalars of a plain network: one backbone, one linear head over all outputs.
 
         Then parameters of the backbone.
         """

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from raycl.benchmarks.base import ClassOutputs, StreamInfo
 from raycl.datasets.examples import Batch, Examples
+from raycl.methods.base import Method
 
 BATCH = 512
 """Images at a time; see ``StreamInfo.at_once``."""
 
 
 class Predictor(Protocol):
-    """What can be evaluated: a method, or something in its place."""
+    """The interface of what can be evaluated: a method, or something in its place."""
 
     @property
     def uses_task_id(self) -> bool:
@@ -28,7 +29,7 @@ class Predictor(Protocol):
 
 
 class Evaluator:
-    """Turns logits into accuracies.
+    """Measures accuracies, under all readouts at once.
 
     * ``task``: the task is known; the best of its own outputs.
     * ``class``: the task is unknown; the best of all outputs of tasks seen so far.
@@ -71,7 +72,7 @@ class Evaluator:
     def accuracy(
         self, method: Predictor, examples: Examples, index: int, seen_tasks: int
     ) -> dict[str, float]:
-        """Percent right, per readout.
+        """Measure the percentage of right answers, per readout.
 
         Args:
             method: In eval mode already, or put there by the caller.
@@ -84,26 +85,34 @@ class Evaluator:
         competing = torch.tensor(sorted(self.stream.seen(last - 1)), device=self.device)
         right = {r: torch.zeros((), dtype=torch.int64, device=self.device) for r in self.readouts}
         for batch in examples.batches(self.stream.at_once(BATCH)):
+            known, unknown = self._logits(method, batch, index)
             for predictor, ways in self.asked.items():
-                counts = self._right(method, batch, index, own, competing, predictor, ways)
+                logits = known.get(predictor), unknown.get(predictor)
+                counts = self._right(*logits, batch.labels, own, competing, ways)
                 for way, count in counts.items():
                     right[f"{predictor}/{way}" if predictor else way] += count
         return {readout: 100 * int(n) / len(examples) for readout, n in right.items()}
 
     def _right(
         self,
-        method: Predictor,
-        batch: Batch,
-        index: int,
+        known: Tensor | None,
+        unknown: Tensor | None,
+        labels: Tensor,
         own: Tensor,
         competing: Tensor,
-        predictor: str,
         ways: Sequence[str],
     ) -> dict[str, Tensor]:
-        """Number of images of a batch that one predictor has right, per way of asking."""
-        known, unknown = self._logits(method, batch, index, predictor, ways)
-        labels = batch.labels.unsqueeze(1)
-        right = {}
+        """Number of images of a batch that one predictor gets right, per readout.
+
+        Args:
+            known: The predictor's logits with the task known; ``None``: no readout needs them.
+            unknown: The predictor's logits with the task unknown, or ``None``.
+            labels: Output ids, (B,).
+            own: Outputs of the task.
+            competing: Outputs that compete where the task is unknown.
+            ways: The readouts, without the predictor's name.
+        """
+        labels, right = labels.unsqueeze(1), {}
         if known is not None and "task" in ways:
             right["task"] = (self._best(known, own) == labels).any(1).sum()
         if unknown is not None:
@@ -122,15 +131,18 @@ class Evaluator:
         return outputs[among.topk(min(self.top_k, len(outputs)), dim=1).indices]
 
     def _logits(
-        self, method: Predictor, batch: Batch, index: int, predictor: str, ways: Sequence[str]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Logits with the task known, and with it unknown; one pass where they are the same."""
-        agnostic = any(way != "task" for way in ways)
+        self, method: Predictor, batch: Batch, index: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Logits of each predictor with the task known, and unknown; once where they are equal."""
+        ways = {way for asked in self.asked.values() for way in asked}
         kept: dict[str, Any] = {} if batch.frozen is None else {"frozen": batch.frozen}
-        if predictor:
-            kept["predictor"] = predictor
+
+        def ask(task: int | None) -> dict[str, Tensor]:
+            if self.asked.keys() == {""}:
+                return {"": method.logits(batch.images, task, **kept)}
+            assert isinstance(method, Method), "nothing else has predictors"
+            return method.answers(batch.images, task, **kept)
+
         if not method.uses_task_id:
-            logits = method.logits(batch.images, None, **kept)
-            return logits, logits
-        known = method.logits(batch.images, index, **kept) if "task" in ways else None
-        return known, method.logits(batch.images, None, **kept) if agnostic else None
+            return (both := ask(None)), both
+        return ask(index) if "task" in ways else {}, ask(None) if ways - {"task"} else {}

@@ -1,4 +1,4 @@
-"""Streams whose images bring along what the method computes from each of them once."""
+"""Streams whose images bring along the values that the method computes once per image."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def with_frozen(stream: Stream, method: Method, cache_mb: float) -> Stream:
     """The stream with ``Method.frozen_values`` of its images, if the method has any.
 
     Args:
-        stream: Its images are read as before.
-        method: In whatever mode; it is in that mode again after each call.
+        stream: The stream; its images are read as before.
+        method: May be in any mode; it is in that mode again after each call.
         cache_mb: Memory for all values together, in units of 10^6 bytes.
     """
     cls = type(method)

@@ -1,4 +1,4 @@
-"""The matrices of a run: test and validation accuracy per readout, and what follows from them."""
+"""The matrices of a run: test and validation accuracy per readout, and the metrics of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Matrices:
     """``R[t, i]``: percent accuracy on task i after task t; NaN where it was not measured.
 
     Args:
-        readouts: Ways of asking; the first is the primary one.
+        readouts: Names of the readouts; the first is the primary one.
         tasks: T, the number of tasks of the run.
         diagnostics: Further readouts, such as ``probe/class``, to which of their rows are measured;
             on test data only, so that nothing can be selected by them.
@@ -143,7 +143,7 @@ class Matrices:
 
 
 def _among_seen(readout: str) -> bool:
-    """Whether outputs of tasks to come do not compete, so that such a task has no accuracy."""
+    """Whether only outputs of tasks seen compete, so that a task to come has no accuracy."""
     return readout.rpartition("/")[2] == "class"
 
 

@@ -27,10 +27,10 @@ class Metric:
     """An entry of ``METRICS``.
 
     Attributes:
-        formula: For people.
-        higher_is_better: The direction.
-        function: Of R, and of what ``also`` names.
-        also: What it needs beside R; ``evaluation`` and ``training`` are curves of games, see
+        formula: Formula as a text, for people.
+        higher_is_better: Direction of the metric.
+        function: Computes it from R, and from what ``also`` names.
+        also: Further arguments beside R; ``evaluation`` and ``training`` are curves of games, see
             ``raycl.rl.metrics``.
         min_tasks: Smallest T it is defined for.
         rows: Rows of R it reads: the last one only, or all of them.
@@ -203,7 +203,7 @@ METRICS: dict[str, Metric] = {
 AGAINST_BOUND: dict[str, Metric] = {
     "omega": Metric("100 mean_t A_t / A_UB,t, A_t = mean_{i<=t} R[t,i]", True, omega),
 }
-"""Metrics of R and of an upper bound's R, which only a report has side by side."""
+"""Metrics that also need the R of an upper bound; only a report has both."""
 
 
 def compute(
@@ -213,7 +213,7 @@ def compute(
     rows: Rows = "all",
     selection: ArrayLike | None = None,
 ) -> dict[str, float]:
-    """Every metric that is defined for this many tasks and for what is given beside R.
+    """Compute every metric that is defined for this many tasks and for the arguments given.
 
     Args:
         R: The matrix.

@@ -1,4 +1,4 @@
-"""A phase that is under way: an epoch of it, its optimiser and schedule, the best epoch so far."""
+"""Runs a phase: trains an epoch, keeps optimiser, schedule and the best epoch so far."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from raycl.methods.base import Method, Phase, total
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on (a loss that is not a number)."""
+    """Training cannot go on, because a loss is not a number."""
 
 
 class PhaseState:
-    """What a running phase adds to the method's own state.
+    """The state that a running phase has beside the method's own.
 
     Args:
         phase: Its description.
         method: The method; only the optimiser's parameters require gradients until ``close``.
 
     Attributes:
-        kept: What the phase had made of the method after the kept epoch, on the device; see
-            ``changing``. ``None``: no epoch was kept yet.
-        kept_epoch: Which epoch that was, counted from 1; 0 for none.
+        kept: The part of the method's state that the phase changes, as it was after the kept
+            epoch, on the device; see ``changing``. ``None``: no epoch was kept yet.
+        kept_epoch: Number of that epoch, counted from 1; 0 for none.
     """
 
     def __init__(self, phase: Phase, method: Method) -> None:
@@ -49,7 +49,7 @@ class PhaseState:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def finish_epoch(self) -> bool:
-        """Score, keep, schedule; returns whether the phase is over."""
+        """Score and perhaps keep the epoch, step the schedule; tell whether the phase is over."""
         self.epoch += 1
         self.method.eval()
         score = None if self.phase.score is None else self.phase.score()
@@ -72,7 +72,7 @@ class PhaseState:
         return {name: _clone(value) for name, value in state.items() if name in self.changing}
 
     def close(self) -> None:
-        """Put the kept epoch's state where the phase wants it, if an epoch was kept.
+        """End the phase: put the kept epoch's state where the phase wants it, if there is one.
 
         Then undo what is no state.
 
@@ -113,7 +113,7 @@ class PhaseState:
 
 
 def changing(method: Method, trained: set[int]) -> set[str]:
-    """Names in the state of what a phase changes: what it trains, and buffers beside that.
+    """Names, in the method's state, of the parameters that a phase trains and buffers near them.
 
     A buffer counts if it belongs to a direct child of the method in which a parameter is trained: a
     backbone with its normalisations, but no teacher and no store of images.
@@ -123,22 +123,22 @@ def changing(method: Method, trained: set[int]) -> set[str]:
         trained: ``id`` of every parameter that the optimiser steps.
     """
     parameters = dict(method.named_parameters(remove_duplicate=False))
-    found = {name for name, p in parameters.items() if id(p) in trained}
-    children = {name.partition(".")[0] for name in found if "." in name}
+    names = {name for name, p in parameters.items() if id(p) in trained}
+    children = {name.partition(".")[0] for name in names if "." in name}
     others = (name for name in method.state_dict() if name not in parameters and "." in name)
-    return found | {name for name in others if name.partition(".")[0] in children}
+    return names | {name for name in others if name.partition(".")[0] in children}
 
 
 def train_one_epoch(
     phase: Phase, optimizer: torch.optim.Optimizer, method: Method, schedule: Any = None
 ) -> tuple[dict[str, float], int]:
-    """One pass over a phase's batches; nothing is read from the device before its end.
+    """Train one epoch of a phase; nothing is read from the device before its end.
 
     Args:
-        phase: What to do.
+        phase: The phase.
         optimizer: Its optimiser.
-        method: Put into train mode.
-        schedule: To be stepped after every optimiser step.
+        method: The method; it is put into train mode.
+        schedule: Schedule to step after every optimiser step, if any.
 
     Returns:
         Mean of the loss and of each named term over examples, and the number of examples.

@@ -1,4 +1,4 @@
-"""Pictures that a method makes of itself: what they may be, and their files."""
+"""Pictures that a method makes of itself: checks, names and files."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor
 from raycl.methods.base import Method
 
 FOLDER = "pictures"
-"""Of the files, below the trial's; ``raycl.tracking.records`` knows it, too."""
+"""Folder of the files below that of the trial; ``raycl.tracking.records`` knows it, too."""
 MOST = 16
-"""Pictures of one task."""
+"""Largest number of pictures of one task."""
 LONGEST = 1024
-"""Pixels of a side; what is larger is shrunk in its file."""
+"""Largest side in pixels; a larger picture is shrunk in its file."""
 READABLE = 512
-"""Pixels of a side that a small picture may be enlarged to, each pixel to a square."""
+"""Side in pixels up to which a small picture is enlarged, each pixel to a square."""
 NEAREST = Image.Resampling.NEAREST
 _STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def of(method: Method, task: int, tasks: int) -> dict[str, Tensor]:
-    """What a method shows after a task, as ``named`` has it."""
+    """Pictures of a method after a task, by the names of their files; see ``named``."""
     with torch.no_grad():
         return named(method.pictures(), task, tasks)
 
@@ -34,7 +34,7 @@ def named(found: Mapping[str, Tensor], task: int, tasks: int) -> dict[str, Tenso
     """``Method.pictures`` by the names that their files will have, without ``.png``.
 
     Args:
-        found: What the method gave.
+        found: The pictures that the method gave.
         task: Number of the task that has ended, from 1.
         tasks: Number of all tasks; names are padded with zeros so that they sort.
 

@@ -12,21 +12,21 @@ from raycl.nn.optim import TrainConfig
 
 
 def with_precision(phase: Phase, train: TrainConfig, device: torch.device) -> Phase:
-    """The phase with its loss and its score computed in ``train.precision``.
+    """Make a phase compute its loss and its score in ``train.precision``.
 
     Under ``torch.autocast`` to bfloat16, convolutions and matrix products take their inputs rounded
     to 8 bits of significand and give such numbers; the backward pass follows. Parameters, gradients
-    of parameters, the optimiser, what happens between phases, and evaluation stay float32. So do,
-    on every device, ``F.cross_entropy``, ``F.nll_loss``, ``F.binary_cross_entropy_with_logits``,
-    ``F.kl_div`` and ``F.mse_loss``. Measured with PyTorch 2.13: softmax, log_softmax, exp, log,
-    sum and norms are float32 on CUDA but have the type of their input on the CPU; mean and var, and
-    so statistics of a batch, have it on both. A loss that is made of those takes ``x.float()``
-    first; ``Classifier.logits`` does.
+    of parameters, the optimiser, what happens between phases, and evaluation stay float32. On every
+    device these functions of ``torch.nn.functional`` stay float32, too: ``cross_entropy``,
+    ``nll_loss``, ``binary_cross_entropy_with_logits``, ``kl_div`` and ``mse_loss``. Measured with
+    PyTorch 2.13: softmax, log_softmax, exp, log, sum and norms are float32 on CUDA but have the
+    type of their input on the CPU; mean and var, and so statistics of a batch, have it on both. A
+    loss made of those converts its input by ``torch.Tensor.float``, as ``Classifier.logits`` does.
 
     Args:
-        phase: What is run.
+        phase: The phase that is run.
         train: The train block.
-        device: Where.
+        device: Device of the run.
     """
     if train.precision == "float32":
         return phase

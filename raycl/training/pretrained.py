@@ -1,4 +1,4 @@
-"""Weights files that `raycl pretrain` has made: how they are written, what they say of themselves.
+"""Weights files of `raycl pretrain`: how they are written, what they say about themselves.
 
 A .safetensors file with the tensors of one network. Its metadata has a single key, ``raycl``, whose
 value is JSON: with several keys the library writes them in an order of chance, and the same weights
@@ -31,7 +31,7 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class About:
-    """What a file says of itself.
+    """The description that a file of `raycl pretrain` has of itself.
 
     Attributes:
         trial: Key of the trial that made it.
@@ -40,9 +40,9 @@ class About:
         accuracy: Average accuracy by readout, percent, on the test images of its benchmark.
         normalisation: Mean and standard deviation that images were normalised with, if all were
             alike.
-        unit: What ids of images are made of, see ``raycl.datasets.ids.unit``.
+        unit: Unit of the ids of images, see ``raycl.datasets.ids.unit``.
         images: Ids of the training images of its data sets, sorted.
-        version: Of raycl.
+        version: Version of raycl.
         origin: Always ``pretrain``.
     """
 
@@ -63,11 +63,11 @@ class About:
 
     def as_json(self) -> str:
         """The value in the metadata, the same text for the same content."""
-        found = asdict(self) | {"images": "".join(self.images), "count": len(self.images)}
-        return json.dumps(found | {"images_sha256": self.images_sha256}, sort_keys=True)
+        fields = asdict(self) | {"images": "".join(self.images), "count": len(self.images)}
+        return json.dumps(fields | {"images_sha256": self.images_sha256}, sort_keys=True)
 
     def seen(self, ids: Iterable[str]) -> int:
-        """How many of these images it has seen."""
+        """Number of these images that the network has seen."""
         own = set(self.images)
         return sum(one in own for one in ids)
 
@@ -89,7 +89,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], about: About) -> str:
 
 
 def read_about(path: Path) -> About | None:
-    """What a file says of itself; ``None``: it is no weights file of `raycl pretrain`."""
+    """Read the description of a file; ``None`` if `raycl pretrain` has not made it."""
     if path.suffix != SUFFIX:
         return None
     from safetensors import SafetensorError, safe_open
@@ -99,25 +99,25 @@ def read_about(path: Path) -> About | None:
             text = (file.metadata() or {}).get(KEY)
     except (OSError, SafetensorError):  # whoever needs its tensors says what is wrong with it
         return None
-    found = {} if text is None else json.loads(text)
-    if found.get("origin") != ORIGIN:
+    content = {} if text is None else json.loads(text)
+    if content.get("origin") != ORIGIN:
         return None
-    ids, digits = found["images"], len(found["images"]) // max(1, found["count"])
-    statistics = found["normalisation"]
+    ids, digits = content["images"], len(content["images"]) // max(1, content["count"])
+    statistics = content["normalisation"]
     return About(
-        trial=found["trial"],
-        recipe=found["recipe"],
-        source=found["source"],
-        accuracy=found["accuracy"],
+        trial=content["trial"],
+        recipe=content["recipe"],
+        source=content["source"],
+        accuracy=content["accuracy"],
         normalisation=None if statistics is None else (tuple(statistics[0]), tuple(statistics[1])),
-        unit=found["unit"],
+        unit=content["unit"],
         images=tuple(ids[i : i + digits] for i in range(0, len(ids), max(1, digits))),
-        version=found["version"],
+        version=content["version"],
     )
 
 
 def about(weights: Weights) -> About | None:
-    """What the weights of a block say of themselves; ``None`` for those made elsewhere.
+    """Read the description of the weights of a block; ``None`` for weights made elsewhere.
 
     A trial of pre-training says what it is, but not which images it has seen.
 

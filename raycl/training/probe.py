@@ -1,4 +1,4 @@
-"""The linear probe: a classifier fitted on what the frozen network makes of the images.
+"""The linear probe: a classifier fitted on the features that the frozen network has of images.
 
 It shows how much of the old tasks can still be read off the features, whatever has become of the
 method's own outputs. It sees the training data of all tasks so far, which the method may not see;
@@ -41,7 +41,7 @@ class Probe:
     Args:
         config: The trial; ``evaluate.probe`` and the number of threads count.
         stream: Images of all tasks.
-        method: Whose features are read.
+        method: The method whose features are read.
         evaluator: How the method itself is measured; the device and ``top_k`` are the same.
 
     Attributes:
@@ -77,7 +77,7 @@ class Probe:
 
         Args:
             index: The task that was learnt last; the method is in eval mode.
-            matrices: Of the run.
+            matrices: Matrices of the run.
         """
         if self.config is None or not (self._each_task or index + 1 == matrices.tasks):
             return
@@ -88,20 +88,20 @@ class Probe:
             matrices.fill("test", index, i, {PROBE + r: value for r, value in accuracy.items()})
 
     def _fit(self, data: Sequence[TaskData], l2: float) -> Probed:
-        """Classifiers on the training data of these tasks, the first of the stream.
+        """Fit classifiers on the training data of these tasks, the first ones of the stream.
 
         Where features depend on the task id there is one for images whose task is unknown, and one
         for images that come with their own.
         """
         method, labels = self.method, torch.cat([one.train.labels for one in data])
         kinds = {method.uses_task_id and r == "task" for r in self.evaluator.readouts}
-        found = {}
+        classifiers = {}
         for known in kinds:
             features = [
                 _features(method, one.train, i if known else None) for i, one in enumerate(data)
             ]
-            found[known] = fit_linear(np.concatenate(features), labels, l2, self.threads)
-        return Probed(method, self.stream.info.num_outputs, found)
+            classifiers[known] = fit_linear(np.concatenate(features), labels, l2, self.threads)
+        return Probed(method, self.stream.info.num_outputs, classifiers)
 
 
 def has_features(method: type[Method]) -> bool:
@@ -126,7 +126,7 @@ class Linear:
     """A linear classifier of standardised features.
 
     Attributes:
-        mean: Of the features it was fitted on, float64 (F,).
+        mean: Means of the features it was fitted on, float64 (F,).
         scale: Their standard deviations, likewise; 1 where that is 0.
         weight: float64 (K, F).
         bias: float64 (K,).
@@ -141,19 +141,20 @@ class Linear:
 
     def scores(self, features: Tensor, outputs: int) -> Tensor:
         """Scores of all outputs, float64 (B, outputs); minus infinity for a class never seen."""
-        found = ((features.double() - self.mean) / self.scale) @ self.weight.T + self.bias
-        unknown = found.new_full((len(found), outputs), -torch.inf)
-        return unknown.index_copy_(1, self.classes, found)
+        scores = ((features.double() - self.mean) / self.scale) @ self.weight.T + self.bias
+        unknown = scores.new_full((len(scores), outputs), -torch.inf)
+        return unknown.index_copy_(1, self.classes, scores)
 
 
 @dataclass(frozen=True)
 class Probed:
-    """Linear classifiers on a method's features, as the evaluator takes it: in its place.
+    """Linear classifiers on a method's features, which the evaluator asks in its place.
 
     Attributes:
-        method: Whose features they read.
+        method: The method whose features they read.
         outputs: Number of outputs of the stream.
-        classifiers: Of images whose task is unknown (``False``) and known (``True``); without
+        classifiers: Classifiers for images whose task is unknown (``False``) and known
+            (``True``); without
             ``True`` if features do not depend on the task id.
     """
 
@@ -184,7 +185,7 @@ def fit_linear(features: Array, labels: Tensor, l2: float, threads: int = 1) -> 
         l2: Weight decay.
         threads: CPU threads.
     """
-    # imported here: together a second
+    # imported here, because the imports take a second together
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -204,13 +205,13 @@ def fit_linear(features: Array, labels: Tensor, l2: float, threads: int = 1) -> 
         weight, bias = model.coef_, model.intercept_
         if len(classes) == 2:
             weight, bias = np.concatenate([-weight, weight]) / 2, np.append(-bias, bias) / 2
-    found = (scaler.mean_, scaler.scale_, weight, bias, classes)
-    return Linear(*(torch.from_numpy(x).to(labels.device) for x in found))
+    fitted = (scaler.mean_, scaler.scale_, weight, bias, classes)
+    return Linear(*(torch.from_numpy(x).to(labels.device) for x in fitted))
 
 
 @torch.inference_mode()
 def _features(method: Method, examples: Examples, task_id: int | None) -> Array:
     """The features of a set, float64 (N, F); images are as they are, without augmentation."""
     batches = examples.batches(method.context.stream.at_once(BATCH))
-    found = [method.features(batch.images, task_id).double().cpu() for batch in batches]
-    return torch.cat(found).numpy()
+    features = [method.features(batch.images, task_id).double().cpu() for batch in batches]
+    return torch.cat(features).numpy()

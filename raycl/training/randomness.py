@@ -16,10 +16,10 @@ class Seeds:
     """The separate seeds of a run, recorded with its results.
 
     Attributes:
-        class_order: Of the benchmark: class and task order, permutations, validation split. Equal
+        class_order: Class and task order, permutations and the validation split. Equal
             to the trial's seed unless fixed, so that published orders come out.
-        init: Of the global generators: initial weights, dropout.
-        data: Of data order, augmentation and the method's own sampling.
+        init: The global generators: initial weights, dropout.
+        data: Data order, augmentation and the method's own sampling.
     """
 
     class_order: int
@@ -46,7 +46,7 @@ class Seeds:
         )
 
     def as_dict(self) -> dict[str, int]:
-        """For reports."""
+        """The seeds as plain JSON, for the result of a run."""
         return asdict(self)
 
 
@@ -57,8 +57,8 @@ class Randomness:
     processes are reused from trial to trial and must not inherit anything.
 
     Args:
-        seeds: What to start from.
-        device: Where augmentation draws its numbers.
+        seeds: The seeds to start from.
+        device: Device on which augmentation draws its numbers.
         threads: CPU threads of torch.
     """
 
@@ -85,7 +85,7 @@ class Randomness:
         """Begin the run's own three generators anew, whatever they have drawn before.
 
         Args:
-            name: Of what draws from them; every name has numbers of its own.
+            name: Name of the user of the numbers; every name has numbers of its own.
             task: Number of the task, from 0.
         """
         self._seed_own([self.seed, task, *name.encode()])

@@ -1,4 +1,4 @@
-"""Which questions a run asks its method after each task."""
+"""Chooses the readouts of a run: the questions that it asks its method after each task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raycl.training.config import PROBE
 def choose_readouts(
     defined: tuple[str, ...], method: type[Method], wanted: list[str] | tuple[str, ...] | None
 ) -> tuple[str, ...]:
-    """Readouts to evaluate: those asked for, else all the benchmark defines and the method knows.
+    """Choose the readouts: those asked for, else all that benchmark and method both know.
 
     Raises:
         UserError: One asked for is not defined or not supported, or none is left.

@@ -58,8 +58,8 @@ class Run:
 
     Attributes:
         pictures: The method's pictures of the task that ended in the last step, by the names of
-            their files; for whoever keeps files.
-        readouts: Ways of asking the method itself; the first is the primary one.
+            their files; the caller may store them.
+        readouts: Readouts of the method itself; the first is the primary one.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Run:
         return dict(self._last)
 
     def advance(self) -> Row:
-        """Train one epoch; at a phase's or task's end also what follows.
+        """Train one epoch; at the end of a phase or a task, also finish that.
 
         Returns:
             A flat row of numbers and short strings; the last one also holds ``result``. At a task's
@@ -156,7 +156,7 @@ class Run:
         return dict(row)
 
     def result(self) -> dict[str, Any]:
-        """Everything the run says, as plain JSON: matrices, metrics, cost, seeds.
+        """The result of the run as plain JSON: matrices, metrics, cost, seeds.
 
         With ``histograms``, if the method has any: name to counts per bin after each task.
         """
@@ -171,7 +171,7 @@ class Run:
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on bitwise: tensors and plain values only."""
+        """The state from which a run goes on bit by bit: tensors and plain values only."""
         return {
             "config": self.config.model_dump(mode="json"),
             "position": [self.task_index, self.phase_index, self.progress, self._begun],
@@ -187,7 +187,7 @@ class Run:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore, in a run that was just built from the same configuration.
+        """Restore a state, in a run that was just built from the same configuration.
 
         Raises:
             ValueError: The state is of another configuration.
@@ -217,7 +217,7 @@ class Run:
 
     @cached_property
     def _fixed_hash(self) -> str:
-        """Hash of what no checkpoint holds, which never changes."""
+        """Hash of the fixed tensors, which never change and which no checkpoint holds."""
         return self.method.fixed_hash()
 
     # ------------------------------------------------------------------ parts of a step
@@ -264,7 +264,7 @@ class Run:
         return self._task
 
     def _placed(self, module: Module) -> Module:
-        """On the run's device, in its memory format."""
+        """Move a module to the run's device, in the run's memory format."""
         module.to(self.device)
         if self.config.train.channels_last:
             to_channels_last(module)
@@ -361,7 +361,7 @@ class Run:
             self.matrices.fill("validation", row_index, column, accuracy)
 
     def _evaluate_untrained(self) -> None:
-        """Accuracy before any training, the reference of forward transfer."""
+        """Measure the accuracy before any training, the reference of forward transfer."""
         if not self.method.zero_shot:
             return
         self.method.eval()
@@ -370,12 +370,12 @@ class Run:
             self.matrices.fill_baseline(i, self.evaluator.accuracy(self.method, test, i, max(i, 1)))
 
     def _selecting(self) -> list[str]:
-        """Readouts of ``seen_accuracy``: all that can be asked, whatever the report asks for."""
+        """Readouts of ``seen_accuracy``: all that are possible, whatever the trial asks for."""
         usable = choose_readouts(self.stream.info.readouts, type(self.method), None)
         return [r for r in usable if r != "domain" or "class" not in usable]
 
     def _seen_accuracy(self) -> float:
-        """What ``select: seen_accuracy`` goes by; see ``Context``."""
+        """The accuracy by which ``select: seen_accuracy`` chooses an epoch; see ``Context``."""
         seen = self.task_index + 1
         found: list[float] = []
         for i, data in enumerate(self.sets.data[:seen]):
@@ -402,7 +402,7 @@ class Run:
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What two states must share; the number of threads may change with the resources."""
+    """The part of a configuration that two states must share; the number of threads may differ."""
     return {k: v for k, v in config.items() if k != "threads"}
 
 

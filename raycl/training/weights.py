@@ -33,23 +33,24 @@ from raycl.networks.base import (
     Weights,
     find_network,
     load_tensors,
+    noted,
 )
 from raycl.training.checkpoint import TRIALS, CheckpointStore, filesystem, runs_root
 
 WHERE = "network.weights"
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
-"""Keys under which files have their tensors, beside other things."""
+"""Keys below which a file may have its tensors, beside other things."""
 KEPT = 4
-"""Files whose tensors stay in memory."""
+"""Number of files whose tensors stay in memory."""
 
 
 class Place(NamedTuple):
-    """Where a file is.
+    """The place of a weights file.
 
     Attributes:
-        path: As its file system knows it.
+        path: Path on its file system.
         option: The option of the block that leads there.
-        stamp: Changes when the file changes.
+        stamp: A text that changes when the file changes.
     """
 
     path: str
@@ -58,7 +59,7 @@ class Place(NamedTuple):
 
 
 def tensors_of(weights: Weights, given: Mapping[str, Tensors] | None = None) -> Tensors:
-    """All tensors of weights: those that were given, by the hash of the file, or else the file's.
+    """All tensors of a weights block: those given for the hash of the file, or else the file's.
 
     Raises:
         UserError: See ``read``.
@@ -84,7 +85,8 @@ def build_network(
             do not fit.
     """
     cls, config = find_network(block)
-    network = cls(config, input_shape)
+    with noted(config.from_hub):
+        network = cls(config, input_shape)
     if isinstance(config.weights, Weights):
         check_model(block)
         load_tensors(network, config.weights, tensors_of(config.weights, given))
@@ -95,7 +97,7 @@ def check_model(block: Mapping[str, Any]) -> None:
     """Refuse a known file for a model that takes its tensors and computes something else.
 
     Raises:
-        UserError: It is of another model.
+        UserError: The file is for another model.
     """
     digest, model = block["weights"].get("sha256"), str(block.get("model", ""))
     for package in packages.PACKAGES.values():
@@ -105,7 +107,7 @@ def check_model(block: Mapping[str, Any]) -> None:
 
 
 def read(weights: Weights) -> Tensors:
-    """All tensors of a file.
+    """Read all tensors of a file.
 
     Raises:
         UserError: It is not there, cannot be read, or has another hash than the block says.
@@ -120,7 +122,7 @@ def read(weights: Weights) -> Tensors:
 
 
 def sha256(weights: Weights) -> str:
-    """Hash of a file, computed once for each of its versions.
+    """SHA-256 of a file, computed once for each of its versions.
 
     Raises:
         UserError: It is not there.
@@ -129,7 +131,7 @@ def sha256(weights: Weights) -> str:
 
 
 def locate(weights: Weights) -> Place:
-    """Find a file.
+    """Find the file of a weights block.
 
     Raises:
         UserError: It is not there.
@@ -166,7 +168,7 @@ def config_of(weights: Weights) -> dict[str, Any]:
 
 
 def with_hashes(tree: Any) -> Any:
-    """A network's block, also one with search spaces, with the hash of each weights file.
+    """Fill the hash of each weights file into a network's block, also one with search spaces.
 
     What has a hash keeps it; where a file is missing, its block stays without one.
     """
@@ -181,7 +183,7 @@ def with_hashes(tree: Any) -> Any:
 def with_option_hashes(
     block: Mapping[str, Any], networks: Collection[str], weights: Collection[str]
 ) -> dict[str, Any]:
-    """A block some of whose options are networks' blocks, or weights, with the hashes of all files.
+    """Fill in the hashes of all files of a block whose options may be networks or weights.
 
     Args:
         block: A method's, say; options may be search spaces.
@@ -193,7 +195,7 @@ def with_option_hashes(
 
 
 def _hashed(tree: Any) -> Any:
-    """``weights`` itself: a block, or a search space of blocks."""
+    """Fill hashes into the value of ``weights``: a block, or a search space of blocks."""
     if isinstance(tree, list | tuple):
         return [_hashed(value) for value in tree]
     if not isinstance(tree, Mapping) or "sha256" in tree:
@@ -207,7 +209,7 @@ def _hashed(tree: Any) -> Any:
 
 
 def named_in(tree: Any) -> list[Weights]:
-    """Every complete ``weights`` block of a tree of networks' blocks, each once, in order.
+    """All complete ``weights`` blocks of a tree of networks' blocks, each once, in order.
 
     Args:
         tree: Plain data; options may be search spaces.
@@ -216,7 +218,7 @@ def named_in(tree: Any) -> list[Weights]:
 
 
 def _named_in(tree: Any, inside: bool) -> Iterator[Weights]:
-    """``inside``: below a key ``weights``, where a mapping is a block or a search space of them."""
+    """See ``named_in``; ``inside``: below a key ``weights``, whose value is a block or a space."""
     if isinstance(tree, list | tuple):
         for value in tree:
             yield from _named_in(value, inside)
@@ -258,7 +260,7 @@ def normalisation(networks: Iterable[Mapping[str, Any]]) -> Normalisation | None
 
 
 def normalised(info: StreamInfo, networks: Iterable[Mapping[str, Any]]) -> StreamInfo:
-    """What a stream is once its images are normalised as its networks need.
+    """The facts about a stream once its images are normalised as its networks need.
 
     Raises:
         UserError: Networks need different statistics, or of another number of channels.
@@ -268,7 +270,7 @@ def normalised(info: StreamInfo, networks: Iterable[Mapping[str, Any]]) -> Strea
 
 
 def told(tree: Any) -> str:
-    """Where the weights in networks' blocks come from, in one line: name and hash of each."""
+    """One line that tells where weights in networks' blocks come from: name and hash of each."""
     return ", ".join(
         f"{weights.label} sha256:{(weights.sha256 or '?')[:12]}" for weights in named_in(tree)
     )
@@ -323,7 +325,7 @@ def _hash(place: Place) -> str:
 
 @lru_cache(KEPT)
 def _read(place: Place) -> tuple[str, dict[str, NDArray[Any]]]:
-    """Hash and tensors of a file."""
+    """Read a file: its hash and its tensors."""
     content = _content(place)
     suffix = PurePosixPath(place.path).suffix
     try:
@@ -393,7 +395,7 @@ _PARSERS = {
 
 
 def _arrays(state: Any) -> dict[str, NDArray[Any]]:
-    """The tensors of a state as arrays; what else there is has no place in a network."""
+    """The tensors of a state as arrays; other values are left out, as no network takes them."""
     if not isinstance(state, Mapping):
         raise ValueError("it holds no tensors by name")
     found = {}

@@ -174,7 +174,7 @@ def test_detached_stopped_and_continued(lab: Lab, head: tuple[str, dict[str, str
     follower = lab.start("submit", sweep.name, *where, **mine)
     lab.wait_for(lambda: len(lab.checkpoints("long")) >= 2, follower)
     os.kill(follower.pid, signal.SIGINT)
-    output, _ = follower.communicate(timeout=30)
+    output, _ = follower.communicate(timeout=120)
     assert follower.returncode == 130
     assert "goes on" in output
     assert "raycl jobs raycl-long-" in output

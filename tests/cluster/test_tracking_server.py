@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,53 +22,16 @@ from moto.server import ThreadedMotoServer
 from tests.cluster.test_jobs import free_ports
 from tests.faults.conftest import Lab
 from tests.faults.test_faults import PICTURES
+from tests.postgres import QUOTED_PASSWORD, running
 
 COMPOSE = Path(__file__).parents[2] / "sweeps" / "cluster" / "compose.yml"
-PASSWORD = "pass word/1"  # one that has to be quoted in a URL
-
-
-def postgres_programs() -> Path | None:
-    """Folder of initdb and pg_ctl."""
-    places = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
-    if found := shutil.which("pg_ctl"):
-        places.append(Path(found).resolve().parent)
-    return next((p for p in places if (p / "initdb").exists() and (p / "pg_ctl").exists()), None)
 
 
 @pytest.fixture
 def postgres() -> Iterator[int]:
     """Port of a PostgreSQL with a database ``mlflow``."""
-    programs = postgres_programs()
-    if programs is None:
-        pytest.skip("no PostgreSQL server (initdb, pg_ctl) is installed")
-    as_other: list[str] = []
-    folder = Path(tempfile.mkdtemp(prefix="pg"))
-    if os.geteuid() == 0:  # it refuses to run as root
-        if not shutil.which("setpriv"):
-            pytest.skip("PostgreSQL does not run as root, and there is no setpriv")
-        shutil.chown(folder, "nobody")
-        as_other = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
-    (port,) = free_ports(1)
-    (folder / "password").write_text(PASSWORD)
-    (folder / "password").chmod(0o644)
-    data, options = folder / "data", f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
-
-    def run(program: str, *arguments: str) -> None:
-        command = [*as_other, str(programs / program), *arguments]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    who = ["--username=mlflow", f"--pwfile={folder}/password", "--auth=scram-sha-256"]
-    run("initdb", f"--pgdata={data}", *who, "--encoding=UTF8", "--no-sync")
-    run("pg_ctl", f"--pgdata={data}", f"--log={folder}/log", "-o", options, "--wait", "start")
-    try:
-        environment = os.environ | {"PGPASSWORD": PASSWORD}
-        create = [str(programs / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow"]
-        subprocess.run([*create, "mlflow"], env=environment, check=True, timeout=30)
+    with running() as port:
         yield port
-    finally:
-        run("pg_ctl", f"--pgdata={data}", "--mode=immediate", "--wait", "stop")
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -100,7 +61,7 @@ def server(postgres: int, tmp_path: Path) -> Iterator[str]:
     where = environment["MLFLOW_BACKEND_STORE_URI"]
     assert where.count("${POSTGRES_PASSWORD}@database/") == 1
     environment["MLFLOW_BACKEND_STORE_URI"] = where.replace(
-        "${POSTGRES_PASSWORD}@database/", f"pass%20word%2F1@127.0.0.1:{postgres}/"
+        "${POSTGRES_PASSWORD}@database/", f"{QUOTED_PASSWORD}@127.0.0.1:{postgres}/"
     )
     environment |= keys | {"MLFLOW_S3_ENDPOINT_URL": f"http://{host}:{s3_port}"}
     environment |= {"MLFLOW_SERVER_ALLOWED_HOSTS": "", "MLFLOW_DISABLE_TELEMETRY": "true"}

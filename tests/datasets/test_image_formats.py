@@ -70,7 +70,7 @@ def test_modes(tmp_path: Path, image: Image.Image, suffix: str, channels: int) -
     assert pixels.shape == (channels, 9, 14)
     reference = np.asarray(Image.open(path).convert("RGBA").convert("RGB")).transpose(2, 0, 1)
     np.testing.assert_allclose(pixels.astype(int), reference[:channels], atol=2)
-    assert measure(str(path)) == (14, 9)
+    assert measure(str(path)).size == (14, 9)
 
 
 def test_of_an_animated_image_the_first_picture_counts(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_orientation_is_applied(
         down, right = {5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}[orientation]
         expected = upright.transpose(0, 2, 1)[:, ::down, ::right]
     np.testing.assert_allclose(turned.astype(int), expected, atol=2)
-    assert measure(str(path)) == turned.shape[:0:-1]
+    assert measure(str(path)).size == turned.shape[:0:-1]
 
 
 def test_an_orientation_that_does_not_exist_is_none(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_an_orientation_that_does_not_exist_is_none(tmp_path: Path) -> None:
         path = tmp_path / f"x.{suffix}"
         COLOUR.save(path, exif=exif)
         assert decode(str(path), None).shape == (3, 9, 14)
-        assert measure(str(path)) == (14, 9)
+        assert measure(str(path)).size == (14, 9)
 
 
 def _bytes(image: Image.Image, kind: str) -> bytes:
@@ -209,7 +209,7 @@ def test_only_the_header_of_a_file_is_read(tmp_path: Path) -> None:
     COLOUR.resize((600, 600)).save(path)
     content = path.read_bytes()
     path.write_bytes(content[:2000])
-    assert measure(str(path)) == (600, 600)
+    assert measure(str(path)).size == (600, 600)
 
 
 def _zip(path: Path, names: dict[str, bytes]) -> Path:
@@ -230,10 +230,10 @@ def test_a_member_that_says_it_is_huge_is_not_read(
 
 def test_a_zip_that_was_replaced_is_opened_again(tmp_path: Path) -> None:
     path = _zip(tmp_path / "x.zip", {"0.png": _bytes(COLOUR, "PNG")})
-    assert measure(f"{path}!0.png") == (14, 9)
+    assert measure(f"{path}!0.png").size == (14, 9)
     path.unlink()
     _zip(path, {"0.png": _bytes(COLOUR.resize((20, 30)), "PNG")})
-    assert measure(f"{path}!0.png") == (20, 30)
+    assert measure(f"{path}!0.png").size == (20, 30)
 
 
 def test_damaged_zips_are_one_line(tmp_path: Path) -> None:

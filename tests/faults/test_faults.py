@@ -108,7 +108,7 @@ def test_driver_killed(lab: Lab) -> None:
     assert reached <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, "and nobody else can reach it"
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=60)
     for process in alive:
         process.kill()
     assert not alive, f"left behind: {alive}"
@@ -142,10 +142,10 @@ def test_interrupted_damaged_and_resumed(lab: Lab, number: signal.Signals) -> No
     lab.wait_for(lambda: len(lab.checkpoints()) >= 3, driver)
     family = psutil.Process(driver.pid).children(recursive=True)
     os.kill(driver.pid, number)
-    output, _ = driver.communicate(timeout=60)
+    output, _ = driver.communicate(timeout=200)
     assert driver.returncode == 130, output
     assert "raycl resume fault" in output
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive, f"left behind: {alive}"
     assert {run.info.status for run in tracked(lab)} == {"KILLED"}
     assert {run.data.tags["raycl.end"] for run in tracked(lab)} == {"killed"}
@@ -194,7 +194,7 @@ def test_a_changed_spec_and_a_second_driver_are_refused(lab: Lab) -> None:
     lab.wait_for(lambda: lab.trace(), driver)
     assert "is being run by process" in lab.run("run", str(sweep), code=2)
     os.kill(driver.pid, signal.SIGINT)
-    driver.communicate(timeout=60)
+    driver.communicate(timeout=200)
     lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.2}], seeds=1)
     output = lab.run("run", str(sweep), code=2)
     assert "already in use by another specification" in output

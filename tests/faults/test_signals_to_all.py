@@ -73,7 +73,7 @@ def test_trials_save_runs_are_closed_and_nothing_is_left(lab: Lab, accident: str
     assert driver.returncode == code, output
     assert output.splitlines()[-1] == said
     assert "Traceback" not in output
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive, f"left behind: {alive}"
     assert {run.info.status for run in tracked(lab)} == {"KILLED"}
     if code == 130:

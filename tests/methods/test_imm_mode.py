@@ -12,9 +12,9 @@ def test_penalty_by_hand(build):
     parameters = list(method.protected().values())
     assert len(parameters) == len(list(method.parameters()))
     method.anchor.copy_(method.position())
-    assert method.penalty(parameters) == 0
+    assert method.penalty()() == 0
     method.anchor[:3] -= torch.tensor([0.1, 5.0, -0.01])
-    penalty = method.penalty(parameters)
+    penalty = method.penalty()()
     assert penalty.item() == pytest.approx(0.1250505, rel=1e-5)  # 0.005 * (0.01 + 25 + 0.0001)
     penalty.backward()
     gradient = torch.cat([p.grad.flatten() for p in parameters])

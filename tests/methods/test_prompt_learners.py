@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from prompt_making import ALONE, LEARNERS, STUDENT, alone, build, scrambled, trained_file
+from prompt_making import ALONE, LEARNERS, STUDENT, alone, build, distilled, scrambled, trained_file
 from stepping import until
 from torch import Tensor, nn
 
@@ -217,6 +217,18 @@ def test_rows_that_keep_their_bits(name: str) -> None:
             assert changed, entry
         else:
             assert changed or kind in ("pools",), entry
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("method", [*map(alone, OWN_ROWS), distilled("coda_prompt", "kd")], ids=str)
+def test_rows_of_other_tasks_have_no_decay(method: dict[str, Any], optimizer: str) -> None:
+    run = build(method, weight_decay=0.1, optimizer=optimizer, momentum=0.0)
+    for entry, changed in trained_rows(run)[0].items():
+        whose, _, part = entry.partition(".")
+        kind = part.removeprefix("learner.").partition(".")[0]
+        name = method.get("learner", method)["name"]
+        if whose in ("student", "teacher") and kind in OWN_ROWS[name]:
+            assert changed == ([1] if name == "dual_prompt" else [3, 4, 5]), entry
 
 
 def test_only_the_learner_and_its_head_get_gradients() -> None:

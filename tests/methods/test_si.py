@@ -58,10 +58,10 @@ def test_penalty_by_hand():
     made = make("si", [[0], [1]], width=1, c=0.5)
     parameters = list(made.network.parameters())
     made.anchor.copy_(made.position())
-    assert made.penalty(parameters) == 0
+    assert made.penalty()() == 0
     made.omega.copy_(torch.tensor([2.0, 0.0, 1.0, 0.0]))
     made.anchor -= torch.tensor([0.1, 5.0, -0.3, 0.0])
-    penalty = made.penalty(parameters)
+    penalty = made.penalty()() / made.config.c
     assert penalty.item() == pytest.approx(2 * 0.01 + 0.09, rel=1e-4)
     penalty.backward()
     gradient = torch.cat([p.grad.flatten() for p in parameters])
@@ -90,7 +90,7 @@ def test_the_slope_is_that_of_the_cross_entropy_alone():
     made, _, step = one_weight(c=0.5)
     made.omega[0] = 3
     made.anchor[0] = 0.8  # the penalty's gradient: 2 * 0.5 * 3 * (1 - 0.8) = 0.6, against it
-    step(lambda theta: -0.4 * theta + 0.5 * made.penalty(list(made.network.parameters())))
+    step(lambda theta: -0.4 * theta + made.penalty()())
     assert made.head.weight[0, 0].item() == pytest.approx(0.98)
     assert made.path[0].item() == pytest.approx(-0.4 * 0.02, rel=1e-4)
 

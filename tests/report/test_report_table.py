@@ -120,6 +120,47 @@ def test_published_numbers_of_several_revisions(golden: TrackedSweep) -> None:
     assert json.loads(render(table, "json")) == table.rows
 
 
+def with_published(golden: TrackedSweep, printed: Any, **spec: Any) -> Table:
+    """The golden sweep, ours 54.67 with seeds 1, 2 and 3, beside what is printed of it."""
+    published = {"source": "s", "in_full": {"train": {"epochs": 9}}}
+    published["average_accuracy"] = {"ours": printed, "finetune": None}
+    given = {"train": {"epochs": 9, "lr": 1}, "seeds": [1, 2, 3], "published": published} | spec
+    return make_table(dataclasses.replace(golden, spec={**golden.spec, **given}))
+
+
+@pytest.mark.parametrize(
+    "printed, spec, verdict, shown",
+    [
+        ({"mean": 55.6, "std": 1.0, "n": 3}, {}, "within", "55.60 ± 1.00, within |"),
+        ({"mean": 55.7, "std": 1.0}, {}, "outside", "55.70 ± 1.00, outside |"),
+        ({"mean": 54.0, "error": 0.6, "std": 5.0}, {}, "outside", "54.00 ± 5.00, outside |"),
+        ({"mean": 54.0, "source": "a plot"}, {}, None, "54.00 |"),
+        (54, {}, None, "54.00 |"),
+        (
+            {"v2": {"mean": 54.5, "std": 0.2}, "v1": 50},
+            {},
+            "within",
+            "54.50 (v2), 50.00 (v1), within |",
+        ),
+        (54, {"train": {"epochs": 8}}, "not run in full", "54.00, not run in full |"),
+        (54, {"seeds": [1, 2, 3, 4]}, "not run in full", "54.00, not run in full |"),
+        (54, {"stop": {"tasks": 2}}, "not run in full", "54.00, not run in full |"),
+    ],
+)
+def test_how_ours_compares_with_what_is_published(
+    golden: TrackedSweep, printed: Any, spec: dict[str, Any], verdict: str | None, shown: str
+) -> None:
+    table = with_published(golden, printed, **spec)
+    assert row(table, method="ours")["verdict"] == verdict
+    text = " ".join(render(table, "markdown").split())
+    assert shown in text
+    assert ("by at most its standard deviation" in text) == (verdict in ("within", "outside"))
+    assert ("a plot" in text) == ("a plot" in str(printed))
+    assert json.loads(render(table, "json")) == table.rows
+    assert verdict is None or verdict in render(table, "csv")
+    assert row(table, method="finetune")["verdict"] is None
+
+
 def test_baseline_can_be_chosen_and_must_exist(golden: TrackedSweep, store: Store) -> None:
     table = make_table(golden, "ours")
     assert row(table, method="finetune")["difference"] == -12.5

@@ -30,8 +30,8 @@ def base() -> TrialPlan:
 
 
 def searcher(proposed: int = 0, first: list[dict[str, Any]] | None = None) -> adaptive.Searcher:
-    sampler = adaptive._sampler("optuna", 0, proposed)
-    return adaptive.make_searcher(base(), SPACES, sampler, "max", first or [])
+    drawn = adaptive._drawn(0, proposed)
+    return adaptive.make_searcher(base(), SPACES, "optuna", drawn, "max", first or [])
 
 
 def finished(plan: TrialPlan) -> Any:
@@ -54,7 +54,7 @@ def test_a_continued_search_knows_what_was_run_and_draws_something_else() -> Non
     assert all(plan.config["train"]["schedule"]["min_lr"] for plan in plans), "not finished"
     two = searcher(len(plans))
     for plan in plans:
-        adaptive._tell(two, finished(plan), "validation/average_accuracy", SPACES)
+        adaptive._tell(two, finished(plan), "validation/average_accuracy")
     assert [trial.value for trial in two._ot_study.trials] == [50.0] * 4
     again = {ask(two, f"trial{i}").key for i in range(4)}
     assert not again & {plan.key for plan in plans}
@@ -75,8 +75,8 @@ def test_quantised_spaces_are_quantised(algorithm: str) -> None:
     spaces = {k: v for k, v in QUANTISED.items() if algorithm == "optuna" or k != "train.momentum"}
 
     def search(proposed: int, first: list[dict[str, Any]]) -> adaptive.Searcher:
-        sampler = adaptive._sampler(algorithm, 0, proposed)
-        return adaptive.make_searcher(plan, spaces, sampler, "max", first)
+        drawn = adaptive._drawn(0, proposed)
+        return adaptive.make_searcher(plan, spaces, algorithm, drawn, "max", first)
 
     found, plans = search(0, []), []
     for i in range(60 if algorithm == "optuna" else 12):
@@ -93,13 +93,83 @@ def test_quantised_spaces_are_quantised(algorithm: str) -> None:
         assert drawn["train.lr"] == {0.2, 0.4, 0.6, 0.8}
         assert drawn["train.momentum"] == {0.0, 0.3, 0.6, 0.9}
     again = search(len(plans), [plans[-1].varied])
-    for one in plans:
-        adaptive._tell(again, finished(one), "validation/average_accuracy", spaces)
-    told = [trial.params for trial in again._ot_study.trials if trial.state.is_finished()]
-    assert told == [trial.params for trial in found._ot_study.trials]
+    for one in plans[:-1]:
+        adaptive._tell(again, finished(one), "validation/average_accuracy")
+    told, known = (
+        [trial.params for trial in one._ot_study.trials if trial.state.name == "COMPLETE"]
+        for one in (again, found)
+    )
+    assert told == known[:-1]
     proposal = again.suggest("trial")
     assert proposal is not None
     assert expand.plan_of({"plan": expand.packed(plan), **proposal}).key == plans[-1].key
+
+
+SMALL = {
+    "train.batch_size": Space("qloguniform", (8, 64, 8)),
+    "train.schedule": Space(
+        "choice", ({"name": "constant"}, {"name": "constant", "factor": 0.1}, {"name": "cosine"})
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "algorithm, seed, spaces, points",
+    [
+        ("optuna", 0, SMALL, 16),  # two of the three options are the same
+        ("optuna", 1, SMALL, 16),
+        ("optuna_gp", 0, {"train.batch_size": Space("quniform", (8, 24, 8))}, 3),
+    ],
+)
+def test_every_point_of_a_small_space_is_proposed_once(
+    algorithm: str, seed: int, spaces: dict[str, Space], points: int
+) -> None:
+    """Also by a search that goes on; then there is nothing left, and the same again by seed."""
+    plan = base()
+    plan.config["train"].update(lr=0.1, schedule={"name": "constant"})
+
+    def search(told: list[TrialPlan]) -> tuple[adaptive.Searcher, list[TrialPlan]]:
+        drawn = adaptive._drawn(seed, len(told))
+        found = adaptive.make_searcher(plan, spaces, algorithm, drawn, "max", [])
+        for one in told:
+            adaptive._tell(found, finished(one), "validation/average_accuracy")
+        plans: list[TrialPlan] = []
+        while (proposal := found.suggest(f"trial{len(plans)}")) != found.FINISHED:
+            assert isinstance(proposal, dict)
+            plans.append(expand.plan_of({"plan": expand.packed(plan), **proposal}))
+            result = flatten_dict({"score": 1.0, "row": {"finished": True}})
+            found.on_trial_complete(f"trial{len(plans) - 1}", result)
+        return found, plans
+
+    found, plans = search([])
+    assert found.exhausted
+    assert len({one.key for one in plans}) == len(plans) == points
+    assert search([])[1] == plans
+    half = points // 2
+    later = search(plans[:half])[1]
+    assert {one.key for one in later} == {one.key for one in plans[half:]}
+    assert search(plans)[1] == []
+
+
+def test_a_point_is_drawn_where_optuna_repeats_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even of an interval, at whose end a Gaussian process may stay."""
+    same = {"space/train.lr": 0.1, "space/train.schedule": None}
+
+    def repeat(study: Any, trial: Any, space: Any) -> dict[str, Any]:
+        return same | {"space/train.schedule": space["space/train.schedule"].choices[0]}
+
+    found = searcher()
+    monkeypatch.setattr(found._sampler, "sample_relative", repeat)
+    distributions = found._space
+    monkeypatch.setattr(
+        found._sampler, "infer_relative_search_space", lambda study, trial: distributions
+    )
+    plans = [ask(found, f"trial{i}") for i in range(3)]
+    assert plans[0].varied["train.lr"] == 0.1
+    assert len({plan.key for plan in plans}) == 3
+    assert all(0.001 <= plan.varied["train.lr"] <= 0.1 for plan in plans)
+    for i in range(3):
+        found.on_trial_complete(f"trial{i}", flatten_dict({"score": 1.0, "row": {}}))
 
 
 def test_an_unfinished_proposal_comes_first() -> None:

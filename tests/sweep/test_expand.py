@@ -223,6 +223,7 @@ def test_spec_hash_covers_results_and_nothing_else(make):
     for same in (
         {"published": published},
         {"tracking": {"uri": "sqlite:////x"}},
+        {"tracking": {"pictures": False}},
         {"report": {"baseline": "finetune"}},
         {"description": "other"},
         {"resources": {"cpu": 2}},

@@ -21,9 +21,9 @@ from raycl.sweep import expand, local, runner, spec, trainable
 from raycl.sweep.adaptive import Proposals
 from raycl.sweep.expand import TrialPlan
 from raycl.sweep.folder import SweepFolder
-from raycl.sweep.made_of import MadeOf, changed_since
+from raycl.sweep.made_of import MadeOf
 from raycl.sweep.outcomes import Outcome, Outcomes
-from raycl.sweep.tracked import Tracked
+from raycl.sweep.tracked import Tracked, sweep_record
 from raycl.tracking import Tracker
 from raycl.tracking.journal import JOURNAL, Journal, Ledger
 from raycl.tracking.lines import lacking
@@ -78,6 +78,18 @@ class Away(Tracker):
 
     def _send_all(self) -> None:
         self._closing.wait()
+
+
+@pytest.mark.parametrize("tracking", [{}, {"pictures": True}, {"pictures": False}])
+def test_the_tracker_is_told_whether_pictures_are_wanted(
+    tmp_path: Path, tracking: dict[str, bool]
+) -> None:
+    """Also by `raycl sync`, from the folder's own records."""
+    found = execution(tmp_path, tracking=tracking)
+    wanted = tracking.get("pictures", True)
+    assert sweep_record(found.sweep, "id", "").pictures is wanted
+    found.folder.claim("hash", found.sweep.resolved())
+    assert sweep_record(spec.load(found.folder.resolved_file), "id", "").pictures is wanted
 
 
 @pytest.fixture
@@ -480,13 +492,16 @@ def test_code_that_changes_while_the_sweep_runs_ends_it(
     mine: runner.Execution, tmp_path: Path
 ) -> None:
     (plan, *_) = expand.final_plans(mine.sweep, {})
-    code = now(mine).code
-    assert changed_since(code, plan.config) == []
+    made_of = now(mine)
+    assert made_of.changed(plan.config) == []
     (tmp_path / "mended_helper.py").write_text("FACTOR = 0.5\n")
-    assert changed_since(code, plan.config) == [], "this process runs the old one"
+    assert made_of.changed(plan.config) == [], "this process runs the old one"
     (tmp_path / "mine.py").write_text(MINE + "# changed\n")
-    assert changed_since(code, plan.config) == ["mended_helper", "mine.py"]
-    assert trainable.Settings("s", 60, 2, "m", "max").code == {}
+    assert made_of.changed(plan.config) == ["mended_helper", "mine.py"]
+    settings = trainable.Settings("s", 60, 2, "m", "max")
+    trainable._check_made_of(settings, plan)
+    with pytest.raises(trainable.Unkept, match=r"mended_helper, mine.py changed since the sweep"):
+        trainable._check_made_of(replace(settings, made_of=made_of), plan)
 
 
 def test_the_ledger_and_outcomes_agree_after_a_start(ended: runner.Execution) -> None:

@@ -217,6 +217,14 @@ OVERRIDES = [
     ),
     ("scheduler.name=ahsa", "scheduler.name: unknown value 'ahsa'; did you mean 'asha'?"),
     # published
+    (
+        "published={source: x, forgetting: {ewc: {mean: 3, sd: 1}}}",
+        "published: a figure has no 'sd'; did you mean 'std'?",
+    ),
+    (
+        "published={source: x, in_full: {train: {epoch: 3}}}",
+        "published.in_full.train.epoch: the sweep has no 'epoch' there; did you mean 'epochs'?",
+    ),
     ("published={average_accuracy: {ewc: 3}}", "published.source: is missing"),
     (
         "published={source: x, avg_accuracy: {ewc: 3}}",

@@ -14,7 +14,7 @@ import yaml
 from raycl import datasets
 from raycl.datasets import Arrays, Dataset, DatasetConfig, Files
 from raycl.errors import UserError
-from raycl.sweep import expand, made, spec, verify
+from raycl.sweep import expand, made_of, spec, verify
 from raycl.sweep.folder import SweepFolder
 from raycl.sweep.outcomes import Outcome
 
@@ -100,6 +100,9 @@ def test_what_it_was_made_with_is_named() -> None:
         "code: raycl 1 then, raycl 2 now",
         "device: cpu then, H200 now",
     ]
+    old, new = (row(made=MADE | {"weights": f"timm {one}"}) for one in "ab")
+    assert verify.compare(outcome(old), "k", new, "")[1] == ["weights: timm a then, timm b now"]
+    assert verify.compare(outcome(row()), "k", new, "")[1] == [], "an older raycl did not say"
     old = row()
     del old["made"]
     _, changed = verify.compare(outcome(old), "k", row(), "")
@@ -190,21 +193,22 @@ def test_what_is_run_again_and_what_it_comes_to(
 def test_a_fingerprint_changes_with_the_data(tmp_path: Path) -> None:
     config = DatasetConfig(name="digits")
     digits = datasets.load(config, tmp_path)
-    first = made.data({"digits": digits})
-    assert first == made.data({"digits": datasets.load(config, tmp_path)})
+    first = made_of.data({"digits": digits})
+    assert first == made_of.data({"digits": datasets.load(config, tmp_path)})
     assert first.startswith("digits ")
     assert isinstance(digits.train, Arrays)
     images = digits.train.images.copy()
     images[0, 0, 0, 0] ^= 1
     changed = replace(digits, train=replace(digits.train, images=images))
-    assert made.data({"digits": changed}) != first
+    assert made_of.data({"digits": changed}) != first
     labels = digits.train.labels.copy()
     labels[0] ^= 1
     assert (
-        made.data({"digits": replace(digits, train=replace(digits.train, labels=labels))}) != first
+        made_of.data({"digits": replace(digits, train=replace(digits.train, labels=labels))})
+        != first
     )
-    assert made.data({"digits": replace(digits, mean=(0.1,))}) != first
-    assert made.data({}) == ""
+    assert made_of.data({"digits": replace(digits, mean=(0.1,))}) != first
+    assert made_of.data({}) == ""
 
 
 def test_a_fingerprint_of_files(tmp_path: Path) -> None:
@@ -213,15 +217,15 @@ def test_a_fingerprint_of_files(tmp_path: Path) -> None:
     file.write_bytes(b"one")
     part = Files((str(file),), np.zeros(1, np.int64), 32)
     one = Dataset("folder", part, part, ("a",), (0.5,), (0.5,))
-    first = made.data({"x": one})
-    assert first == made.data({"x": one})
+    first = made_of.data({"x": one})
+    assert first == made_of.data({"x": one})
     file.write_bytes(b"other")
-    assert made.data({"x": one}) != first
+    assert made_of.data({"x": one}) != first
 
 
 def test_code_and_machine_are_named() -> None:
-    assert made.code().startswith("raycl ")
-    machine = made.machine("cpu")
+    assert made_of.code().startswith("raycl ")
+    machine = made_of.process("cpu")
     assert machine["device"]
     assert machine["versions"].startswith("python 3.")
     assert "torch 2" in machine["versions"]

@@ -228,7 +228,7 @@ class Client:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -305,10 +305,10 @@ def test_a_failure_in_mid_chunk_repeats_nothing(
     monkeypatch.setattr(Client, "__getattr__", flaky)
     tracker = open_tracker(connect=lambda uri: fake)
     run_trial(tracker, "a")
-    wait_for(lambda: tracker.problem is None and {"set_terminated", "log_image"} <= failed)
+    wait_for(lambda: tracker.problem is None and {"set_terminated", "log_artifacts"} <= failed)
     wait_for(lambda: tracker.problem is None)
     assert tracker.close("FINISHED") == 0
-    assert {"create_experiment", "create_run", "log_batch", "log_dict", "search_runs"} <= failed
+    assert {"create_experiment", "create_run", "log_batch", "search_runs"} <= failed
     run = runs()["finetune-a"]  # once
     for name in run.data.metrics:
         steps = [step for step, _ in history(client, run, name)]
@@ -330,6 +330,8 @@ def test_calls_keep_mlflows_limits(open_tracker: Open, client: Any, runs: Runs) 
         assert max(sizes) <= limit
         assert sum(sizes) == total
         assert len(sizes) == -(-total // limit), "as few calls as can be"
+    together = [sum(len(values) for values in batch.values()) for batch in batches]
+    assert max(together) <= 1000, "MLflow's limit of a call"
     run = runs()["finetune-a"]
     assert len(run.data.metrics) == 2500
     assert len(run.data.params) == 253

@@ -14,7 +14,7 @@ from tracking_helpers import free_port
 
 from raycl.errors import UserError
 from raycl.tracking import Store, check, resolve
-from raycl.tracking.store import for_mlflow, quiet, reason, shown
+from raycl.tracking.store import for_mlflow, make, quiet, reason, shown
 
 
 @pytest.fixture(autouse=True)
@@ -165,6 +165,8 @@ def test_mlflow_in_a_folder_with_every_such_character(tmp_path: Path) -> None:
     runs = tmp_path / " ".join(NAMES) / "runs"
     runs.mkdir(parents=True)
     used = resolve(runs)
+    make(used.uri)
+    assert [path.name for path in runs.iterdir()] == ["mlflow.db"]
     client = MlflowClient(for_mlflow(used.uri))
     experiment = client.create_experiment("x", artifact_location=used.artifacts)
     run = client.create_run(experiment).info.run_id

@@ -29,7 +29,7 @@ class Atari(GameSequence):
     """
 
     class Config(GamesConfig):
-        """See the fields."""
+        """Options of the benchmark ``atari``."""
 
         games: str | tuple[str, ...] = Field(
             "blip6", description="a sequence (blip6, blip3), one game, or a list of games"
@@ -93,7 +93,7 @@ class Atari(GameSequence):
 
     @property
     def references(self) -> tuple[tuple[float, float], ...]:
-        """Of each game, the raw scores that are 0 % and 100 % when normalised."""
+        """Raw scores of each game that are 0 % and 100 % when normalised."""
         return _references(self.games, self.config.normalise)
 
     def make(
@@ -115,7 +115,7 @@ class Atari(GameSequence):
 
 
 def _sequence(games: str | Iterable[str]) -> tuple[str, ...]:
-    """The games meant.
+    """Find the games that the option means.
 
     Raises:
         ValueError: A game is unknown, or given twice.
@@ -132,7 +132,7 @@ def _sequence(games: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _hint(name: str, games: str | Iterable[str]) -> str:
-    """What may have been meant by the name of no game."""
+    """A hint for a name that belongs to no game."""
     from envs.games import SEQUENCES, names
 
     listed = not isinstance(games, str)

@@ -1,4 +1,4 @@
-"""A sequence of games: what is played, for how long, and how scores are read."""
+"""Sequences of games: what is played, for how long, and how scores are read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Evaluation(BaseModel):
-    """How a policy is scored: in full games, on seeds it never trains on.
+    """Options of scoring a policy: in full games, on seeds it never trains on.
 
     Departures from BLIP's code: every seed is played once, where the code takes the first ten games
     that end among ten side by side, so that short ones count more often; the score after a game is
@@ -47,7 +47,7 @@ class Evaluation(BaseModel):
 
 
 class GamesConfig(BaseModel):
-    """Options every sequence of games has."""
+    """Options of every sequence of games."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -94,7 +94,7 @@ class GameSequence(ABC):
     @property
     @abstractmethod
     def input_shape(self) -> tuple[int, int, int]:
-        """Of an observation: uint8 (C, H, W)."""
+        """Shape (C, H, W) of an observation, which is uint8."""
 
     @property
     @abstractmethod
@@ -104,13 +104,13 @@ class GameSequence(ABC):
     @property
     @abstractmethod
     def references(self) -> tuple[tuple[float, float], ...]:
-        """Of each game, the raw scores that are 0 % and 100 % when normalised."""
+        """Raw scores of each game that are 0 % and 100 % when normalised."""
 
     @abstractmethod
     def make(
         self, num_envs: int, *, training: bool, num_threads: int = 1, render: bool = False
     ) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
-        """An ``envs.vector.SequentialAtari``, or what behaves like one.
+        """Make an ``envs.vector.SequentialAtari``, or something that behaves like one.
 
         Args:
             num_envs: Games played side by side.
@@ -123,7 +123,7 @@ class GameSequence(ABC):
 def normalise(
     scores: Sequence[float | None], references: Sequence[tuple[float, float]]
 ) -> list[float | None]:
-    """Raw scores to percent: 100 (R - low) / (high - low), game by game."""
+    """Turn raw scores into percent: 100 (R - low) / (high - low), game by game."""
     return [
         None if score is None else 100 * (score - low) / (high - low)
         for score, (low, high) in zip(scores, references, strict=True)
@@ -131,6 +131,6 @@ def normalise(
 
 
 def build_games(block: Mapping[str, Any], where: str = "benchmark") -> GameSequence:
-    """The sequence of games of a configuration block."""
+    """Build the sequence of games of a configuration block."""
     cls = registry.find("raycl.rl.benchmarks", GameSequence, block["name"], where=where)  # type: ignore[type-abstract]
     return cls(cls.Config.model_validate(block))

@@ -1,4 +1,4 @@
-"""Fisher diagonals of a game's policy, as BLIP's Atari code takes them from the last rollout."""
+"""Fisher diagonals of a game's policy from the last rollout, as BLIP's Atari code has them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TRUNK = "policy.trunk."
 
 
 class _Actor(nn.Module):
-    """Observations to the logits of one game. Values take no part."""
+    """A module from observations to the logits of one game, without the values."""
 
     def __init__(self, policy: Policy, game: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class _Actor(nn.Module):
 
 
 def batch_size(observations: Tensor, batches: int) -> int:
-    """Observations in each of so many minibatches, at least one; the rest is dropped."""
+    """Number of observations in each minibatch, at least one; the rest is dropped."""
     return max(1, len(observations) // batches)
 
 
@@ -39,7 +39,7 @@ def per_example(
 
     Args:
         policy: theta is its trunk.
-        game: Whose actor.
+        game: The game whose actor is used.
         observations: uint8 (n, C, H, W).
         batches: Minibatches they are divided into; for one-example gradients only their number
             times their size matters.

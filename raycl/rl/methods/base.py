@@ -1,4 +1,4 @@
-"""The contract of a method on a sequence of games. Plain torch: no RLlib, no Ray."""
+"""The contract of a method on a sequence of games, in plain PyTorch without RLlib or Ray."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raycl.rl.policy import Policy
 
 
 class SequenceMethod(nn.Module):
-    """What a method adds to PPO. Its whole state is parameters, buffers and extra state.
+    """A method on games: what it adds to PPO; its state is parameters, buffers and extra state.
 
     The policy is not part of it: every hook is handed the policy. Structure (shapes of buffers)
     depends on the policy only, so that a checkpoint can be loaded into a fresh method.
@@ -29,7 +29,7 @@ class SequenceMethod(nn.Module):
     """Whether every game has weights of its own, so that its score stays what it was."""
 
     class Config(MethodConfig):
-        """Options every method has."""
+        """Options of every method on games."""
 
     config: Any
 
@@ -38,7 +38,7 @@ class SequenceMethod(nn.Module):
         self.config = config
 
     def begin_game(self, policy: Policy, game: int) -> None:
-        """Before the first update on a game; also called after a restore in its middle.
+        """Prepare for a game, before its first update and after a restore in its middle.
 
         Args:
             policy: May be changed only if ``fresh`` (see ``scratch``); a restore calls with the
@@ -47,23 +47,23 @@ class SequenceMethod(nn.Module):
         """
 
     def start_weights(self, policy: Policy, game: int) -> None:
-        """Once, before a game is begun for the first time: change the weights it starts with."""
+        """Change the weights that a game starts with; called once, before the game begins."""
 
     def frozen(self, game: int) -> bool:
-        """Whether the trunk does not learn during this game."""
+        """Whether the trunk stays as it is during this game."""
         return False
 
     def penalty(self, policy: Policy, game: int) -> Tensor | None:
-        """A scalar that is added to the loss of every minibatch; ``None``: nothing."""
+        """Penalty, a scalar that is added to the loss of every minibatch; ``None``: none."""
         return None
 
     def after_step(self, policy: Policy) -> None:
-        """After every step of the optimiser."""
+        """Change the policy after a step of the optimiser, e.g. project it."""
 
     def end_game(
         self, policy: Policy, game: int, observations: Tensor, generator: torch.Generator
     ) -> None:
-        """A game has been learnt: estimate, consolidate, anchor.
+        """Estimate, consolidate or anchor, when a game has been learnt.
 
         Args:
             policy: With the weights after the last update; may be changed in place.
@@ -74,7 +74,7 @@ class SequenceMethod(nn.Module):
         """
 
     def diagnostics(self) -> dict[str, float]:
-        """Numbers to be logged at a game's end."""
+        """Numbers of the method's own that are logged at a game's end."""
         return {}
 
     def histograms(self) -> dict[str, list[int]]:
@@ -83,6 +83,6 @@ class SequenceMethod(nn.Module):
 
 
 def build_method(block: Mapping[str, Any], policy: Policy, where: str = "method") -> SequenceMethod:
-    """The method of a configuration block, for a policy that is freshly initialised."""
+    """Build the method of a configuration block, for a policy that is freshly initialised."""
     cls = registry.find("raycl.rl.methods", SequenceMethod, block["name"], where=where)
     return cls(cls.Config.model_validate(block), policy)

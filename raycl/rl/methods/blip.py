@@ -17,7 +17,7 @@ from raycl.rl.policy import Policy
 
 BIAS_BOUND = 1.0
 ZEROED = 0.5
-"""Share of zeroed weights above which a game's end is worth a warning."""
+"""Share of weights set to 0 at a game's end above which a warning is logged."""
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class BLIP(SequenceMethod):
         self._limits = self.frozen_bits.limits()
 
     def after_step(self, policy: Policy) -> None:
-        """Every step ends inside the limits of the bits."""
+        """Project the weights into the limits of their bits, after every step."""
         if self._limits is None:
             raise RuntimeError("begin_game comes before the first step")
         self.frozen_bits.clamp_(*self._limits)
@@ -124,7 +124,7 @@ class BLIP(SequenceMethod):
     def end_game(
         self, policy: Policy, game: int, observations: Tensor, generator: torch.Generator
     ) -> None:
-        """Fisher information, bits, rounding."""
+        """Estimate the Fisher information, freeze bits, and round the weights."""
         batches = self.config.fisher_batches
         fisher = _fisher.per_example(policy, game, observations, batches, generator)
         fisher /= _fisher.batch_size(observations, batches) ** 2
@@ -161,7 +161,7 @@ class BLIP(SequenceMethod):
         return found
 
     def histograms(self) -> dict[str, list[int]]:
-        """By parameter, how many of its scalars have 0, 1, ... bits."""
+        """Number of scalars with 0, 1, ... bits, for each parameter."""
         return {f"bits/{name}": counts for name, counts in self.frozen_bits.counts().items()}
 
     def _share_of_zero_bits(self) -> float:

@@ -28,7 +28,7 @@ class Finetune(SequenceMethod):
         """Options of fine-tuning."""
 
         freeze_trunk: bool = Field(
-            False, description="after the first game, learn that game's heads only"
+            False, description="learn only the heads of a game, after the first game"
         )
 
     def frozen(self, game: int) -> bool:

@@ -1,0 +1,63 @@
+"""Weights that a library fetches from its hub: which files it read, by their hash."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+LOADED: dict[str, str] = {}
+"""Name of weights to the hash of the files that this process has read for them."""
+READERS = ((torch, "load"), (safetensors.torch, "load_file"), (np, "load"))
+"""Functions with which libraries read the files that they have fetched."""
+
+
+@contextmanager
+def noted(name: str) -> Iterator[None]:
+    """Note in ``LOADED`` which files of weights are read meanwhile.
+
+    Args:
+        name: What the weights are called; empty: nothing is noted.
+    """
+    if not name:
+        yield
+        return
+    read: list[Path] = []
+    with ExitStack() as stack:
+        for module, function in READERS:
+            stack.enter_context(_watched(module, function, read))
+        yield
+    if read:
+        LOADED[name] = "sha256 " + " and ".join(sorted({_hash(path)[:16] for path in read}))
+
+
+@contextmanager
+def _watched(module: Any, function: str, read: list[Path]) -> Iterator[None]:
+    """Let a module's function write down the files that it reads."""
+    original: Callable[..., Any] = getattr(module, function)
+
+    @functools.wraps(original)
+    def watching(source: Any, *args: Any, **kwargs: Any) -> Any:
+        found = original(source, *args, **kwargs)
+        if isinstance(source, str | os.PathLike):
+            read.append(Path(source))
+        return found
+
+    setattr(module, function, watching)
+    try:
+        yield
+    finally:
+        setattr(module, function, original)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
