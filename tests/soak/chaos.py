@@ -70,6 +70,8 @@ PATIENCE_S = 1800.0
 """No step of any trial for so long: the sweep is stuck."""
 LEFT_S = 90.0
 """How soon the processes of a driver that is gone must be gone, on a busy machine."""
+AS_NICE = {"RAY_worker_niceness": "0"}
+"""Trials are as nice as their driver; by default they are 15 nicer, and starve on a busy machine."""
 LINE = 36
 """Bytes that ``Counted`` writes for a step, about."""
 FULL = "No space left on device"
@@ -170,7 +172,9 @@ class Chaos:
         self.since = {"disk"} if self.eater.exists() else set()
         self.output = self.lab.path / f"driver-{self.exits.total():03d}.log"
         with self.output.open("w") as file:
-            self.driver = self.lab.start(*self.command, "--tracking-uri", self.uri, to=file)
+            self.driver = self.lab.start(
+                *self.command, "--tracking-uri", self.uri, to=file, **AS_NICE
+            )
 
     def over(self) -> bool:
         """Whether the command has done all there is; if it has ended, it is judged."""

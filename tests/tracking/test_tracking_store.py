@@ -189,7 +189,7 @@ def test_a_database_that_refuses_says_so_without_a_traceback(
 
     quiet()
     run = client.create_run(client.create_experiment("refused")).info.run_id
-    broken = "CREATE TRIGGER refuse BEFORE INSERT ON tags BEGIN INSERT INTO nothing VALUES (1); END"
+    broken = "CREATE TRIGGER refuse BEFORE INSERT ON tags BEGIN INSERT INTO missing VALUES (1); END"
     path = make_url(store.uri).database or ""
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute(broken)
