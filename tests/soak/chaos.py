@@ -71,7 +71,7 @@ PATIENCE_S = 1800.0
 LEFT_S = 90.0
 """How soon the processes of a driver that is gone must be gone, on a busy machine."""
 AS_NICE = {"RAY_worker_niceness": "0"}
-"""Trials are as nice as their driver; by default they are 15 nicer, and starve on a busy machine."""
+"""Trials are as nice as their driver; Ray's default, 15 more, starves them on a busy machine."""
 LINE = 36
 """Bytes that ``Counted`` writes for a step, about."""
 FULL = "No space left on device"
