@@ -85,6 +85,7 @@ class Chaos:
         lab: Where.
         command: Of raycl; the tracking server is added.
         seed: Of the accidents.
+        minutes: After so many nothing more happens, and the command comes to its end.
         disk: Whether ``lab.runs`` is a file system of its own, which may be filled.
         happened: How often each accident did.
         exits: How often the command ended with which code.
@@ -94,6 +95,7 @@ class Chaos:
     lab: Lab
     command: tuple[str, ...]
     seed: int
+    minutes: float
     disk: bool
     happened: Counter[str] = field(default_factory=Counter)
     exits: Counter[int] = field(default_factory=Counter)
@@ -142,6 +144,8 @@ class Chaos:
                     time.sleep(0.1)
                 if ended:
                     break
+                if time.monotonic() - self.began > 60 * self.minutes:
+                    continue
                 doubled = 0 if self.steps() >= steps else min(doubled + 1, DOUBLED)
                 self.cause(name, which, how_long)
             self.repair(now=True)
