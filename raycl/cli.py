@@ -74,7 +74,7 @@ def main() -> None:
     secrets.guard_output()
     try:
         if job:
-            from raycl.sweep.cluster import at_home
+            from raycl.sweep.execution.cluster import at_home
 
             at_home()
         app()
@@ -111,15 +111,15 @@ def run(
     """
     if dry_run:
         from raycl import describe
-        from raycl.sweep import spec
+        from raycl.sweep.file import spec
 
         describe.print_preview(spec.load(sweep, overrides or [], smoke))
         return
-    from raycl.sweep import runner
+    from raycl.sweep import run as sweep_run
 
     root, runs = _data(data), _runs(runs)
     where = (address, runs, root, tracking_uri)
-    _exit(runner.run(sweep, overrides or [], smoke, *where, accept_changes))
+    _exit(sweep_run.run(sweep, overrides or [], smoke, *where, accept_changes))
 
 
 @app.command()
@@ -149,7 +149,7 @@ def pretrain(
 
     Exit codes: see raycl run. What has run is not run again.
     """
-    from raycl.sweep import pretrain as command
+    from raycl import pretrain as command
 
     root, runs = _data(data), _runs(runs)
     wish = command.Wish(sweep, overrides or [], smoke, out, seed, trial)
@@ -166,15 +166,15 @@ def resume(
     accept_changes: Accept = False,
 ) -> None:
     """Continue a sweep by its name, and run its failed trials again."""
-    from raycl.sweep import runner
+    from raycl.sweep import run as sweep_run
 
     root, runs = _data(data), _runs(runs)
-    _exit(runner.resume(name, runs, address, root, tracking_uri, accept_changes))
+    _exit(sweep_run.resume(name, runs, address, root, tracking_uri, accept_changes))
 
 
 def _exit(code: int) -> NoReturn:
     """End with an exit code; at once if Ray died, whose library would wait for it."""
-    from raycl.sweep.runner import RAY_DIED
+    from raycl.sweep.run import RAY_DIED
 
     if code == RAY_DIED:
         for stream in (sys.stdout, sys.stderr):
@@ -217,7 +217,7 @@ def submit(
     Variables RAYCL_*, MLFLOW_*, AWS_* and those of other stores are passed on, those with secrets
     in a file of mode 0600 instead of the job's metadata.
     """
-    from raycl.sweep import submit as jobs
+    from raycl import jobs
 
     wish = jobs.Wish(sweep, overrides or [], smoke, runs, data, tracking_uri, accept_changes)
     raise typer.Exit(jobs.submit(wish, address, wait))
@@ -231,13 +231,12 @@ def jobs_(
     address: Dashboard = None,
 ) -> None:
     """List the jobs of a cluster, or follow one's log to its end."""
-    from raycl import describe
-    from raycl.sweep import submit
+    from raycl import describe, jobs
 
     if job is not None:
-        raise typer.Exit(submit.attach(job, address))
+        raise typer.Exit(jobs.attach(job, address))
     columns = ["job", "sweep", "state", "began", "took", "code"]
-    describe.print_table(columns, submit.jobs(address))
+    describe.print_table(columns, jobs.jobs(address))
 
 
 @app.command()
@@ -246,7 +245,7 @@ def stop(
     address: Dashboard = None,
 ) -> None:
     """End a job: its trials save their state, its runs are closed as killed."""
-    from raycl.sweep.submit import stop as end
+    from raycl.jobs import stop as end
 
     raise typer.Exit(end(job, address))
 
@@ -264,7 +263,7 @@ def report(
 ) -> None:
     """Show a sweep's table: its folder's and MLflow's, or with --tracking-uri MLflow's alone."""
     from raycl.report.main import show as print_report
-    from raycl.sweep.local import read
+    from raycl.sweep.record.local import read
 
     sweep, differences = read(name, runs, tracking_uri)
     print_report(sweep, fmt, out, baseline)
@@ -287,7 +286,7 @@ def verify(
     Exit codes: 0 the same bits, made with the same code and data (another device or other versions
     are named); 1 something differs; 2 the arguments are wrong.
     """
-    from raycl.sweep.verify import verify as again
+    from raycl.verify import verify as again
 
     root, runs = _data(data), _runs(runs)
     raise typer.Exit(again(name, share, runs, address, root))
@@ -319,8 +318,8 @@ def gif(
 
     Steps are left out evenly to keep files small: 3 MB for a sheet of games, 1 MB for one game.
     """
-    from raycl.sweep.gif import Wish
-    from raycl.sweep.gif import gif as draw
+    from raycl.gif.command import Wish
+    from raycl.gif.command import gif as draw
 
     labels = tuple(label.strip() for label in (methods or "").split(",") if label.strip())
     wish = Wish(seed, labels, max_seconds, fps, out)
@@ -330,9 +329,10 @@ def gif(
 @app.command()
 def sync(name: Name, runs: RunsDir = None, tracking_uri: Uri = None) -> None:
     """Send values that were kept on disk while the tracker was away."""
-    from raycl.sweep.folder import SweepFolder, runs_root
-    from raycl.sweep.local import sync as send
+    from raycl.sweep.record.folder import SweepFolder
+    from raycl.sweep.record.local import sync as send
     from raycl.tracking.journal import JOURNAL, count
+    from raycl.trial.checkpoint import runs_root
 
     folder = SweepFolder.existing(runs_root(runs), name)
     done = send(folder, tracking_uri)
@@ -373,7 +373,7 @@ def list_(
     if what == "sweeps":
         describe.print_sweeps(Path("sweeps"))
     elif what == "runs":
-        from raycl.sweep.folder import runs_root
+        from raycl.trial.checkpoint import runs_root
 
         describe.print_runs(runs_root(runs))
     else:
@@ -400,7 +400,7 @@ def show(
 @app.command()
 def schema() -> None:
     """Print the JSON schema of sweep files, for editors."""
-    from raycl.sweep.schema import schema as build
+    from raycl.sweep.file.json_schema import schema as build
 
     print(json.dumps(build(), indent=1))
 
@@ -479,7 +479,7 @@ def pack(
 ) -> None:
     """How many trials at a time a device should be given: the best ``resources`` for a sweep."""
     from raycl import describe
-    from raycl.sweep import pack as bench
+    from raycl import pack as bench
 
     words = [] if trials is None else [word.strip() for word in trials.split(",")]
     if not all(word.isdecimal() and 1 <= int(word) <= 1024 for word in words):
@@ -512,9 +512,9 @@ def _runs(given: Path | None) -> Path | None:
 
 def _store(runs: Path | None, uri: str | None, name: str | None) -> Any:
     """URI and artifacts: as asked for, else those the sweep used, else the default ones."""
-    from raycl.sweep.folder import runs_root
     from raycl.tracking import store
     from raycl.tracking.state import STATE, State
+    from raycl.trial.checkpoint import runs_root
 
     root = runs_root(runs)
     used = State.saved(root / name / STATE) if name and uri is None else None

@@ -17,15 +17,16 @@ from rich.text import Text
 
 from raycl.datasets import Entry
 from raycl.datasets.packages import Package
-from raycl.errors import UserError, nearest
-from raycl.sweep import expand, spec
-from raycl.sweep.explain import Problem
-from raycl.sweep.folder import SweepFolder
+from raycl.errors import Problem, UserError, nearest
+from raycl.sweep.file import spec
+from raycl.sweep.file.blocks import benchmark_configs
+from raycl.sweep.file.json_schema import inlined
 from raycl.sweep.kinds import KINDS, registered
-from raycl.sweep.schema import inlined
+from raycl.sweep.plan import expand
+from raycl.sweep.record.folder import SweepFolder
 
 if TYPE_CHECKING:
-    from raycl.sweep.pack import Result
+    from raycl.pack import Result
 
 PLAIN_WIDTH = 160
 """Width in columns where the output is no terminal."""
@@ -266,7 +267,7 @@ def print_sweeps(folder: Path) -> None:
 
 
 def _labels(sweep: spec.Sweep) -> list[str]:
-    return [config["label"] for config in expand.benchmark_configs(sweep)]
+    return [config["label"] for config in benchmark_configs(sweep)]
 
 
 def print_runs(root: Path) -> None:

@@ -48,7 +48,7 @@ def examine(runs: Path | None, data_root: Path, tracking_uri: str | None) -> int
     Returns:
         Exit code: 1 if something fails.
     """
-    from raycl.sweep.folder import runs_root
+    from raycl.trial.checkpoint import runs_root
 
     root = runs_root(runs)
     findings = []

@@ -60,3 +60,21 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         return ""
     close = get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"valid: {', '.join(names)}"
+
+
+KeyPath = tuple[str | int, ...]
+"""Where a value stands in a sweep file, or in a block of it: keys and positions from the root."""
+
+
+class Problem(ValueError):
+    """What is wrong with a block.
+
+    Attributes:
+        path: Where, from the block's root.
+        what: As a sentence without a full stop.
+        hint: What to do about it.
+    """
+
+    def __init__(self, path: KeyPath, what: str, hint: str = "") -> None:
+        self.path, self.what, self.hint = path, what, hint
+        super().__init__(what)

@@ -21,7 +21,7 @@ def test_declared_arrows_hold() -> None:
     "imported,absent",
     [
         ("raycl.methods.base, raycl.training.run", {"ray", "mlflow"}),
-        ("raycl.sweep.spec, raycl.sweep.expand", {"ray", "mlflow"}),
+        ("raycl.sweep.file.spec, raycl.sweep.plan.expand", {"ray", "mlflow"}),
         ("raycl.tracking.tracker", {"ray", "torch"}),
         ("raycl.cli", {"ray", "mlflow", "torch", "pandas", "matplotlib"}),
         ("envs", {"ray", "raycl"}),

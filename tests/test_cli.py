@@ -14,7 +14,9 @@ import yaml
 from raycl import doctor, registry
 from raycl.cli import main
 from raycl.methods.base import Method
-from raycl.sweep import expand, spec
+from raycl.sweep.file import spec
+from raycl.sweep.plan import expand
+from raycl.sweep.plan.check_data import check_data
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 
@@ -137,7 +139,7 @@ def test_tables_of_data_free_learning_are_trained_as_published(name, trials):
 
 
 def test_quickstart_can_be_run_here(tmp_path):
-    assert list(spec.check_data(spec.load(SWEEPS / "quickstart.yaml"), tmp_path)) == ["digits"]
+    assert list(check_data(spec.load(SWEEPS / "quickstart.yaml"), tmp_path)) == ["digits"]
 
 
 def test_show_sweep_prints_a_sweep_file(cli, tmp_path):

@@ -143,7 +143,7 @@ def exists(name: str, path: Path) -> bool:
         pass
     if head in members:
         return rest[0] in members[head] or inherited(head, rest[0])
-    from raycl.sweep.model import Sweep  # after the rest, which needs no sweep
+    from raycl.sweep.file.model import Sweep  # after the rest, which needs no sweep
 
     if head in Sweep.model_fields:
         return rest[0] in options or rest[0] in defined

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from raycl.sweep import expand, spec
+from raycl.sweep.file import spec
+from raycl.sweep.plan import expand
 from raycl.testing import MethodConformance
 
 ROOT = Path(__file__).parents[1]

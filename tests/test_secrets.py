@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from raycl import doctor, secrets
+from raycl import doctor, jobs, secrets
 from raycl.errors import UserError
-from raycl.sweep import cluster, runner, spec, submit
-from raycl.sweep.folder import SweepFolder
-from raycl.sweep.tracked import sweep_record
+from raycl.sweep import run
+from raycl.sweep.execution import cluster
+from raycl.sweep.file import spec
+from raycl.sweep.record.folder import SweepFolder
+from raycl.sweep.record.tracked import sweep_record
 from raycl.tracking import store, ui
 from raycl.tracking.journal import JOURNAL
 from raycl.tracking.state import STATE, State
@@ -157,7 +159,7 @@ def test_only_the_state_has_the_password(tmp_path: Path) -> None:
     path = sweep_file(tmp_path, tracking={"uri": uri}, smoke=smoke, description=f"see {uri}")
     sweep = spec.load(path)
     folder = SweepFolder(tmp_path / "runs", "s")
-    found = runner.Execution(sweep, folder, None, None, None)
+    found = run.Execution(sweep, folder, None, None, None)
     assert found.store.uri == uri
     resolved = sweep.resolved()
     sweep_id = folder.claim("hash", resolved)
@@ -173,13 +175,13 @@ def test_only_the_state_has_the_password(tmp_path: Path) -> None:
 
     again = spec.load(folder.resolved_file)
     assert again.tracking.uri == "http://ada:***@127.0.0.1:9"
-    assert runner.Execution(again, folder, None, None, None).store.uri == uri, "resume knows it"
+    assert run.Execution(again, folder, None, None, None).store.uri == uri, "resume knows it"
     other = SweepFolder(tmp_path / "elsewhere", "s")
     with pytest.raises(UserError, match="without its password, which no file keeps; give the who"):
-        runner.Execution(again, other, None, None, None)
+        run.Execution(again, other, None, None, None)
     State(uri.replace("ada", "eve"), None).save(folder.path / STATE)
     with pytest.raises(UserError, match="without its password"):
-        runner.Execution(again, folder, None, None, None)
+        run.Execution(again, folder, None, None, None)
 
 
 def test_a_storage_has_no_password(tmp_path: Path) -> None:
@@ -230,7 +232,7 @@ def test_rays_metadata_have_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden = cluster.hidden("auto")
     assert hidden == {k: v for k, v in VARIABLES.items() if k not in shown}
     assert cluster.hidden(None) == {}, "a local Ray's workers inherit them"
-    from raycl.sweep.trainable import Settings
+    from raycl.sweep.execution.trainable import Settings
 
     assert WORD not in repr(Settings("/x", 1, 2, "m", "max", variables=hidden))
 
@@ -239,7 +241,7 @@ def test_tune_shows_no_keys() -> None:
     """Its actors take their runtime environment from this set."""
     from ray.tune.execution import class_cache
 
-    from raycl.sweep import stage
+    from raycl.sweep.execution import stage
 
     stage.hide_keys()
     left = class_cache.ENV_VARS_TO_PROPAGATE
@@ -263,8 +265,8 @@ def test_a_jobs_metadata_have_no_secrets(monkeypatch: pytest.MonkeyPatch, tmp_pa
             return "id"
 
     uri = f"http://eve:{WORD}@h"
-    wish = submit.Wish(sweep_file(tmp_path), [f"tracking.uri={uri}"], False, Path("/r"), None, uri)
-    submit._send(Client(), spec.load(wish.sweep, wish.overrides), wish)  # type: ignore[arg-type]
+    wish = jobs.Wish(sweep_file(tmp_path), [f"tracking.uri={uri}"], False, Path("/r"), None, uri)
+    jobs._send(Client(), spec.load(wish.sweep, wish.overrides), wish)  # type: ignore[arg-type]
     shown = {key: sent[key] for key in ("entrypoint", "submission_id", "runtime_env", "metadata")}
     assert WORD not in json.dumps(shown)
     assert shown["entrypoint"].endswith("--runs /r --tracking-uri 'http://eve:***@h'")
@@ -378,7 +380,7 @@ def test_no_name_leads_out_of_the_runs_folder(tmp_path: Path, name: str) -> None
 def test_a_sweep_is_not_where_its_store_is(tmp_path: Path) -> None:
     path = sweep_file(tmp_path, tracking={"uri": f"sqlite:///{tmp_path}/runs/s"})
     with pytest.raises(UserError, match="'s' is the file of the tracking store"):
-        runner.Execution(spec.load(path), SweepFolder(tmp_path / "runs", "s"), None, None, None)
+        run.Execution(spec.load(path), SweepFolder(tmp_path / "runs", "s"), None, None, None)
     (tmp_path / "s").write_text("")
     with (
         pytest.raises(UserError, match="is a file, and no folder of a sweep"),

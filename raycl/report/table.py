@@ -14,7 +14,7 @@ from raycl.report.notes import notes, pretrained_notes
 from raycl.report.published import join_published
 from raycl.report.statistics import paired, summary
 from raycl.report.words import order
-from raycl.training.costs import TASK_PARTS
+from raycl.trial.costs import TASK_PARTS
 
 COSTS = ("seconds", "peak_memory_mb", "stored_bytes", "extra_parameters", *TASK_PARTS.values())
 DEFAULT_BASELINE = "finetune"

@@ -1,1 +1,1 @@
-"""Reinforcement learning: methods that learn Atari games one after another, on RLlib."""
+"""Trials on sequences of Atari games: methods that learn them one after another, on RLlib."""

@@ -37,9 +37,9 @@ from ray.rllib.utils.metrics import (
 )
 
 from raycl.rl.config import SequenceConfig
+from raycl.rl.env_runner import ArrayEnvRunner, Job, Order, Rollout, Weights
 from raycl.rl.learner import SequenceLearner
 from raycl.rl.module import TaskModule
-from raycl.rl.runner import ArrayEnvRunner, Job, Order, Rollout, Weights
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -17,11 +17,10 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from raycl.training.metrics import Metric, backward_transfer
+from raycl.trial.matrix import Metric, backward_transfer, known, square
 
-Matrix = NDArray[np.float64]
 Curve = Sequence[Sequence[float]]
 """Points (frames, percent), frames not falling."""
 
@@ -32,7 +31,7 @@ class UndefinedError(ValueError):
 
 def average_performance(R: ArrayLike) -> float:
     """mean_i R[T, i]: Wolczyk et al., "Continual World", NeurIPS 2021, arXiv 2105.10919."""
-    return float(_known(_matrix(R)[-1]).mean())
+    return float(known(square(R)[-1]).mean())
 
 
 def forgetting(R: ArrayLike) -> float:
@@ -41,15 +40,15 @@ def forgetting(R: ArrayLike) -> float:
     The form of Continual World, arXiv 2105.10919, whose code takes means of the last five
     evaluations in place of single ones.
     """
-    r = _matrix(R, 2)
-    return float((_known(np.diag(r)) - _known(r[-1])).mean())
+    r = square(R, 2)
+    return float((known(np.diag(r)) - known(r[-1])).mean())
 
 
 def max_forgetting(R: ArrayLike) -> float:
     """mean_{i<T} (max_{i<=k<T} R[k, i] - R[T, i]): what classification calls forgetting."""
-    r = _matrix(R, 2)
-    best = [_known(r[i:-1, i]).max() for i in range(len(r) - 1)]
-    return float((np.array(best) - _known(r[-1, :-1])).mean())
+    r = square(R, 2)
+    best = [known(r[i:-1, i]).max() for i in range(len(r) - 1)]
+    return float((np.array(best) - known(r[-1, :-1])).mean())
 
 
 def isolated_forgetting(R: ArrayLike) -> float:
@@ -58,8 +57,8 @@ def isolated_forgetting(R: ArrayLike) -> float:
     Powers et al., "CORA: Benchmarks, Baselines, and Metrics as a Platform for Continual
     Reinforcement Learning Agents", CoLLAs 2022, arXiv 2110.10067.
     """
-    r = _matrix(R, 2)
-    return float(-_known(np.diff(r, axis=0)[np.tril_indices(len(r) - 1)]).mean())
+    r = square(R, 2)
+    return float(-known(np.diff(r, axis=0)[np.tril_indices(len(r) - 1)]).mean())
 
 
 def zero_shot_transfer(R: ArrayLike, baseline: ArrayLike) -> float:
@@ -69,17 +68,17 @@ def zero_shot_transfer(R: ArrayLike, baseline: ArrayLike) -> float:
         R: The matrix, measured above its diagonal.
         baseline: R[0, i], scores of the untrained network; the first is not used.
     """
-    r = _matrix(R, 2)
+    r = square(R, 2)
     b = np.asarray(baseline, dtype=np.float64)
     if b.shape != (len(r),):
         raise ValueError(f"baseline must have shape ({len(r)},), not {b.shape}")
     gains = np.diff(np.vstack([b, r]), axis=0)
-    return float(_known(gains[np.triu_indices(len(r), 1)]).mean())
+    return float(known(gains[np.triu_indices(len(r), 1)]).mean())
 
 
 def learning_performance(R: ArrayLike) -> float:
     """mean_i R[i, i]."""
-    return float(_known(np.diag(_matrix(R))).mean())
+    return float(known(np.diag(square(R))).mean())
 
 
 def retention(
@@ -99,10 +98,10 @@ def retention(
     Raises:
         UndefinedError: A game's score after its own training is no better than b_i.
     """
-    r = _matrix(R, 2)
+    r = square(R, 2)
     tasks = len(r)
-    low = np.zeros(tasks) if baseline is None else _known(np.asarray(baseline, dtype=np.float64))
-    own = _known(np.diag(r))
+    low = np.zeros(tasks) if baseline is None else known(np.asarray(baseline, dtype=np.float64))
+    own = known(np.diag(r))
     if len(evaluation) != tasks or low.shape != own.shape:
         raise ValueError(f"{tasks} games need {tasks} curves and baselines")
     areas = []
@@ -113,7 +112,7 @@ def retention(
         points = [tuple(point) for point in evaluation[i] if start < point[0] < end]
         points += [((k + 1) * frames, r[k, i]) for k in range(i, tasks)]
         s, p = np.array(sorted(points, key=itemgetter(0)), dtype=np.float64).T
-        areas.append(np.trapezoid(_known(p) - low[i], s) / (end - start) / (own[i] - low[i]))
+        areas.append(np.trapezoid(known(p) - low[i], s) / (end - start) / (own[i] - low[i]))
     return 100 * float(np.mean(areas))
 
 
@@ -137,7 +136,7 @@ def learning_areas(training: Sequence[Curve], frames: int) -> list[float]:
         if not inside:
             raise UndefinedError(f"no game ended while game {i + 1} was learnt")
         s, p = np.array(inside, dtype=np.float64).T
-        s, p = np.array([start, *s, end]), _known(np.array([p[0], *p, p[-1]])).clip(0, 100)
+        s, p = np.array([start, *s, end]), known(np.array([p[0], *p, p[-1]])).clip(0, 100)
         areas.append(float(np.trapezoid(p, s)) / frames)
     return areas
 
@@ -153,8 +152,8 @@ def auc(R: ArrayLike, training: Sequence[Curve], frames: int) -> float:
     Raises:
         UndefinedError: No game ended in a window.
     """
-    if len(training) != len(_matrix(R)):
-        raise ValueError(f"{len(_matrix(R))} games need as many curves, not {len(training)}")
+    if len(training) != len(square(R)):
+        raise ValueError(f"{len(square(R))} games need as many curves, not {len(training)}")
     return float(np.mean(learning_areas(training, frames)))
 
 
@@ -171,9 +170,9 @@ def forward_transfer(areas: Sequence[float], reference: Sequence[float]) -> floa
     own, ref = (np.asarray(values, dtype=np.float64) for values in (areas, reference))
     if own.shape != ref.shape or own.ndim != 1 or not len(own):
         raise ValueError(f"{own.shape} areas and {ref.shape} references do not go together")
-    if (_known(ref) >= 100).any():
+    if (known(ref) >= 100).any():
         raise UndefinedError("a game's reference is at 100 % all the time")
-    return 100 * float(((_known(own) - ref) / (100 - ref)).mean())
+    return 100 * float(((known(own) - ref) / (100 - ref)).mean())
 
 
 METRICS: dict[str, Metric] = {
@@ -231,7 +230,7 @@ def compute(
     Raises:
         ValueError: R is not square, or an entry that one of these metrics needs is NaN.
     """
-    tasks = len(_matrix(R))
+    tasks = len(square(R))
     if frames is None and (evaluation is not None or training is not None):
         raise ValueError("curves need the frames of a game")
     given: dict[str, tuple[Any, ...] | None] = {
@@ -250,16 +249,3 @@ def compute(
         except UndefinedError:
             continue
     return found
-
-
-def _matrix(values: ArrayLike, tasks: int = 1) -> Matrix:
-    r = np.asarray(values, dtype=np.float64)
-    if r.ndim != 2 or r.shape[0] != r.shape[1] or len(r) < tasks:
-        raise ValueError(f"R must be square with at least {tasks} games, not of shape {r.shape}")
-    return r
-
-
-def _known(values: Matrix) -> Matrix:
-    if np.isnan(values).any():
-        raise ValueError("an entry of R, of the baseline or of a curve that is needed is NaN")
-    return values

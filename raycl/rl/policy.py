@@ -14,7 +14,7 @@ from raycl.networks.atari_cnn import orthogonal
 from raycl.networks.base import Backbone
 from raycl.rl.benchmarks.base import build_games
 from raycl.rl.config import SequenceConfig
-from raycl.training.weights import build_network
+from raycl.trial.weights import build_network
 
 ACTOR_GAIN = 0.01
 CRITIC_GAIN = 1.0

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raycl.rl.metrics import compute
+from raycl.trial.matrix import Matrix, plain
 
-Matrix = NDArray[np.float64]
 Curve = list[list[float]]
 """Points [emulator frames since the start of the sequence, raw score]."""
 
@@ -75,14 +74,14 @@ class Scores:
         test, validation, baseline = self.test, self.validation, self.untrained
         count = len(self.games)
         return {
-            "matrices": {"normalised": _plain(self.normalised(test)), "score": _plain(test)},
+            "matrices": {"normalised": plain(self.normalised(test)), "score": plain(test)},
             "validation_matrices": {
-                "normalised": _plain(self.normalised(validation)),
-                "score": _plain(validation),
+                "normalised": plain(self.normalised(validation)),
+                "score": plain(validation),
             },
             "baseline": {
-                "normalised": _plain(self.normalised(baseline)),
-                "score": _plain(baseline),
+                "normalised": plain(self.normalised(baseline)),
+                "score": plain(baseline),
             },
             "sizes": [episodes] * count,
             "metrics": {"normalised": self._metrics("test", count), "score": {}},
@@ -135,10 +134,3 @@ class Scores:
         for name in ("evaluation", "training"):
             curves = {game: [list(point) for point in state[name][game]] for game in self.games}
             setattr(self, name, curves)
-
-
-def _plain(matrix: Matrix) -> list[Any]:
-    return [
-        _plain(v) if isinstance(v, np.ndarray) else (None if math.isnan(v) else float(v))
-        for v in matrix
-    ]

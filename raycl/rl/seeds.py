@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from raycl.rl.config import SequenceConfig
-from raycl.training.randomness import Seeds
+from raycl.trial.randomness import Seeds
 
 EVALUATION, VALIDATION, TRAINING = 10, 11, 12
 """Purposes of seeds; those of ``Seeds`` are 1 and 2."""

@@ -19,14 +19,13 @@ import torch
 from raycl.rl.algorithm import SequencePPO, algorithm_config
 from raycl.rl.benchmarks.base import build_games
 from raycl.rl.config import SequenceConfig
+from raycl.rl.env_runner import Job
 from raycl.rl.policy import plasticity
-from raycl.rl.runner import Job
 from raycl.rl.scores import Scores
 from raycl.rl.seeds import EVALUATION, VALIDATION, game_seeds
-from raycl.training.costs import Costs
-from raycl.training.phase import TrainingError
-from raycl.training.randomness import Randomness, Seeds
-from raycl.training.run import Row
+from raycl.trial.costs import Costs
+from raycl.trial.randomness import Randomness, Seeds
+from raycl.trial.run import Row, TrainingError
 
 ROWS_PER_GAME = 200
 """Number of rows in which a game's training is reported, if it has as many updates."""
@@ -138,6 +137,10 @@ class SequenceRun:
         }
         return found | ({"histograms": self.histograms} if self.histograms else {})
 
+    def picture_files(self) -> dict[str, bytes]:
+        """There are none: games are played again from the keepsakes when pictures are wanted."""
+        return {}
+
     def close(self) -> None:
         """End all processes that play games."""
         self.algorithm.stop()
@@ -188,7 +191,7 @@ class SequenceRun:
         self.algorithm.changed()
         self.random.load_state_dict(state["random"])
 
-    def policy_state(self) -> dict[str, Any]:
+    def keepsake(self) -> dict[str, Any]:
         """The policy after the last finished game and its scores, from which GIFs are drawn."""
         row = self.game - 1
         found = {"score": self.scores.test, "normalised": self.scores.normalised(self.scores.test)}

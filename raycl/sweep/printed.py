@@ -10,8 +10,9 @@ from rich.console import Console
 from raycl.report import main as report
 from raycl.report.formats import WIDTH, print_table
 from raycl.report.table import make_table
-from raycl.sweep import local, signals
-from raycl.sweep.folder import SweepFolder
+from raycl.sweep.execution import signals
+from raycl.sweep.record import local
+from raycl.sweep.record.folder import SweepFolder
 from raycl.tracking import store
 
 

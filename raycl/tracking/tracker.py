@@ -25,6 +25,7 @@ from raycl.tracking.records import (
     size,
 )
 from raycl.tracking.writer import Writer
+from raycl.trial.run import failure
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -144,8 +145,8 @@ class Tracker:
         row = row or {}
         if row:
             self.trial_row(key, row)
-        if error is None and "failed" in row:
-            error = f"{row['failed']}\n{row.get('traceback', '')}"
+        if error is None:
+            error = failure(row)
         result = row.get("result") if status == "finished" else None
         with self._append_lock:
             self._append([ended(key, status, error, result)])

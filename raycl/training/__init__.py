@@ -1,1 +1,1 @@
-"""The only supervised loop, its evaluation, checkpoints and metrics."""
+"""Trials on streams of images: the only supervised loop, its evaluation, its metrics."""

@@ -24,7 +24,7 @@ from raycl.networks.base import (
 )
 from raycl.networks.sequence import REPEAT
 from raycl.training.config import TrialConfig
-from raycl.training.weights import build_network, check_model, normalised, read
+from raycl.trial.weights import build_network, check_model, normalised, read
 
 
 def find_method(block: Mapping[str, Any]) -> type[Method]:

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from raycl.nn.optim import TrainConfig
+from raycl.trial.randomness import FixedSeeds, Seed
 
 Readout = Literal["class", "task", "domain"]
 PROBE = "probe/"
 """Beginning of the names of readouts for which the linear probe is asked, not the method."""
 PROBE_READOUTS = tuple(PROBE + readout for readout in get_args(Readout))
 """All readouts that a linear probe may have."""
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-class FixedSeeds(BaseModel):
-    """Seeds that stay the same in every trial; ``None``: derived from the trial's seed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    class_order: Seed | None = Field(
-        None, description="class order, task order, transformations and the validation split"
-    )
-    init: Seed | None = Field(None, description="initial weights")
-    data: Seed | None = Field(None, description="order of batches, augmentation")
 
 
 class ProbeConfig(BaseModel):

@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raycl.training import metrics
-
-Matrix = NDArray[np.float64]
+from raycl.trial.matrix import Rows, plain
 
 
 class Matrices:
@@ -33,7 +31,7 @@ class Matrices:
         self,
         readouts: Sequence[str],
         tasks: int,
-        diagnostics: Mapping[str, metrics.Rows] = {},
+        diagnostics: Mapping[str, Rows] = {},
         selects: bool = False,
     ) -> None:
         self.selects = selects
@@ -100,9 +98,9 @@ class Matrices:
         """Plain JSON: matrices, baselines, sizes and all metrics."""
         test, validation = self.sets["test"], self.sets["validation"]
         return {
-            "matrices": {r: _plain(test[r]) for r in self.tested},
-            "validation_matrices": {r: _plain(validation[r]) for r in self.readouts},
-            "baseline": {r: _plain(self.baseline[r]) for r in self.readouts},
+            "matrices": {r: plain(test[r]) for r in self.tested},
+            "validation_matrices": {r: plain(validation[r]) for r in self.readouts},
+            "baseline": {r: plain(self.baseline[r]) for r in self.readouts},
             "sizes": list(sizes),
             "metrics": {r: self._compute("test", r, self.tasks, sizes) for r in self.tested},
             "validation_metrics": {
@@ -145,10 +143,3 @@ class Matrices:
 def _among_seen(readout: str) -> bool:
     """Whether only outputs of tasks seen compete, so that a task to come has no accuracy."""
     return readout.rpartition("/")[2] == "class"
-
-
-def _plain(matrix: Matrix) -> list[Any]:
-    return [
-        _plain(v) if isinstance(v, np.ndarray) else (None if math.isnan(v) else float(v))
-        for v in matrix
-    ]

@@ -11,42 +11,17 @@ mean in silence. Entries above the diagonal are read by ``forward_transfer`` onl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Matrix = NDArray[np.float64]
-Rows = Literal["last", "all"]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """An entry of ``METRICS``.
-
-    Attributes:
-        formula: Formula as a text, for people.
-        higher_is_better: Direction of the metric.
-        function: Computes it from R, and from what ``also`` names.
-        also: Further arguments beside R; ``evaluation`` and ``training`` are curves of games, see
-            ``raycl.rl.metrics``.
-        min_tasks: Smallest T it is defined for.
-        rows: Rows of R it reads: the last one only, or all of them.
-    """
-
-    formula: str
-    higher_is_better: bool
-    function: Callable[..., float]
-    also: Literal["", "sizes", "baseline", "selection", "evaluation", "training"] = ""
-    min_tasks: int = 1
-    rows: Rows = "all"
+from raycl.trial.matrix import Matrix, Metric, Rows, backward_transfer, gains, known, square
 
 
 def average_accuracy(R: ArrayLike) -> float:
     """mean_i R[T, i]: every task weighs the same."""
-    return float(_known(_matrix(R)[-1]).mean())
+    return float(known(square(R)[-1]).mean())
 
 
 def average_accuracy_by_item(R: ArrayLike, sizes: Sequence[int]) -> float:
@@ -56,7 +31,7 @@ def average_accuracy_by_item(R: ArrayLike, sizes: Sequence[int]) -> float:
         R: The matrix.
         sizes: n_i, test items of each task.
     """
-    last = _known(_matrix(R)[-1])
+    last = known(square(R)[-1])
     weights = np.asarray(sizes, dtype=np.float64)
     if weights.shape != last.shape or not (weights > 0).all():
         raise ValueError(f"sizes must be {len(last)} positive numbers, not {list(sizes)}")
@@ -86,22 +61,13 @@ def forgetting_nonnegative(R: ArrayLike) -> float:
     return float(np.mean(best - r[-1, :-1]))
 
 
-def backward_transfer(R: ArrayLike) -> float:
-    """mean_{i<T} (R[T, i] - R[i, i]).
-
-    Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, arXiv
-    1706.08840. The divisor is T - 1; ``backward_transfer_all`` divides by T.
-    """
-    return float(_gains(R)[:-1].mean())
-
-
 def backward_transfer_all(R: ArrayLike) -> float:
     """mean_{i<=T} (R[T, i] - R[i, i]): ``backward_transfer`` times (T - 1) / T.
 
     The last term is 0 and counts. The form of the code of Shi et al., "Continual Learning via
     Bit-Level Information Preserving", CVPR 2021, arXiv 2105.04444.
     """
-    return float(_gains(R).mean())
+    return float(gains(R).mean())
 
 
 def forward_transfer(R: ArrayLike, baseline: ArrayLike) -> float:
@@ -111,16 +77,16 @@ def forward_transfer(R: ArrayLike, baseline: ArrayLike) -> float:
         R: The matrix, measured right above its diagonal.
         baseline: b_i, performance on task i before any training; the first is not used.
     """
-    r = _matrix(R, tasks=2)
+    r = square(R, tasks=2)
     b = np.asarray(baseline, dtype=np.float64)
     if b.shape != (len(r),):
         raise ValueError(f"baseline must have shape ({len(r)},), not {b.shape}")
-    return float((_known(np.diag(r, 1)) - _known(b[1:])).mean())
+    return float((known(np.diag(r, 1)) - known(b[1:])).mean())
 
 
 def learning_accuracy(R: ArrayLike) -> float:
     """mean_i R[i, i]."""
-    return float(_known(np.diag(_matrix(R))).mean())
+    return float(known(np.diag(square(R))).mean())
 
 
 def selection_accuracy(R: ArrayLike, selection: ArrayLike) -> float:
@@ -225,7 +191,7 @@ def compute(
     Raises:
         ValueError: R is not square, or an entry that one of these metrics needs is NaN.
     """
-    tasks = len(_matrix(R))
+    tasks = len(square(R))
     given = {"": (), "sizes": sizes, "baseline": baseline, "selection": selection}
     return {
         name: metric.function(R, *([given[metric.also]] if metric.also else []))
@@ -236,22 +202,9 @@ def compute(
     }
 
 
-def _matrix(values: ArrayLike, tasks: int = 1) -> Matrix:
-    r = np.asarray(values, dtype=np.float64)
-    if r.ndim != 2 or r.shape[0] != r.shape[1] or len(r) < tasks:
-        raise ValueError(f"R must be square with at least {tasks} tasks, not of shape {r.shape}")
-    return r
-
-
-def _gains(values: ArrayLike) -> Matrix:
-    """R[T, i] - R[i, i] of each task."""
-    r = _matrix(values, tasks=2)
-    return _known(r[-1]) - _known(np.diag(r))
-
-
 def _lower(values: ArrayLike, tasks: int = 1) -> Matrix:
-    r = _matrix(values, tasks)
-    _known(r[np.tril_indices(len(r))])
+    r = square(values, tasks)
+    known(r[np.tril_indices(len(r))])
     return r
 
 
@@ -259,9 +212,3 @@ def _averages(values: ArrayLike) -> Matrix:
     """mean_{i<=t} R[t, i] for each t."""
     r = _lower(values)
     return np.array([r[t, : t + 1].mean() for t in range(len(r))])
-
-
-def _known(values: Matrix) -> Matrix:
-    if np.isnan(values).any():
-        raise ValueError("an entry of R, or of the baseline, that the metric needs is NaN")
-    return values

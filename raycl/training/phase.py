@@ -11,10 +11,7 @@ from torch import Tensor
 
 from raycl.datasets.examples import Batch
 from raycl.methods.base import Method, Phase, total
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on, because a loss is not a number."""
+from raycl.trial.run import TrainingError
 
 
 class PhaseState:

@@ -22,7 +22,7 @@ from raycl.errors import UserError
 from raycl.methods.regress_features import RegressFeatures
 from raycl.networks.base import Normalisation, Weights
 from raycl.training.check import find_method
-from raycl.training.weights import config_of, locate
+from raycl.trial.weights import config_of, locate
 
 KEY = "raycl"
 ORIGIN = "pretrain"

@@ -24,7 +24,7 @@ from raycl.methods.base import Method
 from raycl.training.config import PROBE, TrialConfig
 from raycl.training.evaluation import BATCH, Evaluator
 from raycl.training.matrices import Matrices
-from raycl.training.metrics import Rows
+from raycl.trial.matrix import Rows
 
 ITERATIONS = 1000
 """Steps of the optimiser at most; more are hardly ever needed."""

@@ -23,15 +23,16 @@ from raycl.networks.base import Backbone, Tensors, networks_of
 from raycl.training import pictures, probe
 from raycl.training.check import check_networks, find_method
 from raycl.training.config import TrialConfig
-from raycl.training.costs import Costs, PlainSizes
 from raycl.training.evaluation import Evaluator
 from raycl.training.frozen import with_frozen
 from raycl.training.matrices import Matrices
-from raycl.training.phase import PhaseState, TrainingError, train_one_epoch
+from raycl.training.phase import PhaseState, train_one_epoch
 from raycl.training.precision import to_channels_last, with_precision
-from raycl.training.randomness import Randomness, Seeds
 from raycl.training.readouts import choose_readouts, further_readouts
-from raycl.training.weights import (
+from raycl.trial.costs import Costs, PlainSizes
+from raycl.trial.randomness import Randomness, Seeds
+from raycl.trial.run import Row, TrainingError
+from raycl.trial.weights import (
     build_network,
     normalisation,
     tensors_of,
@@ -39,7 +40,6 @@ from raycl.training.weights import (
     with_option_hashes,
 )
 
-Row = dict[str, Any]
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -167,6 +167,16 @@ class Run:
             "seeds": self.seeds.as_dict(),
         }
         return found | ({"histograms": self.histograms} if self.histograms else {})
+
+    def keepsake(self) -> None:
+        """There is none: nothing needs a method of an earlier task again."""
+
+    def picture_files(self) -> dict[str, bytes]:
+        """The method's pictures of the task that ended in the last step, as PNG files by path."""
+        return {f"{pictures.FOLDER}/{n}.png": pictures.png(i) for n, i in self.pictures.items()}
+
+    def close(self) -> None:
+        """There is nothing to let go."""
 
     # ------------------------------------------------------------------ state
 

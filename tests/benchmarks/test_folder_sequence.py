@@ -17,8 +17,9 @@ from raycl.benchmarks.split import Split
 from raycl.cli import main
 from raycl.datasets import DatasetConfig
 from raycl.errors import UserError
-from raycl.sweep import spec
-from raycl.sweep.expand import final_plans
+from raycl.sweep.file import spec
+from raycl.sweep.plan.check_data import check_data
+from raycl.sweep.plan.expand import final_plans
 
 SPLITS = {"train": 4, "val": 3, "test": 2}
 
@@ -294,7 +295,7 @@ train: {epochs: 1, batch_size: 4}
 def checked(folder: Path, path: str, *overrides: str) -> list[str]:
     """Names of the data sets that are loaded."""
     (folder / "s.yaml").write_text(ALONE.replace("PATH", path))
-    found = spec.check_data(spec.load(folder / "s.yaml", list(overrides)), folder)
+    found = check_data(spec.load(folder / "s.yaml", list(overrides)), folder)
     return [one.name for one in found.values()]
 
 

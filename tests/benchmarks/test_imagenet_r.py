@@ -14,7 +14,7 @@ from raycl import datasets
 from raycl.benchmarks.base import Stream
 from raycl.benchmarks.split import Split
 from raycl.datasets import split_lists
-from raycl.sweep import spec
+from raycl.sweep.file import spec
 
 SWEEPS = Path(__file__).parents[2] / "sweeps" / "cdl"
 ORDER = """

@@ -14,8 +14,8 @@ from PIL import Image
 from raycl import datasets
 from raycl.benchmarks.folder_sequence import FolderSequence
 from raycl.datasets.base import Budget, DatasetConfig
-from raycl.sweep import spec
-from raycl.sweep.expand import final_plans
+from raycl.sweep.file import spec
+from raycl.sweep.plan.expand import final_plans
 from raycl.training.run import Run
 
 DIGITS = DatasetConfig(name="digits", size=32, limit=20)

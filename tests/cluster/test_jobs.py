@@ -20,8 +20,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from raycl import jobs
 from raycl.errors import UserError
-from raycl.sweep import cluster, submit
+from raycl.sweep.execution import cluster
 from tests.faults.conftest import Lab
 from tests.faults.test_faults import results, tracked, undisturbed
 
@@ -216,12 +217,12 @@ def test_refusals(
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI", "RAYCL_RUNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(lab.path))  # where there is no token
-    fine = submit.Wish(Path(lab.sweep("refused").name), [], False, None, None, None)
+    fine = jobs.Wish(Path(lab.sweep("refused").name), [], False, None, None, None)
     with pytest.raises(UserError, match="--address: the cluster asks for a token; run ray get-"):
-        submit.submit(fine, address, None)
+        jobs.submit(fine, address, None)
     (elsewhere,) = free_ports(1)
     with pytest.raises(UserError, match="no Ray dashboard answers at"):
-        submit.jobs(f"http://127.0.0.1:{elsewhere}")
+        jobs.jobs(f"http://127.0.0.1:{elsewhere}")
     for change, message in (
         ({"runs": Path("here")}, "--runs: here is relative"),
         ({"data": Path("here")}, "--data: here is relative"),
@@ -229,18 +230,18 @@ def test_refusals(
         ({"overrides": ["seed=3"]}, "did you mean 'seeds'"),
     ):
         with pytest.raises(UserError, match=message):
-            submit.submit(replace(fine, **change), address, None)
+            jobs.submit(replace(fine, **change), address, None)
     monkeypatch.setenv("RAYCL_RUNS", "runs")
     with pytest.raises(UserError, match="RAYCL_RUNS: runs is relative"):
-        submit.submit(replace(fine, sweep=lab.sweep("refused")), address, None)
+        jobs.submit(replace(fine, sweep=lab.sweep("refused")), address, None)
     monkeypatch.delenv("RAYCL_RUNS")
     (lab.path / "below").mkdir()
     monkeypatch.chdir(lab.path / "below")
     with pytest.raises(UserError, match=r"is not below .*, and a job gets only the current dir"):
-        submit.submit(replace(fine, sweep=lab.sweep("refused", methods=["joint"])), address, None)
+        jobs.submit(replace(fine, sweep=lab.sweep("refused", methods=["joint"])), address, None)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "not the one")
     with pytest.raises(UserError, match="the one found here is not the cluster's"):
-        submit.stop("any", address)
+        jobs.stop("any", address)
 
 
 def test_folders_of_a_job_outlive_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

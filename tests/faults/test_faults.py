@@ -15,7 +15,9 @@ import pytest
 from mlflow import MlflowClient
 
 from raycl import datasets
-from raycl.sweep import expand, spec
+from raycl.sweep.file import spec
+from raycl.sweep.plan import expand
+from raycl.sweep.plan.check_data import check_data
 from raycl.testing import finish
 from raycl.training.run import Run
 from tests.faults.conftest import Lab
@@ -27,7 +29,7 @@ def undisturbed(sweep_file: Path, directory: Path) -> dict[str, Any]:
     os.chdir(directory)
     try:
         sweep = spec.load(sweep_file)
-        data = spec.check_data(sweep, datasets.data_root())
+        data = check_data(sweep, datasets.data_root())
         plans = expand.final_plans(sweep, {})
         return {plan.name: finish(Run(plan.config, data))["matrices"] for plan in plans}
     finally:

@@ -14,7 +14,7 @@ from raycl.networks.base import Backbone, NetworkConfig
 from raycl.nn.fisher import squared_gradients
 from raycl.nn.quantised import quantise
 from raycl.testing import finish
-from raycl.training.phase import TrainingError
+from raycl.trial.run import TrainingError
 
 ALL = {"fisher_samples": 60}
 RESNET = {"name": "resnet32"}

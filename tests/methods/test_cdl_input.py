@@ -10,7 +10,9 @@ import yaml
 from prompt_making import LEARNERS, TEACHER, vit
 
 from raycl.errors import UserError
-from raycl.sweep import expand, spec
+from raycl.sweep.file import spec
+from raycl.sweep.plan import expand
+from raycl.sweep.plan.check_data import check_data
 
 CNN = {"name": "cnn", "channels": [8], "features": 8}
 FIRST: dict[str, Any] = {"anchor": "first_task"}
@@ -113,7 +115,7 @@ def test_refusals(
     tmp_path: Path, method: dict[str, Any], blocks: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        spec.check_data(load(tmp_path, method, **blocks), tmp_path)
+        check_data(load(tmp_path, method, **blocks), tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / 'w.yaml'}:")
     assert "\n" not in str(caught.value)
 
@@ -133,7 +135,7 @@ def test_refusals(
 def test_what_is_at_the_edge_is_taken(
     tmp_path: Path, method: dict[str, Any], blocks: dict[str, Any]
 ) -> None:
-    spec.check_data(load(tmp_path, method, **blocks), tmp_path)
+    check_data(load(tmp_path, method, **blocks), tmp_path)
 
 
 def test_options_of_the_learner_are_complete(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from raycl import datasets
 from raycl.datasets import DatasetConfig
 from raycl.nn.fisher import fisher_diagonal, squared_gradients
 from raycl.testing import finish
-from raycl.training.phase import TrainingError
 from raycl.training.run import Run
+from raycl.trial.run import TrainingError
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 

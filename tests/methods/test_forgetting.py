@@ -11,6 +11,7 @@ from raycl.datasets.base import DatasetConfig
 from raycl.testing import finish
 from raycl.training import metrics
 from raycl.training.run import Run
+from raycl.trial.matrix import backward_transfer
 
 DIGITS = DatasetConfig(name="digits")
 
@@ -30,7 +31,7 @@ def train_on_digits(tmp_path_factory):
             "readouts": ["task"],
         }
         matrix = finish(Run(config, data))["matrices"]["task"]
-        return metrics.average_accuracy(matrix), metrics.backward_transfer(matrix)
+        return metrics.average_accuracy(matrix), backward_transfer(matrix)
 
     return average_and_transfer
 

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from raycl.errors import UserError
 from raycl.testing import finish, toy_data
-from raycl.training.checkpoint import CheckpointStore
 from raycl.training.run import Run
-from raycl.training.weights import build_network
+from raycl.trial.checkpoint import CheckpointStore
+from raycl.trial.weights import build_network
 
 
 def vit(width: int, depth: int, **more: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from raycl.errors import UserError
 from raycl.methods.regress_features import least_squares
 from raycl.testing import MethodConformance, finish, toy_data
 from raycl.training.run import Run
-from raycl.training.weights import build_network
+from raycl.trial.weights import build_network
 
 SOURCE = {"name": "cnn", "channels": [4], "features": 12, "batch_norm": True}
 

@@ -24,14 +24,17 @@ from raycl.datasets.examples import UnionSet, concat
 from raycl.errors import UserError
 from raycl.networks.base import Weights, find_network
 from raycl.report.notes import _weights
-from raycl.sweep import expand, images, spec
-from raycl.sweep.folder import SweepFolder
-from raycl.sweep.tracked import Tracked
+from raycl.sweep.file import spec
+from raycl.sweep.kinds import images
+from raycl.sweep.plan import expand
+from raycl.sweep.plan.check_data import check_data, read_weights
+from raycl.sweep.record.folder import SweepFolder
+from raycl.sweep.record.tracked import Tracked
 from raycl.testing import toy_data
-from raycl.training import weights as weights_module
-from raycl.training.checkpoint import CheckpointStore
 from raycl.training.run import Run
-from raycl.training.weights import build_network, named_in, normalisation, read, told, with_hashes
+from raycl.trial import weights as weights_module
+from raycl.trial.checkpoint import CheckpointStore
+from raycl.trial.weights import build_network, named_in, normalisation, read, told, with_hashes
 
 GREY, COLOUR = (1, 8, 8), (3, 32, 32)
 MLP = {"name": "mlp", "hidden": [8]}
@@ -461,7 +464,7 @@ def test_the_hash_is_part_of_a_trial(root: Path) -> None:
     with pytest.raises(UserError, match=r"differs in network.weights.sha256"):
         folder.check(expand.spec_hash(changed), changed.resolved())
     with pytest.raises(UserError, match="has changed"):
-        spec.check_data(spec.load(folder.resolved_file), root)
+        check_data(spec.load(folder.resolved_file), root)
     path.unlink()
     assert "sha256" not in spec.load(file).network["weights"], "it can be read all the same"
 
@@ -487,10 +490,10 @@ def test_a_search_chooses_whole_blocks(root: Path) -> None:
         shas.append(sha(write(root / name, {n: v + i for n, v in state.items()})))
     network = MLP | {"weights": {"grid": [{"file": "a.pth"}, {"file": "b.pth"}]}}
     sweep = spec.load(sweep_file(root, network))
-    spec.check_data(sweep, root)
+    check_data(sweep, root)
     plans = expand.search_plans(sweep)
     assert [p.config["network"]["weights"]["sha256"] for p in plans] == shas
-    assert list(spec.read_weights(sweep)) == shas
+    assert list(read_weights(sweep)) == shas
 
 
 def test_a_checkpoint_is_of_one_version_of_the_file(root: Path) -> None:
@@ -516,8 +519,8 @@ def test_the_driver_reads_each_file_once_and_trials_need_none(
         weights_module, "_content", lambda place: opened.append(place.path) or before(place)
     )
     weights_module._read.cache_clear()
-    data = spec.check_data(sweep, root)
-    tensors = spec.read_weights(sweep)
+    data = check_data(sweep, root)
+    tensors = read_weights(sweep)
     assert opened == [str(path)]
     assert list(tensors) == [sha(path)]
     for value in tensors[sha(path)].values():

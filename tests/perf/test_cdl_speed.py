@@ -18,7 +18,7 @@ from raycl.nn.optim import make_optimizer
 from raycl.nn.prompted_vit import encode
 from raycl.training.phase import PhaseState, train_one_epoch
 from raycl.training.run import Run
-from raycl.training.weights import build_network
+from raycl.trial.weights import build_network
 
 pytestmark = pytest.mark.perf
 

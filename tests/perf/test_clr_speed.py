@@ -12,9 +12,9 @@ from torch import nn
 
 from raycl.nn.optim import make_optimizer
 from raycl.nn.reprogramming import add_kernels
-from raycl.training.checkpoint import CheckpointStore
 from raycl.training.phase import PhaseState, train_one_epoch
 from raycl.training.run import Run
+from raycl.trial.checkpoint import CheckpointStore
 
 pytestmark = pytest.mark.perf
 

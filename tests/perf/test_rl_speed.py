@@ -19,9 +19,8 @@ import torch
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
-from raycl.rl.config import SequenceConfig
+from raycl.rl.config import PPOConfig, SequenceConfig
 from raycl.rl.policy import Policy, build_policy
-from raycl.rl.ppo import PPOConfig
 from raycl.rl.sequence import SequenceRun
 
 pytestmark = pytest.mark.perf

@@ -21,7 +21,8 @@ from raycl.report.load import load
 from raycl.report.main import report, write_report
 from raycl.report.table import Table, make_table
 from raycl.rl.metrics import METRICS as RL_METRICS
-from raycl.training.metrics import AGAINST_BOUND, METRICS, Metric
+from raycl.training.metrics import AGAINST_BOUND, METRICS
+from raycl.trial.matrix import Metric
 
 METHODS = ["finetune", "online_ewc", "naive_rehearsal", "joint"]
 TWO = ["finetune", "joint"]

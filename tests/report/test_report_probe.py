@@ -14,6 +14,7 @@ from raycl.report.formats import render
 from raycl.report.load import load
 from raycl.report.table import Table, make_table
 from raycl.training import metrics
+from raycl.trial.matrix import Rows
 
 TITLES = [
     "class-incremental (task unknown)",
@@ -34,7 +35,7 @@ def with_probe(value: float, every: str) -> dict[str, Any]:
             matrix[0] = [None, None]
         found["matrices"][readout] = matrix
         r = np.array(matrix, dtype=float)
-        rows: metrics.Rows = "last" if every == "end" else "all"
+        rows: Rows = "last" if every == "end" else "all"
         found["metrics"][readout] = metrics.compute(r, rows=rows)
     return found
 

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from raycl.networks.atari_cnn import AtariCNN
+from raycl.rl.config import PPOConfig
 from raycl.rl.methods.base import build_method
 from raycl.rl.policy import Policy
-from raycl.rl.ppo import PPOConfig, losses, normalised
+from raycl.rl.ppo import losses, normalised
 
 CONFIG = PPOConfig(lr=0.003)
 COUNT = 64

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from envs.vector import SequentialAtari
+from raycl.gif.clip import Clip, play
+from raycl.gif.encode import COLOURS, encode, fitted
+from raycl.gif.sheet import GAP, HEADER, LEFT, LEVELS, PAPER, STRIP, TOP, Sheet, Tile, number
 from raycl.rl.benchmarks.base import GamesConfig, GameSequence, build_games
-from raycl.rl.clip import Clip, play
 from raycl.rl.config import SequenceConfig
-from raycl.rl.gif import COLOURS, encode, fitted
-from raycl.rl.pictures import GAP, HEADER, LEFT, LEVELS, PAPER, STRIP, TOP, Sheet, Tile, number
 from raycl.rl.seeds import EVALUATION, VALIDATION, first_seed, game_seeds
 
 PALETTE = np.random.default_rng(1).integers(0, 256, (40, 3)).astype(np.uint8)
@@ -397,7 +397,7 @@ def test_seeds_are_stable_and_disjoint() -> None:
 
 def test_the_game_drawn_is_the_first_of_those_scored() -> None:
     from raycl.rl.sequence import SequenceRun
-    from raycl.training.randomness import Seeds
+    from raycl.trial.randomness import Seeds
 
     asked: list[Any] = []
 

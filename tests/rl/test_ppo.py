@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from raycl.networks.atari_cnn import AtariCNN
+from raycl.rl.config import PPOConfig
 from raycl.rl.policy import Policy
-from raycl.rl.ppo import PPOConfig, advantages, losses, normalised
+from raycl.rl.ppo import advantages, losses, normalised
 
 CONFIG = PPOConfig()
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from sequence_making import UPDATES, tiny
 from torch import Tensor
 
-from raycl.rl.ppo import PPOConfig
+from raycl.rl.config import PPOConfig
 from raycl.rl.sequence import SequenceRun
 
 pytestmark = pytest.mark.usefixtures("cluster")

@@ -14,10 +14,10 @@ from sequence_making import UPDATES, Make, same, state, tiny
 
 from raycl import registry
 from raycl.rl.algorithm import RunnersLostError
+from raycl.rl.env_runner import Job
 from raycl.rl.ppo import normalised
-from raycl.rl.runner import Job
 from raycl.rl.sequence import SequenceRun
-from raycl.training.phase import TrainingError
+from raycl.trial.run import Known, TrainingError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 METHODS = registry.names("raycl.rl.methods")
@@ -41,6 +41,7 @@ def test_rows_say_where_a_run_is_and_the_last_one_what_came_out(make: Make) -> N
     assert ["curve/score/Boxing" in row for row in rows] == [False, True, True] * 2
     assert ["curve/score/KungFuMaster" in row for row in rows] == [False] * 4 + [True] * 2
     assert all(row["time/steps_per_s"] > 0 for row in rows)
+    assert {key for row in rows for key in row if "/" not in key} <= Known.__annotations__.keys()
     result = rows[-1]["result"]
     score, percent = result["matrices"]["score"], result["matrices"]["normalised"]
     assert score[0][1] is None
@@ -286,7 +287,7 @@ def test_everything_comes_back_from_a_checkpoint(make: Make, method: str, update
 def test_the_policy_of_a_cut_sequence_has_the_heads_of_its_games(make: Make) -> None:
     run = make(tiny(tasks=1))
     rest(run)
-    found = run.policy_state()
+    found = run.keepsake()
     assert (found["games"], found["num_actions"], found["game"]) == (["Boxing"], [18], 0)
     assert len(found["scores"]["score"]) == 1
 

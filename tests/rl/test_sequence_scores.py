@@ -11,7 +11,7 @@ import torch
 from sequence_making import UPDATES, Make, same, state, tiny
 
 from envs.base import Finished
-from raycl.rl.runner import Job, Order
+from raycl.rl.env_runner import Job, Order
 from raycl.rl.seeds import game_seeds, training_seeds
 
 pytestmark = pytest.mark.usefixtures("cluster")

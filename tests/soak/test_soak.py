@@ -22,7 +22,9 @@ import pytest
 from mlflow import MlflowClient
 
 from raycl import datasets
-from raycl.sweep import expand, spec
+from raycl.sweep.file import spec
+from raycl.sweep.plan import expand
+from raycl.sweep.plan.check_data import check_data
 from raycl.tracking import names
 from raycl.training.run import Run
 from tests.faults.test_faults import PICTURES
@@ -200,7 +202,7 @@ def check(
     assert keys is None or set(found) == set(keys)
     with inside(lab.path, monkeypatch):
         sweep = spec.load(sweep_file)
-        data = spec.check_data(sweep, datasets.data_root())
+        data = check_data(sweep, datasets.data_root())
         plain = {key: Plain.of(outcome["config"], data) for key, outcome in found.items()}
     some = next(iter(plain.values()))
     done = work.account(taken, some.epoch_ends, some.task_ends, EVERY_S)

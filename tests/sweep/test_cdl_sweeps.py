@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from raycl import datasets
-from raycl.sweep import expand, spec
-from raycl.sweep.model import Sweep
+from raycl.sweep.file import spec
+from raycl.sweep.file.model import Sweep
+from raycl.sweep.plan import expand
 from raycl.training.run import Run
 
 FOLDER = Path(__file__).parents[2] / "sweeps" / "cdl"

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from raycl.errors import UserError
-from raycl.sweep import environment
+from raycl.sweep.execution import environment
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from raycl.sweep.events import Events, Hub
-from raycl.sweep.expand import TrialPlan, packed
+from raycl.sweep.execution.events import Events, Hub
+from raycl.sweep.plan.plan import TrialPlan, packed
 
 
 class Log:

@@ -14,8 +14,10 @@ import yaml
 
 from raycl.errors import UserError
 from raycl.methods.base import MethodConfig
-from raycl.sweep import expand, spec
-from raycl.sweep.spaces import SpaceError, parse
+from raycl.sweep.file import spec
+from raycl.sweep.file.spaces import SpaceError, parse
+from raycl.sweep.plan import expand
+from raycl.sweep.plan.plan import fill, hashed, packed, plan_of
 
 BASE = {
     "name": "demo",
@@ -147,12 +149,12 @@ def test_keys_follow_what_decides_the_result(make):
 
 def test_pinned_keys(make):
     """Keys name outcomes and checkpoints on disk: a change makes every old run unfindable."""
-    assert expand._hash({"b": 1, "a": [1.5, None]}) == PINNED
+    assert hashed({"b": 1, "a": [1.5, None]}) == PINNED
     plan = expand.final_plans(make(), {})[0]
     config = {k: v for k, v in plan.config.items() if k not in ("threads", "seed")}
     identity = config | {"label": "finetune", "code": ""}
-    assert plan.config_key == expand._hash(identity)
-    assert plan.key == expand._hash(identity | {"seed": 0})
+    assert plan.config_key == hashed(identity)
+    assert plan.key == hashed(identity | {"seed": 0})
 
 
 # of every method with its defaults on digits, as the first version that had it has made them
@@ -361,11 +363,11 @@ def test_optuna_plans_are_filled_where_they_run(make):
     (group,) = expand.groups(sweep)
     base = expand.search_base(sweep, group)
     seed = sweep.search_seeds()[0]
-    config = {"plan": expand.packed(replace(base, seed=seed)), "space": {"method.lam": 5.5}}
-    plan = expand.plan_of(json.loads(json.dumps(config)))
-    assert plan == expand.fill(base, {"method.lam": 5.5}, seed, "search")
+    config = {"plan": packed(replace(base, seed=seed)), "space": {"method.lam": 5.5}}
+    plan = plan_of(json.loads(json.dumps(config)))
+    assert plan == fill(base, {"method.lam": 5.5}, seed, "search")
     assert plan.config["method"]["lam"] == 5.5
-    assert expand.plan_of({"plan": expand.packed(plan)}) == plan
+    assert plan_of({"plan": packed(plan)}) == plan
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,18 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from rich.console import Console
 
 from raycl.errors import UserError
-from raycl.sweep import cluster, expand, kinds, runner, spec, trainable
-from raycl.sweep.expand import Preview, TrialPlan
-from raycl.sweep.folder import SweepFolder
-from raycl.sweep.progress import Progress
-from raycl.training.checkpoint import CheckpointStore
+from raycl.sweep import kinds
+from raycl.sweep import run as sweep_run
+from raycl.sweep.execution import cluster, trainable
+from raycl.sweep.execution.progress import Progress
+from raycl.sweep.file import spec
+from raycl.sweep.file.blocks import benchmark_configs
+from raycl.sweep.plan import expand
+from raycl.sweep.plan.check_data import check_data
+from raycl.sweep.plan.expand import Preview
+from raycl.sweep.plan.plan import TrialPlan, packed, plan_of
+from raycl.sweep.record.folder import SweepFolder
+from raycl.trial.checkpoint import CheckpointStore
 
 GOOD = """\
 name: demo
@@ -60,7 +67,7 @@ def test_a_trial_is_a_sequence() -> None:
     assert plan.config["train"]["gae_lambda"] == 0.95, "defaults of PPO are filled in"
     assert plan.config["benchmark"]["evaluation"]["episodes"] == 10
     assert plan.resources == {"cpu": 1.0, "gpu": 0.0, "memory": 0.0, "env_runners": 2}
-    assert spec.check_data(sweep, Path("nowhere")) == {}
+    assert check_data(sweep, Path("nowhere")) == {}
 
 
 def test_env_runners_are_no_part_of_a_trials_identity() -> None:
@@ -215,7 +222,7 @@ def test_games_are_searched_on_games_of_their_own() -> None:
 
 def test_labels_and_presets() -> None:
     def label(block: str) -> str:
-        (config,) = expand.benchmark_configs(load(f"benchmark={block}"))
+        (config,) = benchmark_configs(load(f"benchmark={block}"))
         return str(config["label"])
 
     assert label("{name: atari}") == "atari-blip6"
@@ -227,7 +234,7 @@ def test_labels_and_presets() -> None:
 
 def test_smoke_without_a_block() -> None:
     sweep = load(smoke=True)
-    (block,) = expand.benchmark_configs(sweep)
+    (block,) = benchmark_configs(sweep)
     assert block["frames"] == 4 * 4 * 32 * 4
     assert block["evaluation"]["episodes"] == 1
     assert (sweep.seeds, sweep.stop.tasks, sweep.resources.env_runners) == ((0,), 2, 0)
@@ -262,10 +269,10 @@ def test_a_trial_asks_for_its_own_bundle_first() -> None:
     asked = {"cpu": 2.0, "gpu": 0.25, "env_runners": 2}
     assert cluster.bundles(asked) == [{"CPU": 2.0, "GPU": 0.25}, {"CPU": 1.0}, {"CPU": 1.0}]
     assert cluster.bundles({"cpu": 0.5, "gpu": 0.0, "env_runners": 0}) == [{"CPU": 0.5}]
-    from raycl.sweep.stage import _request
+    from raycl.sweep.execution.stage import _request
 
     request = _request(
-        {"plan": expand.packed(replace(expand.final_plans(load(), {})[0], resources=asked))}
+        {"plan": packed(replace(expand.final_plans(load(), {})[0], resources=asked))}
     )
     assert request.bundles == cluster.bundles(asked)
     assert request.strategy == "PACK"
@@ -314,7 +321,7 @@ def test_what_does_not_fit_is_named_with_its_place(monkeypatch: pytest.MonkeyPat
         sweep = load(text=wrong)
         folder = SweepFolder(Path("runs"), "demo")
         with pytest.raises(UserError) as error:
-            runner.Execution(sweep, folder, "local", None, "sqlite:///x.db").run()
+            sweep_run.Execution(sweep, folder, "local", None, "sqlite:///x.db").run()
         assert str(error.value).startswith(place)
 
 
@@ -354,8 +361,11 @@ class FakeRun:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.position = state["position"]
 
-    def policy_state(self) -> dict[str, Any]:
+    def keepsake(self) -> dict[str, Any]:
         return {"game": self.position // 3 - 1, "policy": torch.ones(2)}
+
+    def picture_files(self) -> dict[str, bytes]:
+        return {}
 
     def close(self) -> None:
         self.closed = True
@@ -390,7 +400,7 @@ def settings(tmp_path: Path) -> trainable.Settings:
 
 def a_trial() -> dict[str, Any]:
     plan: TrialPlan = expand.final_plans(load(), {})[0]
-    return {"plan": expand.packed(plan)}
+    return {"plan": packed(plan)}
 
 
 def test_the_policy_after_each_game_is_kept(
@@ -400,7 +410,7 @@ def test_the_policy_after_each_game_is_kept(
     (run,) = made
     assert run.closed
     assert run.asked == ("cpu", 2)
-    store = CheckpointStore(f"{settings.storage}/{expand.plan_of(a_trial()).key}")
+    store = CheckpointStore(f"{settings.storage}/{plan_of(a_trial()).key}")
     assert [store.get(f"after-0{i}")["game"] for i in (0, 1)] == [0, 1]  # type: ignore[index]
     assert store.get("after-02") is None
     assert [row["progress"] for row in reports if row["at_task_end"]] == [3000, 6000]

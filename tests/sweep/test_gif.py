@@ -19,18 +19,19 @@ import yaml
 from PIL import Image
 
 from raycl.errors import UserError
+from raycl.gif.command import Wish, find_trials, gif, track
+from raycl.gif.drawing import Job, draw_cell, draw_grid, draw_methods
+from raycl.gif.page import Chapter, Drawn, page
 from raycl.rl.config import SequenceConfig
 from raycl.rl.policy import build_policy
-from raycl.sweep import expand, spec
-from raycl.sweep.drawing import Job, draw_cell, draw_grid, draw_methods
-from raycl.sweep.expand import TrialPlan
-from raycl.sweep.folder import SweepFolder
-from raycl.sweep.gif import Wish, find_trials, gif, track
-from raycl.sweep.gif_page import Chapter, Drawn, page
-from raycl.sweep.outcomes import Outcome
-from raycl.sweep.tracked import Tracked, sweep_record
+from raycl.sweep.file import spec
+from raycl.sweep.plan import expand
+from raycl.sweep.plan.plan import TrialPlan
+from raycl.sweep.record.folder import SweepFolder
+from raycl.sweep.record.outcomes import Outcome
+from raycl.sweep.record.tracked import Tracked, sweep_record
 from raycl.tracking import Tracker, store
-from raycl.training.checkpoint import CheckpointStore
+from raycl.trial.checkpoint import CheckpointStore
 
 GAMES = ["Boxing", "SpaceInvaders"]
 NETWORK = {"name": "atari_cnn", "channels": [4], "kernels": [8], "strides": [8], "features": 8}

@@ -17,9 +17,13 @@ import yaml
 from raycl.errors import UserError
 from raycl.networks import _hub
 from raycl.networks.base import from_hubs
-from raycl.sweep import expand, runner, spec, trainable
-from raycl.sweep.folder import SweepFolder
-from raycl.sweep.made_of import MadeOf, process
+from raycl.sweep import run
+from raycl.sweep.execution import trainable
+from raycl.sweep.file import spec
+from raycl.sweep.plan import expand
+from raycl.sweep.plan.check_data import check_data
+from raycl.sweep.record.folder import SweepFolder
+from raycl.sweep.record.made_of import MadeOf, process
 from raycl.tracking.journal import JOURNAL
 from raycl.training import check
 from raycl.training.run import Run
@@ -66,7 +70,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return made
 
 
-def execution(path: Path, **changes: Any) -> runner.Execution:
+def execution(path: Path, **changes: Any) -> run.Execution:
     sweep = {
         "name": "s",
         "benchmark": {"name": "split", "dataset": {"name": "digits", "size": 32}, "tasks": 5},
@@ -76,17 +80,17 @@ def execution(path: Path, **changes: Any) -> runner.Execution:
         "seeds": 1,
     } | changes
     (path / "s.yaml").write_text(yaml.safe_dump(sweep))
-    return runner.Execution(
+    return run.Execution(
         spec.load(path / "s.yaml"), SweepFolder(path / "runs", "s"), None, None, None
     )
 
 
-def now(found: runner.Execution) -> MadeOf:
-    spec.check_data(found.sweep, found.data_root)
+def now(found: run.Execution) -> MadeOf:
+    check_data(found.sweep, found.data_root)
     return MadeOf.of(found.sweep, found.data_root, found.folder.root)
 
 
-def begin(found: runner.Execution, made_of: MadeOf) -> None:
+def begin(found: run.Execution, made_of: MadeOf) -> None:
     found.folder.claim(expand.spec_hash(found.sweep), found.sweep.resolved())
     found.folder.record_made_of(made_of, [])
     (found.folder.path / JOURNAL).touch()
@@ -145,7 +149,7 @@ def test_a_trial_that_has_loaded_others_ends_the_sweep(hub: Hub, tmp_path: Path)
     """Another node has another cache; nothing of it is kept."""
     found = execution(tmp_path)
     (plan,) = expand.final_plans(found.sweep, {})
-    data = spec.check_data(found.sweep, found.data_root)
+    data = check_data(found.sweep, found.data_root)
     made_of = now(found)
     settings = trainable.Settings("s", 60, 2, "m", "max", made_of=made_of)
     Run(plan.config, data)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from raycl.errors import UserError
-from raycl.sweep.spec import check_data, load
+from raycl.sweep.file.spec import load
+from raycl.sweep.plan.check_data import check_data
 
 SWEEP = """
 name: changing

@@ -18,10 +18,12 @@ import pytest
 import torch
 import yaml
 
-from raycl import datasets, describe
+from raycl import datasets, describe, pack
 from raycl.cli import main
-from raycl.sweep import expand, pack, spec
-from raycl.sweep.pack import Copy, Device, Packed, Result, rated
+from raycl.pack import Copy, Device, Packed, Result, rated
+from raycl.sweep.file import spec
+from raycl.sweep.plan.check_data import check_data
+from raycl.sweep.plan.plan import TrialPlan
 
 CORES = os.cpu_count() or 1
 METHOD = '''
@@ -35,7 +37,7 @@ from pathlib import Path
 import torch
 
 from raycl.methods.finetune import Finetune
-from raycl.training.randomness import Seeds
+from raycl.trial.randomness import Seeds
 
 HERE = Path(__file__).parent
 
@@ -86,7 +88,7 @@ def sweep_file(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def plan_of(folder: Path, **changes: Any) -> expand.TrialPlan:
+def plan_of(folder: Path, **changes: Any) -> TrialPlan:
     return pack._plan(spec.load(sweep_file(folder, **changes)), None)
 
 
@@ -251,7 +253,7 @@ def copy(tmp_path: Path) -> Iterator[Callable[..., Copy]]:
     def build(**changes: Any) -> Copy:
         path = sweep_file(tmp_path, **changes)
         sweep = spec.load(path)
-        return Copy(asdict(pack._plan(sweep, None)), spec.check_data(sweep, datasets.data_root()))
+        return Copy(asdict(pack._plan(sweep, None)), check_data(sweep, datasets.data_root()))
 
     yield build
     torch.set_num_threads(threads)

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from raycl.sweep import expand, spec, trainable
+from raycl.sweep.execution import trainable
+from raycl.sweep.file import spec
+from raycl.sweep.plan import expand
+from raycl.sweep.plan.plan import packed, plan_of
 from raycl.testing import toy_data
-from raycl.training.checkpoint import CheckpointStore
+from raycl.trial.checkpoint import CheckpointStore
 
 METHOD = '''
 import torch
@@ -39,14 +42,14 @@ def plan(tmp_path: Path) -> dict[str, Any]:
     }
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(sweep))
     (made,) = expand.final_plans(spec.load(tmp_path / "s.yaml"), {})
-    return {"plan": expand.packed(made)}
+    return {"plan": packed(made)}
 
 
 @pytest.fixture
 def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
     """Run the trial; ``die`` after so many checkpoints, before the row that follows is sent."""
     config = plan(tmp_path)
-    folder = tmp_path / "store" / expand.plan_of(config).key
+    folder = tmp_path / "store" / plan_of(config).key
 
     def run(die: int = 0) -> list[dict[str, Any]]:
         sent: list[dict[str, Any]] = []

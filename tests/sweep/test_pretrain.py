@@ -16,18 +16,22 @@ import torch
 import yaml
 from safetensors import safe_open
 
+from raycl import pretrain
 from raycl.cli import main
 from raycl.networks.base import weights_of
 from raycl.report.load import TrackedRun
 from raycl.report.notes import pretrained_notes
 from raycl.report.published import join_published
-from raycl.sweep import expand, images, pretrain, spec
-from raycl.sweep.folder import SweepFolder
-from raycl.sweep.outcomes import Outcome
-from raycl.sweep.provenance import Provenance
-from raycl.training.checkpoint import CheckpointStore
+from raycl.sweep.file import spec
+from raycl.sweep.kinds import images
+from raycl.sweep.plan import expand
+from raycl.sweep.plan.check_data import check_data
+from raycl.sweep.record.folder import SweepFolder
+from raycl.sweep.record.outcomes import Outcome
+from raycl.sweep.record.provenance import Provenance
 from raycl.training.pretrained import KEY, about, read_about
-from raycl.training.weights import build_network
+from raycl.trial.checkpoint import CheckpointStore
+from raycl.trial.weights import build_network
 
 Cli = Callable[..., tuple[int, str, str]]
 NETWORK = {"name": "mlp", "hidden": [16]}
@@ -55,7 +59,7 @@ class InProcess:
         self.data: Any = {}
 
     def run(self) -> int:
-        self.data = spec.check_data(self.sweep, self.root)
+        self.data = check_data(self.sweep, self.root)
         for plan in expand.final_plans(self.sweep, {}):
             store = CheckpointStore(f"{self.storage}/{plan.key}")
             if plan.key not in self.folder.outcomes:
@@ -208,7 +212,7 @@ def test_images_that_were_seen_are_counted(
     root: Path, block: dict[str, Any], take: int, seen: int
 ) -> None:
     sweep = stream(root, block, take)
-    data = spec.check_data(sweep, root)
+    data = check_data(sweep, root)
     (one,) = data.values()
     total = len(one.train.labels) + len(one.test.labels)
     provenance = Provenance(sweep, data)
@@ -226,7 +230,7 @@ def test_images_of_another_size_cannot_be_compared(root: Path, block: dict[str, 
     benchmark = SWEEP["benchmark"] | {"dataset": {"name": "digits", "size": 12}}  # type: ignore[operator]
     sweep = stream(root, network, 0, benchmark=benchmark, methods=[method | {"source_size": 8}])
     (plan,) = expand.final_plans(sweep, {})
-    tags = Provenance(sweep, spec.check_data(sweep, root)).tags(plan)
+    tags = Provenance(sweep, check_data(sweep, root)).tags(plan)
     assert tags == {"pretrained": "own", "seen_images": "unknown"}, "networks in options count"
 
 
@@ -238,10 +242,10 @@ def test_a_trial_of_pre_training_is_one_without_ids(root: Path, block: dict[str,
     ):
         if start == "fine/0":
             plain = {**plan.config, "method": {"name": "finetune"}}
-            run = images.build(plain, spec.check_data(spec.load(write(root)), root), "cpu", {})
+            run = images.build(plain, check_data(spec.load(write(root)), root), "cpu", {})
             CheckpointStore(f"{root}/fine/trials/0").save(run.state_dict(), 1)
         sweep = stream(root, NETWORK | {"weights": {"trial": start}}, 1)
-        data = spec.check_data(sweep, root)
+        data = check_data(sweep, root)
         (found,) = expand.final_plans(sweep, {})
         assert Provenance(sweep, data).tags(found) == tags
 
@@ -252,7 +256,7 @@ def test_other_weights_are_not_tagged(root: Path, block: dict[str, Any]) -> None
     for weights in ({"file": "w.pt"}, None):
         sweep = stream(root, NETWORK | ({"weights": weights} if weights else {}), 0)
         (plan,) = expand.final_plans(sweep, {})
-        provenance = Provenance(sweep, spec.check_data(sweep, root))
+        provenance = Provenance(sweep, check_data(sweep, root))
         assert (provenance.tags(plan), provenance.lines()) == ({}, [])
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from raycl.cli import main
-from raycl.sweep import expand, spec
+from raycl.sweep.file import spec
+from raycl.sweep.file.blocks import benchmark_configs
+from raycl.sweep.plan import expand
 from raycl.training.config import TrialConfig
 
 IMAGES = """\
@@ -134,5 +136,5 @@ def test_published_numbers_of_a_probe() -> None:
 
 def test_the_label_says_which_outputs_compete() -> None:
     sweep = load(IMAGES, "benchmark=[split, {name: split, class_outputs: all}]")
-    labels = [config["label"] for config in expand.benchmark_configs(sweep)]
+    labels = [config["label"] for config in benchmark_configs(sweep)]
     assert labels == ["split-digits-5", "split-digits-5-all-outputs"]

@@ -17,13 +17,17 @@ from raycl.errors import UserError
 from raycl.report.load import TrackedRun, TrackedSweep
 from raycl.report.local import joined
 from raycl.report.notes import notes
-from raycl.sweep import expand, local, runner, spec, trainable
-from raycl.sweep.adaptive import Proposals
-from raycl.sweep.expand import TrialPlan
-from raycl.sweep.folder import SweepFolder
-from raycl.sweep.made_of import MadeOf
-from raycl.sweep.outcomes import Outcome, Outcomes
-from raycl.sweep.tracked import Tracked, sweep_record
+from raycl.sweep import run as sweep_run
+from raycl.sweep.execution import trainable
+from raycl.sweep.execution.optuna_search import Proposals
+from raycl.sweep.file import spec
+from raycl.sweep.plan import expand
+from raycl.sweep.plan.plan import TrialPlan
+from raycl.sweep.record import local
+from raycl.sweep.record.folder import SweepFolder
+from raycl.sweep.record.made_of import MadeOf
+from raycl.sweep.record.outcomes import Outcome, Outcomes
+from raycl.sweep.record.tracked import Tracked, sweep_record
 from raycl.tracking import Tracker
 from raycl.tracking.journal import JOURNAL, Journal, Ledger
 from raycl.tracking.lines import lacking
@@ -58,7 +62,7 @@ def result(value: float) -> dict[str, Any]:
     }
 
 
-def execution(path: Path, **changes: Any) -> runner.Execution:
+def execution(path: Path, **changes: Any) -> sweep_run.Execution:
     sweep = {
         "name": "s",
         "benchmark": {"name": "split", "dataset": "digits", "tasks": 2},
@@ -68,7 +72,7 @@ def execution(path: Path, **changes: Any) -> runner.Execution:
     } | changes
     (path / "s.yaml").write_text(yaml.safe_dump(sweep))
     folder = SweepFolder(path / "runs", "s")
-    found = runner.Execution(spec.load(path / "s.yaml"), folder, None, None, None)
+    found = sweep_run.Execution(spec.load(path / "s.yaml"), folder, None, None, None)
     found.outcomes = folder.outcomes
     return found
 
@@ -93,10 +97,10 @@ def test_the_tracker_is_told_whether_pictures_are_wanted(
 
 
 @pytest.fixture
-def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runner.Execution:
+def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> sweep_run.Execution:
     """A sweep of two trials that have finished, whose tracking server was away."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(runner, "Tracker", Away)
+    monkeypatch.setattr(sweep_run, "Tracker", Away)
     found = execution(tmp_path)
     found.made_of = MadeOf("1", {}, {"data set digits": "bundled"})
 
@@ -104,7 +108,7 @@ def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runner.Execution:
         return {"made_of": "one"}
 
     def on_cluster(data: Any, tracker: Tracker) -> None:
-        listeners = [Tracked(tracker, "trials", tags), runner.Recorder(found.outcomes, tags)]
+        listeners = [Tracked(tracker, "trials", tags), sweep_run.Recorder(found.outcomes, tags)]
         for plan in expand.final_plans(found.sweep, {}):
             row = {"finished": True, "result": result(80.0 + plan.seed), "cost/seconds": 1.0}
             for listener in listeners:
@@ -127,7 +131,7 @@ def means(sweep: TrackedSweep) -> list[Any]:
 
 
 @pytest.mark.parametrize("lost", ["nothing", JOURNAL, "outcomes", "spec.json", "an end"])
-def test_the_table_comes_from_whatever_is_left(ended: runner.Execution, lost: str) -> None:
+def test_the_table_comes_from_whatever_is_left(ended: sweep_run.Execution, lost: str) -> None:
     folder = ended.folder
     if lost == "an end":
         path = folder.path / JOURNAL
@@ -148,7 +152,7 @@ def test_the_table_comes_from_whatever_is_left(ended: runner.Execution, lost: st
 
 
 def test_success_means_a_table(
-    ended: runner.Execution, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ended: sweep_run.Execution, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ended._conclude("FINISHED", 20) == 0
     said = capsys.readouterr()
@@ -170,7 +174,7 @@ def test_success_means_a_table(
 
 
 def test_a_report_that_cannot_be_written_is_no_success(
-    ended: runner.Execution, capsys: pytest.CaptureFixture[str]
+    ended: sweep_run.Execution, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(ended.folder.path / "report", ignore_errors=True)
     (ended.folder.path / "report").write_text("in the way")
@@ -180,7 +184,9 @@ def test_a_report_that_cannot_be_written_is_no_success(
     assert "the report cannot be written" in said.err
 
 
-def test_report_and_its_store(ended: runner.Execution, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_and_its_store(
+    ended: sweep_run.Execution, capsys: pytest.CaptureFixture[str]
+) -> None:
     sweep, differences = local.read("s", ended.folder.root, None)
     assert means(sweep) == [(2, 80.5)]
     assert "the table is from the sweep's folder: there is no " in differences[0]
@@ -208,9 +214,9 @@ def test_nothing_is_begun_on_a_full_disk(
 
 
 def test_a_sweep_does_not_go_on_while_its_disk_is_full(
-    ended: runner.Execution, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ended: sweep_run.Execution, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "Tracker", Tracker)
+    monkeypatch.setattr(sweep_run, "Tracker", Tracker)
     monkeypatch.setattr(Journal, "append", full)
     (ended.folder.path / "outcomes" / f"{ended.outcomes.all()[0].key}.json").unlink()
     ended.accept_changes = True
@@ -245,7 +251,7 @@ def test_a_tracking_server_may_be_away_when_a_sweep_goes_on(
         other._check_store()
 
 
-def test_an_end_that_the_journal_lacks_brings_its_pictures(ended: runner.Execution) -> None:
+def test_an_end_that_the_journal_lacks_brings_its_pictures(ended: sweep_run.Execution) -> None:
     end = local.ends(ended.folder, ended.outcomes.all())[0]
     row = {**end.row, "pictures": ["head-task-1.png"]}
     lines = lacking(replace(end, row=row), Ledger())
@@ -302,7 +308,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_damaged_outcome_is_set_aside(ended: runner.Execution, how: str) -> None:
+def test_a_damaged_outcome_is_set_aside(ended: sweep_run.Execution, how: str) -> None:
     path = sorted((ended.folder.path / "outcomes").glob("*.json"))[0]
     path.write_text(BROKEN[how](path.read_text()))
     outcomes = ended.folder.outcomes
@@ -319,7 +325,7 @@ def test_a_damaged_outcome_is_set_aside(ended: runner.Execution, how: str) -> No
     assert path.with_suffix(".damaged").exists()
 
 
-def test_an_outcome_of_an_older_raycl_is_read(ended: runner.Execution) -> None:
+def test_an_outcome_of_an_older_raycl_is_read(ended: sweep_run.Execution) -> None:
     for path in (ended.folder.path / "outcomes").glob("*.json"):
         found = json.loads(path.read_text())
         del found["tags"], found["config"]
@@ -330,7 +336,7 @@ def test_an_outcome_of_an_older_raycl_is_read(ended: runner.Execution) -> None:
 
 @pytest.mark.parametrize("how", ["empty", "half", "a list", "zeros", "gone"])
 def test_a_damaged_specification_is_derived_from_the_journal(
-    ended: runner.Execution, how: str
+    ended: sweep_run.Execution, how: str
 ) -> None:
     folder = ended.folder
     before = folder.identity()
@@ -349,7 +355,7 @@ def test_a_damaged_specification_is_derived_from_the_journal(
     assert folder.mend() == []
 
 
-def test_one_that_cannot_be_derived_is_one_line(ended: runner.Execution) -> None:
+def test_one_that_cannot_be_derived_is_one_line(ended: sweep_run.Execution) -> None:
     (ended.folder.path / JOURNAL).unlink()
     ended.folder.spec_file.write_text("{")
     with pytest.raises(atomic.Damaged) as caught:
@@ -360,7 +366,7 @@ def test_one_that_cannot_be_derived_is_one_line(ended: runner.Execution) -> None
 
 @pytest.mark.parametrize("content", ["", "name: [", "- a list", None])
 def test_a_damaged_sweep_file_is_written_again(
-    ended: runner.Execution, content: str | None
+    ended: sweep_run.Execution, content: str | None
 ) -> None:
     folder = ended.folder
     if content is None:
@@ -400,7 +406,7 @@ def test_damaged_winners_are_those_that_were_run(
     assert found.folder.winners() == {(benchmark, method): {"train.lr": 0.1}}, "that was run"
 
 
-def test_damaged_winners_of_a_sweep_without_a_search(ended: runner.Execution) -> None:
+def test_damaged_winners_of_a_sweep_without_a_search(ended: sweep_run.Execution) -> None:
     (ended.folder.path / "winners.json").write_text("")
     assert len(ended._mend_winners()) == 1
     assert ended._mend_winners() == []
@@ -420,7 +426,7 @@ def test_proposals_written_by_halves_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_lists_of_runs_and_doctor_live_with_damage(
-    ended: runner.Execution, capsys: pytest.CaptureFixture[str]
+    ended: sweep_run.Execution, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (ended.folder.path / "outcomes").glob("*.json"):
         path.write_text("")
@@ -432,7 +438,7 @@ def test_lists_of_runs_and_doctor_live_with_damage(
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runner.Execution:
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> sweep_run.Execution:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "mended_helper", raising=False)  # of another test
@@ -446,12 +452,12 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runner.Execution:
     return found
 
 
-def now(found: runner.Execution) -> MadeOf:
+def now(found: sweep_run.Execution) -> MadeOf:
     return MadeOf.of(found.sweep, found.data_root, found.folder.root)
 
 
 def test_a_sweep_does_not_go_on_with_other_code(
-    mine: runner.Execution, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mine: sweep_run.Execution, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine._accept(now(mine))
     before = now(mine)
@@ -473,7 +479,7 @@ def test_a_sweep_does_not_go_on_with_other_code(
     assert now(mine).key != before.key
 
 
-def test_nothing_has_begun_yet(mine: runner.Execution, tmp_path: Path) -> None:
+def test_nothing_has_begun_yet(mine: sweep_run.Execution, tmp_path: Path) -> None:
     (mine.folder.path / JOURNAL).unlink()
     (tmp_path / "mended_helper.py").write_text("FACTOR = 0.0\n")
     mine._accept(now(mine))
@@ -489,7 +495,7 @@ def test_every_difference_has_a_name() -> None:
 
 
 def test_code_that_changes_while_the_sweep_runs_ends_it(
-    mine: runner.Execution, tmp_path: Path
+    mine: sweep_run.Execution, tmp_path: Path
 ) -> None:
     (plan, *_) = expand.final_plans(mine.sweep, {})
     made_of = now(mine)
@@ -504,7 +510,7 @@ def test_code_that_changes_while_the_sweep_runs_ends_it(
         trainable._check_made_of(replace(settings, made_of=made_of), plan)
 
 
-def test_the_ledger_and_outcomes_agree_after_a_start(ended: runner.Execution) -> None:
+def test_the_ledger_and_outcomes_agree_after_a_start(ended: sweep_run.Execution) -> None:
     assert Ledger.of(ended.folder.path / JOURNAL).statuses == {
         outcome.key: "finished" for outcome in Outcomes(ended.folder.path / "outcomes").all()
     }

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from raycl.sweep.expand import TrialPlan, packed, plan_of
-from raycl.sweep.schedulers import PerMethodScheduler, make_scheduler
+from raycl.sweep.execution.schedulers import PerMethodScheduler, make_scheduler
+from raycl.sweep.plan.plan import TrialPlan, packed, plan_of
 
 
 class Judge:

@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from raycl.sweep import ray_here, reaper, signals
-from raycl.sweep.ray_here import RayDied, Watch
+from raycl.sweep.execution import ray_here, reaper, signals
+from raycl.sweep.execution.ray_here import RayDied, Watch
 
 
 def send(number: int) -> None:
@@ -88,7 +88,7 @@ def test_what_is_started_blocked_does_not_hear_those_to_everybody() -> None:
 GONE = """
 import os, signal, sys, time
 from rich.console import Console
-from raycl.sweep import signals
+from raycl.sweep.execution import signals
 
 try:
     with signals.raised():
@@ -122,7 +122,7 @@ def test_a_closed_terminal() -> None:
 
 DRIVER = """
 import os, subprocess, sys, time
-from raycl.sweep import ray_here
+from raycl.sweep.execution import ray_here
 
 with ray_here.reaped() as process:
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]

@@ -10,7 +10,8 @@ import pytest
 
 from raycl.cli import main
 from raycl.errors import UserError
-from raycl.sweep import spec
+from raycl.sweep.file import spec
+from raycl.sweep.plan.check_data import check_data
 
 GOOD = """\
 name: demo
@@ -532,14 +533,15 @@ def test_data_is_checked_with_the_place_in_the_file(here):
     ]:
         sweep = load(GOOD, *overrides)
         with pytest.raises(UserError, match=expected):
-            spec.check_data(sweep, here)
-    assert list(spec.check_data(load(), here)) == ["digits"]
+            check_data(sweep, here)
+    assert list(check_data(load(), here)) == ["digits"]
 
 
 def test_ray_is_not_needed(here):
     (here / "s.yaml").write_text(GOOD)
     code = (
-        "import sys; from pathlib import Path; from raycl.sweep import spec, expand;"
+        "import sys; from pathlib import Path; from raycl.sweep.file import spec;"
+        "from raycl.sweep.plan import expand;"
         "expand.preview(spec.load(Path('s.yaml')));"
         "print(sorted({'ray', 'mlflow'} & set(sys.modules)))"
     )

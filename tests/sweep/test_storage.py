@@ -17,11 +17,11 @@ import pytest
 from test_events import Log, trial
 
 from raycl.errors import UserError
-from raycl.sweep import events, storage, trainable
-from raycl.sweep.cluster import bundles
-from raycl.sweep.events import Events, Hub
-from raycl.sweep.reaper import began
-from raycl.sweep.storage import LEASE, Lease
+from raycl.sweep.execution import events, storage, trainable
+from raycl.sweep.execution.cluster import bundles
+from raycl.sweep.execution.events import Events, Hub
+from raycl.sweep.execution.reaper import began
+from raycl.sweep.execution.storage import LEASE, Lease
 
 
 def lease(url: str, sweep_id: str) -> Lease:
@@ -60,7 +60,7 @@ def test_a_driver_that_died_is_forgotten(tmp_path: Path) -> None:
 GONE = """
 import sys
 from pathlib import Path
-from raycl.sweep.storage import Lease
+from raycl.sweep.execution.storage import Lease
 
 Lease(sys.argv[1], "another id, for the folder had none yet", Path("/some/runs/s"))._write()
 """
@@ -223,7 +223,7 @@ def test_the_end_waits_until_all_have_saved(monkeypatch: pytest.MonkeyPatch) -> 
 
 LIMITED = """
 import numpy, torch
-from raycl.sweep.trainable import at_most
+from raycl.sweep.execution.trainable import at_most
 
 def much():
     return numpy.ones(1_500_000_000, dtype=numpy.uint8)

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import yaml
 
-from raycl import datasets
+from raycl import datasets, verify
 from raycl.datasets import Arrays, Dataset, DatasetConfig, Files
 from raycl.errors import UserError
-from raycl.sweep import expand, made_of, spec, verify
-from raycl.sweep.folder import SweepFolder
-from raycl.sweep.outcomes import Outcome
+from raycl.sweep.file import spec
+from raycl.sweep.plan import expand
+from raycl.sweep.plan.plan import fill
+from raycl.sweep.record import made_of
+from raycl.sweep.record.folder import SweepFolder
+from raycl.sweep.record.outcomes import Outcome
 
 MADE = {"code": "raycl 1", "data": "digits a", "device": "cpu", "versions": "torch 1"}
 
@@ -115,7 +118,7 @@ def test_plans_are_made_again(tmp_path: Path, algorithm: str) -> None:
     ewc = expand.groups(sweep)[1]
     values = {"method.lam": 20.0}
     plans = expand.final_plans(sweep, {(ewc.benchmark, "ewc"): values})
-    plans.append(expand.fill(expand.search_base(sweep, ewc), values, 1000, "search"))
+    plans.append(fill(expand.search_base(sweep, ewc), values, 1000, "search"))
     for plan in plans:
         again = verify.plan_again(sweep, Outcome.of(plan, "finished", {}, ""))
         assert again == plan

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from raycl.training.checkpoint import CheckpointStore
+from raycl.trial.checkpoint import CheckpointStore
 
 
 def store(tmp_path: Path, *steps: int) -> CheckpointStore:

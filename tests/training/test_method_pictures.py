@@ -16,8 +16,8 @@ from raycl.methods.finetune import Finetune
 from raycl.testing import MethodConformance, finish, toy_data
 from raycl.tracking.records import PICTURES
 from raycl.training import pictures
-from raycl.training.checkpoint import CheckpointStore
 from raycl.training.run import Run
+from raycl.trial.checkpoint import CheckpointStore
 
 HERE = f"{__name__}:"
 

@@ -6,7 +6,6 @@ from raycl.training.metrics import (
     average_accuracy,
     average_accuracy_by_item,
     average_incremental_accuracy,
-    backward_transfer,
     backward_transfer_all,
     compute,
     forgetting,
@@ -17,6 +16,7 @@ from raycl.training.metrics import (
     one_step_forgetting,
     selection_accuracy,
 )
+from raycl.trial.matrix import backward_transfer
 
 NAN = float("nan")
 GOLDEN = np.array(

@@ -15,12 +15,15 @@ from safetensors.torch import save_file
 from raycl.errors import UserError
 from raycl.methods.base import Classifier, MethodConfig
 from raycl.report.notes import _weights
-from raycl.sweep import expand, images, spec
-from raycl.sweep.tracked import Tracked
+from raycl.sweep.file import spec
+from raycl.sweep.kinds import images
+from raycl.sweep.plan import expand
+from raycl.sweep.plan.check_data import check_data, read_weights
+from raycl.sweep.record.tracked import Tracked
 from raycl.testing import toy_data
-from raycl.training import weights as weights_module
 from raycl.training.run import Run
-from raycl.training.weights import build_network
+from raycl.trial import weights as weights_module
+from raycl.trial.weights import build_network
 
 MLP = {"name": "mlp", "hidden": [8]}
 METHOD = '''
@@ -101,7 +104,7 @@ def test_the_hash_is_part_of_the_key_and_checked_before_any_work(root: Path) -> 
     assert found == hashlib.sha256((root / "w.safetensors").read_bytes()).hexdigest()
     weights_file(root / "w.safetensors", 2.0)
     with pytest.raises(UserError, match=r"methods\[0\]\.teacher\.weights\.sha256: .* has sha256"):
-        spec.check_data(sweep, root)
+        check_data(sweep, root)
     (after,) = expand.final_plans(sweep_of(root, from_file()), {})
     assert before.key != after.key
 
@@ -116,8 +119,8 @@ def test_the_driver_reads_the_file_and_the_trial_needs_none(
         weights_module, "_content", lambda place: opened.append(place.path) or before(place)
     )
     weights_module._read.cache_clear()
-    data = spec.check_data(sweep, root)
-    tensors = spec.read_weights(sweep)
+    data = check_data(sweep, root)
+    tensors = read_weights(sweep)
     assert opened == [str(root / "w.safetensors")]
     (root / "w.safetensors").unlink()
     (plan,) = expand.final_plans(sweep, {})
@@ -129,10 +132,10 @@ def test_a_search_chooses_whole_networks(root: Path) -> None:
     shas = [weights_file(root / f"{i}.safetensors", i) for i in range(2)]
     blocks = [from_file(f"{i}.safetensors") for i in range(2)]
     sweep = sweep_of(root, {"grid": blocks})
-    spec.check_data(sweep, root)
+    check_data(sweep, root)
     plans = expand.search_plans(sweep)
     assert [p.config["method"]["teacher"]["weights"]["sha256"] for p in plans] == shas
-    assert list(spec.read_weights(sweep)) == shas
+    assert list(read_weights(sweep)) == shas
 
 
 @pytest.mark.parametrize(
@@ -160,7 +163,7 @@ def test_a_search_chooses_whole_networks(root: Path) -> None:
 )
 def test_what_is_wrong_has_its_place(root: Path, teacher: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        spec.check_data(sweep_of(root, teacher), root)
+        check_data(sweep_of(root, teacher), root)
 
 
 def test_the_hub_is_asked_before_any_work(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +173,7 @@ def test_the_hub_is_asked_before_any_work(root: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root))
     teacher = {"name": "timm", "model": "mobilenetv3_small_050.lamb_in1k", "pretrained": True}
     with pytest.raises(UserError, match=r"methods\[0\]\.teacher\.pretrained: cannot create"):
-        spec.check_data(sweep_of(root, teacher), root)
+        check_data(sweep_of(root, teacher), root)
 
 
 def test_it_is_told_in_mlflow_and_below_the_table(root: Path) -> None:

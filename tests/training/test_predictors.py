@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raycl.benchmarks.base import Task
 from raycl.errors import UserError
 from raycl.methods.base import Classifier, masked_cross_entropy
-from raycl.sweep import spec
+from raycl.sweep.file import spec
 from raycl.testing import MethodConformance, finish, toy_data
 from raycl.tracking import names
 from raycl.training.readouts import further_readouts

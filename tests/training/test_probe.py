@@ -19,10 +19,10 @@ from raycl.methods.base import Classifier, Method
 from raycl.methods.finetune import Finetune
 from raycl.testing import finish, tensors, toy_data
 from raycl.training import probe
-from raycl.training.costs import Costs
 from raycl.training.matrices import Matrices
 from raycl.training.probe import fit_linear, probed
 from raycl.training.run import Run
+from raycl.trial.costs import Costs
 
 HERE = f"{__name__}:"
 L2 = 0.01

@@ -14,8 +14,8 @@ from raycl.methods.base import Classifier, Phase
 from raycl.methods.finetune import Finetune
 from raycl.nn.optim import make_optimizer
 from raycl.testing import MethodConformance, finish, tensors, toy_data
-from raycl.training.phase import TrainingError
 from raycl.training.run import Run
+from raycl.trial.run import TrainingError
 
 HERE = f"{__name__}:"
 

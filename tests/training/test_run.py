@@ -14,9 +14,9 @@ from raycl.methods.base import Classifier, Phase
 from raycl.methods.finetune import Finetune
 from raycl.nn.optim import make_optimizer
 from raycl.testing import finish, toy_data
-from raycl.training.phase import TrainingError
 from raycl.training.readouts import choose_readouts
 from raycl.training.run import Run
+from raycl.trial.run import TrainingError
 
 HERE = f"{__name__}:"
 

@@ -1,0 +1,204 @@
+"""From Tune's callbacks to plain calls: started, row, ended; and when Tune's loop is to end.
+
+How a sweep stops, from the signal to the exit code, is told in ``signals``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ray import tune
+
+from raycl.sweep.plan.plan import TrialPlan, plan_of
+from raycl.sweep.record.outcomes import Status
+from raycl.trial.run import FAILED, PARKED, UNKEPT, Row, known
+
+
+class Listener(Protocol):
+    """Something that follows the trials; every call returns at once."""
+
+    def started(self, plan: TrialPlan) -> None:
+        """A trial starts, for the first time or again."""
+
+    def row(self, plan: TrialPlan, row: Row) -> None:
+        """A trial reports."""
+
+    def lost(self, plan: TrialPlan, error: str) -> None:
+        """A trial's worker died; the trial will be retried."""
+
+    def ended(self, plan: TrialPlan, status: Status, row: Row, error: str) -> None:
+        """A trial is over; ``row`` is its last one."""
+
+
+class Hub:
+    """Calls every listener, and remembers which trials are under way.
+
+    Attributes:
+        interrupted: Set when the driver is told to stop: a trial that ends unfinished from then on
+            was killed, not stopped early.
+        broken: Why nothing more can be kept (a full disk); the stage ends, as if interrupted.
+        owners: Plan's key to the id of Tune's trial that runs it. A searcher may propose the same
+            configuration twice; what the second trial says is not passed on.
+    """
+
+    def __init__(self, listeners: list[Listener]) -> None:
+        self.listeners = listeners
+        self.interrupted = False
+        self.broken = ""
+        self.owners: dict[str, str] = {}
+        self.running: dict[str, tuple[TrialPlan, Row]] = {}
+        self.over: set[str] = set()
+
+    @property
+    def ending(self) -> bool:
+        """Whether what still runs is to end unfinished."""
+        return self.interrupted or bool(self.broken)
+
+    @property
+    def parked(self) -> bool:
+        """Whether every trial that runs has saved its state and waits to be ended."""
+        return all(row.get(PARKED) for _, row in self.running.values())
+
+    def started(self, plan: TrialPlan) -> None:
+        """See ``Listener``."""
+        self.running[plan.key] = (plan, self.running.get(plan.key, (plan, {}))[1])
+        self._tell(lambda listener: listener.started(plan))
+
+    def row(self, plan: TrialPlan, row: Row) -> None:
+        """See ``Listener``; what a parked trial repeats is not passed on."""
+        self.running[plan.key] = (plan, row)
+        if not row.get(PARKED):
+            self._tell(lambda listener: listener.row(plan, row))
+
+    def lost(self, plan: TrialPlan, error: str) -> None:
+        """See ``Listener``."""
+        self._tell(lambda listener: listener.lost(plan, error))
+
+    def _tell(self, call: Callable[[Listener], None]) -> None:
+        """Every listener; if one cannot write, no trial's end can be kept."""
+        for listener in self.listeners:
+            try:
+                call(listener)
+            except OSError as error:
+                self.broken = self.broken or str(error)
+
+    def ended(self, plan: TrialPlan, status: Status, error: str = "") -> None:
+        """See ``Listener``; a trial ends only once."""
+        if plan.key in self.over:
+            return
+        if plan.key not in self.running:  # its worker never came up
+            self.started(plan)
+        self.over.add(plan.key)
+        _, row = self.running.pop(plan.key)
+        self._tell(lambda listener: listener.ended(plan, status, row, error))
+
+    def completed(self, plan: TrialPlan) -> None:
+        """A trial's function returned, or was stopped; nothing is said of one that never began."""
+        if plan.key not in self.running:
+            return
+        _, row = self.running[plan.key]
+        if UNKEPT in row:  # the storage failed, not the trial
+            self.broken = self.broken or row[UNKEPT]
+            self.ended(plan, "killed")
+        elif FAILED in row:
+            self.ended(plan, "error", row[FAILED])
+        elif known(row).get("finished"):
+            self.ended(plan, "finished")
+        else:
+            self.ended(plan, "killed" if self.ending else "stopped-early")
+
+    def end_all(self, status: Status) -> None:
+        """Close what is still open once Tune has returned."""
+        for plan, row in list(self.running.values()):
+            if known(row).get("finished") or FAILED in row or UNKEPT in row:
+                self.completed(plan)
+            else:
+                self.ended(plan, status)
+
+
+_HUBS: dict[str, Hub] = {}
+_PARK: dict[str, Callable[[], None]] = {}
+
+
+class Events(tune.Callback):
+    """Tune's side of a hub.
+
+    Tune pickles and copies its callbacks; this one holds only a name, so every copy in the driver
+    reaches the same hub, with its threads and open files.
+
+    Args:
+        hub: To be called.
+        park: Asks the trials to save and to wait; called once, when the driver is told to stop.
+        grace_s: How long they have.
+    """
+
+    def __init__(self, hub: Hub, park: Callable[[], None], grace_s: float) -> None:
+        self.name = f"hub-{id(hub)}"
+        self.grace_s = grace_s
+        self.deadline: float | None = None
+        _HUBS[self.name] = hub
+        _PARK[self.name] = park
+
+    @property
+    def _hub(self) -> Hub:
+        return _HUBS[self.name]
+
+    def _plan(self, trial: Any) -> TrialPlan | None:
+        """The plan of a trial, unless another trial runs it."""
+        plan = plan_of(trial.config)
+        owner = self._hub.owners.setdefault(plan.key, trial.trial_id)
+        return plan if owner == trial.trial_id else None
+
+    def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
+        """Tune's hook, several times a second: a stage that is to end does, once all is saved.
+
+        Tune itself gives running trials ten seconds, which may be less than an epoch.
+        """
+        if not self._hub.ending:
+            return
+        if self.deadline is None:
+            self.deadline = time.monotonic() + (0.0 if self._hub.broken else self.grace_s)
+            _PARK[self.name]()
+        if self._hub.parked or self._hub.broken or time.monotonic() > self.deadline:
+            os.kill(os.getpid(), signal.SIGUSR1)  # the signal that ends Tune's loop
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Tune's hook."""
+        if plan := self._plan(trial):
+            self._hub.started(plan)
+
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Tune's hook."""
+        if plan := self._plan(trial):
+            self._hub.row(plan, result["row"])
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Tune's hook."""
+        if plan := self._plan(trial):
+            self._hub.completed(plan)
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Tune's hook: a worker or node was lost."""
+        if plan := self._plan(trial):
+            self._hub.lost(plan, _one_line(trial))
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Tune's hook: all retries are used up."""
+        if plan := self._plan(trial):
+            self._hub.ended(plan, "error", _one_line(trial))
+
+
+def _one_line(trial: Any) -> str:
+    error = trial.get_error()
+    if isinstance(error, str):  # what Tune wrote down, the last of possibly several
+        text = re.split(r"Failure # \d+ \(occurred at [^)]*\)", error)[-1]
+    else:
+        text = f"{type(error).__name__}: {error}" if error else "worker lost"
+    return " ".join(text.split())[:2000]

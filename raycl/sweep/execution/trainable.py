@@ -1,0 +1,294 @@
+"""The thin Tune adapter around a run of any kind; what of the sweep is executed in Ray's workers.
+
+Checkpoints are the trial's own, addressed by its key and not by Tune's trial id, so that a lost
+worker, a lost driver and a second ``raycl run`` all continue from the same file. Tune schedules,
+retries lost workers and moves the rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import resource
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+from ray import tune
+from ray.exceptions import RayError, RayTaskError
+
+from raycl.datasets.base import Dataset
+from raycl.errors import NO_ROOM
+from raycl.networks.base import LOADED, Tensors
+from raycl.secrets import adopt, redact
+from raycl.sweep import kinds
+from raycl.sweep.execution.cluster import GB
+from raycl.sweep.execution.parking import Parking
+from raycl.sweep.execution.storage import LEASE
+from raycl.sweep.plan.plan import TrialPlan, plan_of
+from raycl.sweep.record.made_of import MADE, MadeOf, process
+from raycl.trial.checkpoint import CheckpointStore
+from raycl.trial.run import (
+    FAILED,
+    NOTE,
+    PARKED,
+    TRACEBACK,
+    UNKEPT,
+    Row,
+    TrialRun,
+    known,
+)
+
+EVERY_S = 0.2
+"""Epochs shorter than this are not all reported; a task's end always is."""
+HOPELESS = (*NO_ROOM, errno.EACCES)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a trial needs besides its plan.
+
+    Attributes:
+        storage: Folder or URL under which each trial has a folder of checkpoints.
+        every_s: Seconds between checkpoints; a task's end always makes one.
+        keep: Checkpoints kept.
+        metric: The row's key a search looks at.
+        mode: ``max`` or ``min``.
+        execution: Id of this invocation of the sweep, see ``Parking``; empty: nobody will ask.
+        variables: Set in the trial's process; see ``cluster.hidden``.
+        made: What the driver knows of what results are made of; see ``raycl.sweep.record.made_of``.
+        made_of: What the sweep is made of; ``None``: whatever it is now.
+    """
+
+    storage: str
+    every_s: float
+    keep: int
+    metric: str
+    mode: str
+    execution: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    made: Mapping[str, str] = field(default_factory=dict)
+    made_of: MadeOf | None = None
+
+
+def trial(
+    config: dict[str, Any],
+    data: Mapping[str, Dataset],
+    settings: Settings,
+    weights: Mapping[str, Tensors] | None = None,
+) -> None:
+    """One trial from where it stands to its end."""
+    adopt(settings.variables)
+    plan = plan_of(config)
+    memory = 0.0 if plan.resources.get("gpu") else plan.resources.get("memory", 0.0)
+    try:
+        with at_most(memory):
+            _train(plan, data, settings, weights)
+    except torch.AcceleratorError:
+        raise  # the process's CUDA context is gone: Tune retries in a new one
+    except Unkept as error:
+        report({UNKEPT: str(error)}, settings)
+    except Exception as error:
+        if lost(error):
+            raise  # env runners or their node are gone: Tune retries
+        # anything else is deterministic: retrying would only fail again
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        if memory and (isinstance(error, MemoryError) or "can't allocate memory" in text):
+            text += f" (resources.memory is {memory:g} GB)"
+        told = {FAILED: redact(text), TRACEBACK: redact(traceback.format_exc())}
+        report(told, settings)
+
+
+@contextlib.contextmanager
+def at_most(memory: float) -> Iterator[None]:
+    """Let allocations fail in this process before they fail in one beside it.
+
+    Args:
+        memory: GB that the process may use, its libraries included; 0: no limit.
+    """
+    if not memory:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    used = psutil.Process().memory_info()
+    # most of the address space that libraries reserve is never touched, and does not count
+    limit = used.data + max(0, int(memory * GB) - used.rss)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)  # the next trial has its own
+
+
+def lost(error: Exception) -> bool:
+    """Whether processes or objects of Ray or the storage are gone, and it is not the code."""
+    if isinstance(error, Unreachable):
+        return True
+    if isinstance(error, RayTaskError):
+        return isinstance(error.cause, RayError)
+    return isinstance(error, RayError)
+
+
+def _train(
+    plan: TrialPlan,
+    data: Mapping[str, Dataset],
+    settings: Settings,
+    weights: Mapping[str, Tensors] | None,
+) -> None:
+    kind = kinds.of(plan.config["benchmark"])
+    device = "cuda" if plan.resources.get("gpu") else "cpu"
+    store = CheckpointStore(f"{settings.storage}/{plan.key}", settings.keep)
+    lease = f"{store.root.rpartition('/')[0]}/{LEASE}"
+    with kept():
+        if settings.execution and not store.fs.exists(lease):
+            raise Unkept(f"{settings.storage} is not one folder for all nodes")
+    LOADED.clear()  # of another trial
+    run = kind.build(plan.config, data, device, plan.resources, weights)
+    _check_made_of(settings, plan)
+    try:
+        _advance(run, store, settings, device, plan)
+    finally:
+        run.close()
+
+
+def _check_made_of(settings: Settings, plan: TrialPlan) -> None:
+    """Nothing may be mixed with results of other code, or of other weights from a hub."""
+    if settings.made_of and (changed := settings.made_of.changed(plan.config)):
+        raise Unkept(f"{', '.join(changed)} changed since the sweep was started")
+
+
+def _advance(
+    run: TrialRun, store: CheckpointStore, settings: Settings, device: str, plan: TrialPlan
+) -> None:
+    """From the last checkpoint to the end."""
+    keeper = Keeper(run, store)
+    if note := keeper.load():
+        made = {MADE: keeper.made} if keeper.made else {}
+        report(run.last_row | made | {NOTE: note}, settings)  # nothing may follow a last report
+    parking = Parking(settings.execution)
+    drained = False
+    reported_at = time.monotonic()
+    try:
+        while not run.done:
+            row = run.advance()
+            if known(row)["at_task_end"]:  # a task may have built a network
+                _check_made_of(settings, plan)
+            if known(row).get("finished"):
+                row[MADE] = keeper.made = {**settings.made, **process(device)}
+            word = parking.look()
+            if known(row)["at_task_end"]:
+                keeper.keep(known(row)["task"])  # before what says it is there
+            if known(row)["at_task_end"] or word or keeper.age > settings.every_s:
+                keeper.save()
+            if word == "drain" and not drained:
+                drained = True
+                row |= {NOTE: "has saved, for its node is being drained"}
+            if known(row)["at_task_end"] or NOTE in row or time.monotonic() - reported_at > EVERY_S:
+                reported_at = time.monotonic()
+                report(row, settings)
+            while word == "park" and not run.done:  # until Tune stops it, inside report
+                report(run.last_row | {PARKED: True}, settings)
+                time.sleep(EVERY_S)
+    except SystemExit:  # Tune's way to stop a trial, raised inside report; see ``signals``
+        keeper.save()
+        raise
+
+
+class Unkept(Exception):
+    """A trial's state cannot be kept, and trying again will not help."""
+
+
+class Keeper:
+    """What a trial leaves in its storage.
+
+    Args:
+        run: The trial.
+        store: Its folder.
+
+    Attributes:
+        made: What the result was made with, once there is one; see ``made``.
+    """
+
+    def __init__(self, run: TrialRun, store: CheckpointStore) -> None:
+        self.run, self.store = run, store
+        self.made: dict[str, str] = {}
+        self.saved = -1
+        self.saved_at = time.monotonic()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last checkpoint."""
+        return time.monotonic() - self.saved_at
+
+    def load(self) -> str:
+        """Continue from the newest checkpoint; what is to be said of it, if there is one."""
+        with kept():
+            loaded = self.store.load()
+        if loaded is None:
+            return ""
+        self.made = loaded.state.pop(MADE, {})
+        self.run.load_state_dict(loaded.state)
+        self.saved = self.run.progress
+        note = f"continues from {loaded.path}"
+        if loaded.damaged:
+            note += f"; passed over as damaged: {', '.join(loaded.damaged)}"
+        return note
+
+    def save(self) -> None:
+        """Write a checkpoint, unless this state has one."""
+        if self.saved != self.run.progress:
+            with kept():
+                made = {MADE: self.made} if self.made else {}
+                self.store.save(self.run.state_dict() | made, self.run.progress)
+            self.saved, self.saved_at = self.run.progress, time.monotonic()
+
+    def keep(self, task: int) -> None:
+        """What a task leaves for good."""
+        with kept():
+            if (keepsake := self.run.keepsake()) is not None:
+                self.store.put(f"after-{task:02d}", keepsake)
+            for name, file in self.run.picture_files().items():
+                self.store.put_bytes(name, file)
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Full and read-only storage is the sweep's problem, not the trial's.
+
+    Raises:
+        Unkept: It is that.
+        Unreachable: Anything else the storage says; Tune retries.
+    """
+    try:
+        yield
+    except (ValueError, Unkept):
+        raise  # damaged checkpoints
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.errno in HOPELESS:
+            raise Unkept(str(error)) from error
+        if isinstance(error, PermissionError):  # of a bucket, without a number
+            raise Unkept(text) from error
+        raise Unreachable(text) from error
+
+
+class Unreachable(Exception):
+    """The storage did not answer; another attempt may find it there."""
+
+
+def report(row: Row, settings: Settings) -> None:
+    """Send a row to the driver, with the two values schedulers and searchers look at.
+
+    Until the metric exists, and for a failed trial, the score is the worst there is. A metric that
+    names no readout is that of the primary one, which comes first in a row.
+    """
+    worst = -math.inf if settings.mode == "max" else math.inf
+    prefix, _, name = settings.metric.rpartition("/")
+    found = (v for k, v in row.items() if k.startswith(f"{prefix}/") and k.endswith(f"/{name}"))
+    score = next(found, worst)
+    tune.report({"row": row, "tasks_done": known(row).get("tasks_done", 0), "score": score})

@@ -1,0 +1,124 @@
+"""The sweep file as the rest of raycl knows it: ``load`` and ``Sweep``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from raycl.errors import KeyPath, Problem
+from raycl.sweep import kinds
+from raycl.sweep.file.blocks import benchmark_configs
+from raycl.sweep.file.check import check
+from raycl.sweep.file.model import Sweep
+from raycl.sweep.file.source import Source, dotted, get, read
+from raycl.sweep.file.validate import validate
+from raycl.trial.weights import with_hashes, with_option_hashes
+
+__all__ = ["Sweep", "load", "parse"]
+
+
+def load(path: Path, overrides: Sequence[str] = (), smoke: bool = False) -> Sweep:
+    """Read and check a sweep file; neither data nor Ray is needed.
+
+    Args:
+        path: The YAML file.
+        overrides: ``a.b=c``, as on the command line; they win over ``smoke``.
+        smoke: Make it as small as it can be and still touch everything: the file's ``smoke``
+            block, or else ``automatic_smoke``. The name gets ``-smoke`` at its end.
+
+    Raises:
+        UserError: Anything that is wrong with it, with file, line, path and nearest name.
+    """
+    source = read(path)
+    _override(source, overrides)
+    sweep = parse(source)
+    others = any(not text.startswith("smoke") for text in overrides)
+    if not smoke and (sweep.smoke is None or others):
+        return sweep  # what is overridden may be what the smoke block is about
+    small = deepcopy(source)
+    apply_smoke(small, sweep)
+    _override(small, overrides)
+    tiny = parse(small)  # also without --smoke, so that a wrong block is found early
+    return tiny if smoke else sweep
+
+
+def _override(source: Source, overrides: Sequence[str]) -> None:
+    for text in overrides:
+        source.set(text)
+
+
+def parse(source: Source) -> Sweep:
+    """Check what was read; see ``load``."""
+    try:
+        sweep = validate(Sweep, _with_hashes(source.data))
+    except Problem as p:
+        raise source.error(p.path, p.what, p.hint) from p
+    assert isinstance(sweep, Sweep)
+    sweep._source = source
+    check(sweep)
+    return sweep
+
+
+def _with_hashes(data: dict[str, Any]) -> dict[str, Any]:
+    """The same, with the hash of every weights file that is there, as far as it is a sweep's."""
+    done = dict(data)
+    if "network" in done:
+        done["network"] = with_hashes(done["network"])
+    if isinstance(done.get("methods"), list):
+        kind = kinds.guess(done.get("benchmark"))
+        done["methods"] = [
+            with_option_hashes(entry, {"network", *kind.networks_in(entry)}, kind.weights_in(entry))
+            if isinstance(entry, dict)
+            else entry
+            for entry in done["methods"]
+        ]
+    return done
+
+
+def apply_smoke(source: Source, sweep: Sweep) -> None:
+    """Apply ``--smoke`` to what was read."""
+    overrides = automatic_smoke(source.data, sweep) if sweep.smoke is None else sweep.smoke
+    source.data["name"] = f"{sweep.name}-smoke"
+    for path, value in overrides.items():
+        source.override(path, value, f"{source.file}: smoke")
+
+
+def automatic_smoke(data: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
+    """What ``--smoke`` does to a file without a ``smoke`` block.
+
+    Two tasks, one seed, two draws, two options of each grid, and the least of training that the
+    kind of its trials has.
+
+    Args:
+        data: The file's data.
+        sweep: What it means.
+    """
+    found: dict[str, Any] = {"seeds": 1, "search.num_samples": 2}
+    found |= sweep.kind.smoke(data, benchmark_configs(sweep))
+    if data.get("search", {}).get("tasks"):
+        found["search.tasks"] = 1
+    if "scheduler" in data:
+        found["scheduler.grace_period"] = 1
+    for i, method in enumerate(data["methods"]):
+        own = method if isinstance(method, dict) else {}
+        for word, value in list(found.items()):
+            block, _, key = word.partition(".")
+            if block in ("train", "resources") and key in own.get(block, {}):
+                found[f"methods[{i}].{word}"] = value  # what the method would override
+    for path in _grids(data, ()):
+        found[dotted(path)] = get(data, path)[:2]
+    return found
+
+
+def _grids(tree: Any, path: KeyPath) -> Iterator[KeyPath]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key == "grid" and isinstance(value, list):
+                yield (*path, key)
+            else:
+                yield from _grids(value, (*path, key))
+    elif isinstance(tree, list):
+        for i, value in enumerate(tree):
+            yield from _grids(value, (*path, i))

@@ -1,0 +1,202 @@
+"""What can be wrong with a sweep that only its data can tell."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raycl import datasets
+from raycl.benchmarks.base import Stream, StreamInfo
+from raycl.datasets.base import Dataset
+from raycl.datasets.left_out import LeftOut
+from raycl.errors import UserError
+from raycl.networks.base import Tensors, from_hubs, weights_of
+from raycl.rl.benchmarks.base import build_games
+from raycl.sweep.file.blocks import benchmark_configs, place, weights_in
+from raycl.sweep.file.check import check_length
+from raycl.sweep.file.model import Sweep
+from raycl.sweep.file.source import undotted
+from raycl.sweep.plan.expand import each_value, groups
+from raycl.sweep.plan.plan import canonical, fill
+from raycl.training.check import check_batches, load_from_hub, try_out
+from raycl.training.run import build_benchmark
+from raycl.trial.randomness import Seeds
+from raycl.trial.weights import build_network, named_in, read, sha256
+
+log = logging.getLogger(__name__)
+
+
+def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
+    """Load every data set and build every stream once, for the first seed; games need none.
+
+    What was passed over while images were looked for is one line of the log.
+
+    Args:
+        sweep: The sweep.
+        root: The data folder.
+
+    Returns:
+        Loaded data sets, by ``raycl.datasets.key``.
+
+    Raises:
+        UserError: A data set is missing, or does not fit its benchmark (more tasks than classes),
+            or the benchmark does not define a readout that was asked for, or ``drop_last`` leaves
+            nothing of a task.
+    """
+    data: dict[str, Dataset] = {}
+    left_out: list[LeftOut] = []
+    try:
+        if sweep.kind.needs_data:
+            _check_images(sweep, root, data, left_out)
+        else:
+            _check_games(sweep)
+    finally:
+        if said := LeftOut.merged(left_out):
+            log.warning("warning: left out: %s", said)
+    return data
+
+
+def _check_images(
+    sweep: Sweep, root: Path, data: dict[str, Dataset], left_out: list[LeftOut]
+) -> None:
+    """Fill in the data sets, and what was passed over in them."""
+    for index, config in enumerate(benchmark_configs(sweep)):
+        benchmark = build_benchmark(config)
+        try:
+            for wanted in benchmark.datasets():
+                key = datasets.key(wanted)
+                if key not in data:
+                    data[key] = datasets.load(wanted, root)
+                    left_out.append(data[key].left_out)
+            left_out.append(benchmark.left_out())
+            seed = Seeds.derive(sweep.seeds[0], **sweep.fixed_seeds.model_dump()).class_order
+            stream = benchmark.stream(data, seed)
+        except UserError as error:
+            raise _placed(sweep, index, error) from error
+        _check_top(sweep, index, benchmark.config.top_k, stream.info)
+        _check_stream(sweep, config["label"], stream.info)
+        _check_trials(sweep, index, config["label"], stream)
+
+
+def read_weights(sweep: Sweep) -> dict[str, Tensors]:
+    """The tensors of every weights file that trials on images start from, by hash.
+
+    To be called after ``check_data``, which has read them already.
+    """
+    if not sweep.kind.needs_data:
+        return {}
+    found = [w for group in groups(sweep) for w in named_in(weights_in(group.base.config))]
+    return {weights.sha256 or sha256(weights): read(weights) for weights in found}
+
+
+def _check_games(sweep: Sweep) -> None:
+    """Weights that networks for games start from, those of a hub included."""
+    for index, config in enumerate(benchmark_configs(sweep)):
+        shape = build_games(config).input_shape
+        for group in groups(sweep):
+            if group.benchmark != config["label"]:
+                continue
+            for values in each_value(group.spaces):
+                trial = fill(group.base, values, 0, "").config
+                try:
+                    if weights_of(trial["network"]) or [*from_hubs(trial["network"])]:
+                        build_network(trial["network"], shape)
+                        _check_hashed(trial)
+                except UserError as error:
+                    raise _in_trial(sweep, index, group.index, trial, error) from error
+
+
+def _check_hashed(config: Mapping[str, Any]) -> None:
+    """A file that a search space names has no hash before it is drawn."""
+    for where, block in weights_in(config).items():
+        if any(weights.sha256 is None for weights in named_in(block)):
+            what = "a search space cannot stand inside weights, whose hash is part of a trial's key"
+            hint = "let it choose whole blocks: {choice: [{...}]}"
+            raise UserError(f"{where}.weights", what, hint)
+
+
+def _check_trials(sweep: Sweep, index: int, label: str, stream: Stream) -> None:
+    """What the networks and the methods on benchmark ``label`` say when they are built."""
+    tried = set()
+    info, images = stream.info, [len(task.train) for task in stream.data]
+    for group in groups(sweep):
+        if group.benchmark != label:
+            continue
+        for values in each_value(group.spaces):
+            config = fill(group.base, values, 0, "").config
+            try:
+                check_batches(config, images)
+            except UserError as error:
+                raise _in_trial(sweep, index, group.index, config, error) from error
+            built = canonical({name: config[name] for name in ("method", "network")})
+            if built in tried:
+                continue
+            tried.add(built)
+            try:
+                try_out(config, info)
+                load_from_hub(config, info)
+                _check_hashed(config)
+            except UserError as error:
+                raise _in_trial(sweep, index, group.index, config, error) from error
+
+
+def _in_trial(
+    sweep: Sweep, benchmark: int, method: int, config: Mapping[str, Any], error: UserError
+) -> UserError:
+    """An error about a block of a trial with its place in the file.
+
+    Of a sequence the whole is meant, where the error's path is from the root of one of its
+    networks and not from ``network.of``.
+    """
+    block, *rest = undotted(error.where) if error.where else ("method",)
+    if block == "benchmark":
+        return _placed(sweep, benchmark, error)
+    if block not in ("method", "network", "train"):
+        return error
+    several = (
+        block == "network" and "of" in config["network"] and not (rest[:1] == ["of"] and rest[1:])
+    )
+    path = place(sweep, method, (block,) if several else (block, *rest))
+    return sweep.source.error(path, error.what, error.hint)
+
+
+def _placed(sweep: Sweep, index: int, error: UserError) -> UserError:
+    """An error about ``benchmark...`` with its place in the file."""
+    if not error.where.startswith("benchmark"):
+        return error
+    path = ("benchmark", index, *undotted(error.where)[1:])
+    return sweep.source.error(path, error.what, error.hint)
+
+
+def _check_top(sweep: Sweep, index: int, top_k: int, info: StreamInfo) -> None:
+    """Among as many outputs as there are, every image would be right."""
+    if top_k > 1 and top_k >= info.num_outputs:
+        what = f"is {top_k}, but there are {info.num_outputs} outputs: every image would be right"
+        raise sweep.source.error(("benchmark", index, "top_k"), what)
+
+
+def _check_stream(sweep: Sweep, label: str, info: StreamInfo) -> None:
+    """What was asked for against what the stream of benchmark ``label`` is."""
+    check_length(sweep, label, len(info.tasks))
+    defined = f"it defines {', '.join(info.readouts)}"
+    for i, readout in enumerate(sweep.readouts or ()):
+        if readout not in info.readouts:
+            what = f"{label} has no readout '{readout}'"
+            raise sweep.source.error(("readouts", i), what, defined)
+    for i, entry in enumerate(sweep.methods):
+        settings = sweep.kind.settings(sweep.kind.named("method", {"name": entry.name}))
+        if not settings & set(info.readouts):
+            what = f"{entry.label} can be evaluated by none of the readouts of {label}"
+            hint = f"{defined}; {entry.label} supports {', '.join(sorted(settings))}"
+            raise sweep.source.error(("methods", i), what, hint)
+    searched = sweep.search.readout
+    if (
+        searched is not None
+        and any(g.spaces for g in groups(sweep))
+        and searched not in info.readouts
+    ):
+        raise sweep.source.error(
+            ("search", "metric"), f"{label} has no readout '{searched}'", defined
+        )

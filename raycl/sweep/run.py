@@ -1,0 +1,502 @@
+"""A sweep from its file to its table: search, then final trials, continued where they stood."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+
+from raycl import datasets
+from raycl.atomic import Damaged
+from raycl.datasets.base import Dataset
+from raycl.errors import NO_ROOM, UserError
+from raycl.secrets import redact
+from raycl.sweep.execution import cluster, signals
+from raycl.sweep.execution.progress import Progress
+from raycl.sweep.execution.ray_here import RayDied
+from raycl.sweep.execution.storage import Lease
+from raycl.sweep.file import spec
+from raycl.sweep.file.blocks import benchmark_configs
+from raycl.sweep.plan import expand
+from raycl.sweep.plan.check_data import check_data, read_weights
+from raycl.sweep.plan.expand import Preview
+from raycl.sweep.plan.plan import TrialPlan
+from raycl.sweep.record import local, made_of
+from raycl.sweep.record.folder import HASH, SweepFolder
+from raycl.sweep.record.made_of import MadeOf
+from raycl.sweep.record.outcomes import Outcome, Recorder
+from raycl.sweep.record.provenance import Provenance
+from raycl.sweep.record.tracked import Tracked, sweep_record
+from raycl.sweep.record.winners import Labels, choose_winners
+from raycl.tracking import store
+from raycl.tracking.records import SweepStatus
+from raycl.tracking.state import STATE, State
+from raycl.tracking.tracker import Tracker
+from raycl.trial.checkpoint import TRIALS, runs_root
+
+if TYPE_CHECKING:
+    from raycl.sweep.execution.events import Hub
+    from raycl.sweep.execution.stage import Stage
+
+CLOSE_TIMEOUT_S = 60.0
+RAY_DIED = 3
+"""Exit code."""
+NAMED = 10
+"""So many missing trials are named."""
+
+
+def run(
+    sweep_path: Path,
+    overrides: list[str],
+    smoke: bool,
+    address: str | None,
+    runs: Path | None,
+    data_root: Path | None,
+    tracking_uri: str | None,
+    accept_changes: bool = False,
+) -> int:
+    """Start a sweep, or continue what is there under its name.
+
+    Returns:
+        0 all trials finished and are in the table; 1 some did not; 3 Ray died; 130 interrupted.
+
+    Raises:
+        UserError: Something is wrong with the file, the arguments or the surroundings.
+    """
+    sweep = spec.load(sweep_path, overrides, smoke)
+    folder = SweepFolder(runs_root(runs), sweep.name)
+    return Execution(sweep, folder, address, data_root, tracking_uri, accept_changes).run()
+
+
+def resume(
+    name: str,
+    runs: Path | None,
+    address: str | None,
+    data_root: Path | None,
+    tracking_uri: str | None,
+    accept_changes: bool = False,
+) -> int:
+    """Continue a sweep by its name, and run its failed trials again."""
+    folder = SweepFolder.existing(runs_root(runs), name)
+    with folder.lock():
+        mended = folder.mend()
+    sweep = spec.load(folder.resolved_file)
+    execution = Execution(sweep, folder, address, data_root, tracking_uri, accept_changes)
+    execution.mended(mended)
+    return execution.run(retry_errors=True)
+
+
+class Execution:
+    """One invocation of a sweep.
+
+    Args:
+        sweep: What to run.
+        folder: Where it lives.
+        address: Ray cluster, see ``cluster.connect``.
+        data_root: Where data sets lie; default: see ``datasets.data_root``.
+        tracking_uri: MLflow; default: the sweep file's, ``MLFLOW_TRACKING_URI``, or SQLite.
+        accept_changes: Go on although code or data are not what the sweep was begun with.
+    """
+
+    def __init__(
+        self,
+        sweep: spec.Sweep,
+        folder: SweepFolder,
+        address: str | None,
+        data_root: Path | None,
+        tracking_uri: str | None,
+        accept_changes: bool = False,
+    ) -> None:
+        self.accept_changes = accept_changes
+        self.made_of: MadeOf | None = None
+        self.repaired: list[str] = []
+        self.sweep, self.folder, self.address = sweep, folder, address
+        self.data_root = (data_root or datasets.data_root()).resolve()
+        saved = State.saved(folder.path / STATE)
+        self.store = store.resolve(
+            folder.root, tracking_uri or sweep.tracking.uri, used=saved.uri if saved else None
+        )
+        if store.file_of(self.store.uri) == folder.path.absolute():
+            what = f"'{sweep.name}' is the file of the tracking store, {self.store.uri}"
+            raise sweep.source.error(("name",), what, "choose another name")
+        self.tracked_before = saved is not None and saved.uri == self.store.uri
+        self.storage = folder.storage(sweep.storage)
+        self.console = Console(stderr=True)
+        self.reopened = False
+        self.broken = ""
+        self.lost = self.unsent = 0
+        self.hub: Hub | None = None
+        self.tracker: Tracker | None = None
+        self.accepted: list[str] = []
+        self.data: Mapping[str, Dataset] = {}
+
+    def run(self, retry_errors: bool = False) -> int:
+        """Everything, in order; what can be refused is refused before Ray starts."""
+        try:
+            with signals.raised():
+                return self._run(retry_errors)
+        except cluster.TooMuch as error:
+            raise self._placed(error) from error
+        except KeyboardInterrupt:  # before anything was under way, or when all was over
+            return self._interrupted()
+        except OSError as error:
+            self._no_room(error)
+            return self._stopped()
+
+    def mended(self, lines: Sequence[str]) -> None:
+        """Say which files were damaged, now and at the end."""
+        self.repaired += lines
+        for line in lines:
+            self._say(line)
+
+    def _placed(self, error: cluster.TooMuch) -> UserError:
+        """With its place in the file: the method's own resources, or those of all."""
+        path: tuple[str | int, ...] = ("resources", error.resource)
+        for i, entry in enumerate(self.sweep.methods):
+            if entry.label == error.method and error.resource in entry.resources:
+                path = ("methods", i, *path)
+        return self.sweep.source.error(path, error.what, error.hint)
+
+    def _run(self, retry_errors: bool) -> int:
+        data = self.data = check_data(self.sweep, self.data_root)
+        self._check_store()
+        requests = expand.preview(self.sweep)
+        if cluster.is_local(self.address):
+            cluster.fits_here(requests)
+        with self.folder.lock():
+            self.mended(self.folder.mend())
+            self.outcomes = self.folder.outcomes  # nobody else writes any more
+            self.mended(self.outcomes.set_aside())
+            spec_hash, resolved = expand.spec_hash(self.sweep), self.sweep.resolved()
+            self.folder.check(spec_hash, resolved)
+            self.mended(self._mend_winners())
+            self.reopened = retry_errors and bool(self._without_winner())
+            if retry_errors and (count := self.outcomes.forget_errors(self._open_kinds())):
+                self._say(f"{count} failed trials run again")
+            if self._missing_search() or self._missing_final():
+                self._accept(MadeOf.of(self.sweep, self.data_root, self.folder.root))
+                return self._with_cluster(requests, data)
+            self._say("every trial is over; nothing to run")
+            return self._conclude(*self._tracked(None))
+
+    def _check_store(self) -> None:
+        """Make sure that there is a tracking store; one that was there before may be away for now.
+
+        Raises:
+            UserError: There is none.
+        """
+        try:
+            store.check(self.store.uri)
+        except store.Away as error:
+            if not self.tracked_before:
+                raise
+            self._say(f"{error.what}; values wait in {self.folder.path}")
+
+    def _mend_winners(self) -> list[str]:
+        """Choose the winners again if their file is damaged: what finals ran with, else as then."""
+        try:
+            self.folder.winners()
+        except Damaged as error:
+            search = self.sweep.search
+            chosen = {}
+            if any(group.spaces for group in expand.groups(self.sweep)):
+                known = self.outcomes.all()
+                chosen = choose_winners(known, search.metric, search.mode, search.seeds)
+                chosen |= {(o.benchmark, o.method): o.varied for o in known if o.kind == "winner"}
+            self.folder.record_winners(chosen)
+            return [f"{error.path} {error.what}: written again from the outcomes"]
+        return []
+
+    def _accept(self, now: MadeOf) -> None:
+        """Refuse to go on with other code, data or weights of a hub than the sweep was begun with.
+
+        Raises:
+            UserError: They differ, and that was not accepted.
+        """
+        before = self.folder.made_of()
+        if before is not None and self.folder.begun and not before.weights:
+            now = replace(now, weights={})  # begun by a raycl that did not record them
+        self.made_of = now
+        changed = now.changes(before) if before is not None else []
+        if changed and self.folder.begun and not self.accept_changes:
+            what = f"'{self.sweep.name}' was begun with other code or data: {', '.join(changed)}"
+            hint = "put them back, or choose another name, or go on with --accept-changes"
+            raise UserError("name", what, hint)
+        if changed and self.folder.begun:
+            self._say(f"accepted: {', '.join(changed)} changed since the sweep was begun")
+            self.accepted = changed
+
+    def _with_cluster(self, requests: Sequence[Preview], data: Mapping[str, Dataset]) -> int:
+        lease = Lease(self.storage, self.folder.sweep_id, self.folder.path)
+        own_files = expand.own_files(self.sweep)
+        where = (self.address, requests, self.storage, own_files, self._stuck)
+        ended = None
+        try:
+            with lease.held(), cluster.connect(*where):
+                ended = self._tracked(data)
+        except RayDied:
+            if ended is None:
+                self._say(f"Ray on this machine has died; {self._again}")
+                return RAY_DIED
+        finally:
+            if lease.taken_by:
+                self._say(f"stopped: {self.storage} was taken over by {lease.taken_by}")
+        assert ended is not None
+        return self._conclude(*ended)
+
+    def _stuck(self) -> None:
+        """End everything from another thread: the main one waits in Ray's library for the dead."""
+        if self.hub is not None:
+            self.hub.end_all("killed")
+        if self.tracker is not None:
+            self.tracker.close("KILLED", CLOSE_TIMEOUT_S)
+        self._say(f"Ray on this machine has died; {self._again}")
+        os._exit(RAY_DIED)
+
+    # ------------------------------------------------------------------ stages
+
+    def _tracked(self, data: Mapping[str, Dataset] | None) -> tuple[SweepStatus, int]:
+        """Run what is missing under the tracker; how it went, and how many values are unsent."""
+        resolved = self.sweep.resolved()
+        spec_hash = expand.spec_hash(self.sweep)
+        sweep_id = self.folder.claim(spec_hash, resolved)
+        if self.made_of is not None:
+            self.folder.record_made_of(self.made_of, self.accepted)
+        tags = {HASH: spec_hash}
+        if changes := self.folder.changes():
+            tags["changes"] = "; ".join(changes)
+        text = yaml.safe_dump(resolved, sort_keys=False)
+        record = sweep_record(self.sweep, sweep_id, text, tags)
+        tracker = self.tracker = Tracker(record, self.folder.path, *self.store)
+        status: SweepStatus = "KILLED"
+        tracker.start(local.ends(self.folder, self.outcomes.all()))
+        try:
+            if data is not None:
+                self._on_cluster(data, tracker)
+            lacks = self._failed() or self._without_winner() or self._missing_final()
+            status = "FAILED" if lacks else "FINISHED"
+        except cluster.Interrupted:
+            pass
+        except cluster.Broken as error:
+            self.broken = str(error)
+        except OSError as error:
+            self._no_room(error)
+        finally:
+            with signals.unheard():
+                unsent = tracker.close(status, CLOSE_TIMEOUT_S)
+                self.lost = tracker.lost
+        return status, unsent
+
+    def _on_cluster(self, data: Mapping[str, Dataset], tracker: Tracker) -> None:
+        from raycl.sweep.execution.events import Hub
+        from raycl.sweep.execution.stage import Stage
+        from raycl.sweep.execution.trainable import Settings
+
+        sweep, folder = self.sweep, self.folder.path
+        relative = self.storage if sweep.storage else TRIALS
+        provenance = Provenance(sweep, data)
+        for line in provenance.lines():
+            self._say(line)
+        assert self.made_of is not None
+        key = {"made_of": self.made_of.key}
+
+        def tags(plan: TrialPlan) -> dict[str, str]:
+            return provenance.tags(plan) | key
+
+        # an outcome is tracked
+        hub = Hub([Tracked(tracker, relative, tags), Recorder(self.outcomes, tags)])
+        self.hub = hub
+        settings = Settings(
+            storage=self.storage,
+            every_s=sweep.checkpoint.every_s,
+            keep=sweep.checkpoint.keep,
+            metric=sweep.search.metric,
+            mode=sweep.search.mode,
+            execution=uuid.uuid4().hex,
+            variables=cluster.hidden(self.address),
+            made=made_of.driver(data),
+            made_of=self.made_of,
+        )
+        retries, grace_s = sweep.failures.max_retries, sweep.checkpoint.grace_s
+        scratch, weights = folder / "tune" / "last", read_weights(sweep)
+        stage = Stage(data, settings, retries, grace_s, scratch, hub, weights)
+        tasks = self._tasks(data)
+        try:
+            if self._missing_search():
+                self._search(stage, tasks)
+            self._final(stage, tasks)
+        except (KeyboardInterrupt, OSError):
+            hub.end_all("killed")
+            raise
+
+    def _search(self, stage: Stage, tasks: int) -> None:
+        from raycl.sweep.execution.optuna_search import search_adaptively
+        from raycl.sweep.execution.schedulers import make_scheduler
+
+        search, scheduler = self.sweep.search, self.sweep.scheduler
+        tasks = min(tasks, search.tasks or tasks)
+        total = sum(line.stage == "search" for line in expand.preview(self.sweep))
+        over = sum(outcome.kind == "search" for outcome in self.outcomes.all())
+        with self._progress(stage, total, over, tasks, "search"):
+            if search.algorithm == "random":
+                plans = expand.search_plans(self.sweep)
+                stage.fit(
+                    [plan for plan in plans if plan.key not in self.outcomes],
+                    scheduler=make_scheduler(
+                        scheduler.name,
+                        search.mode,
+                        tasks,
+                        scheduler.grace_period,
+                        scheduler.reduction_factor,
+                    ),
+                    max_concurrent=search.max_concurrent,
+                    time_budget_s=search.time_budget,
+                )
+            else:
+                search_adaptively(self.sweep, stage, self.outcomes, tasks, self._say)
+        chosen = choose_winners(self.outcomes.all(), search.metric, search.mode, search.seeds)
+        chosen |= self.folder.winners() or {}  # of a search that was opened again: they stay
+        self.folder.record_winners(chosen)
+        for (benchmark, method), values in chosen.items():
+            shown = ", ".join(
+                f"{path.rpartition('.')[2]} {_short(v)}" for path, v in values.items()
+            )
+            self._say(f"winner of {method} on {benchmark}: {shown}")
+
+    def _final(self, stage: Stage, tasks: int) -> None:
+        plans = self._final_plans() or []
+        todo = [plan for plan in plans if plan.key not in self.outcomes]
+        with self._progress(stage, len(plans), len(plans) - len(todo), tasks, "trials"):
+            stage.fit(todo)
+
+    @contextmanager
+    def _progress(
+        self, stage: Stage, total: int, over: int, tasks: int, title: str
+    ) -> Iterator[None]:
+        shown = self.sweep.kind.shown
+        with Progress(self.console, total, over, tasks, title, shown) as progress:
+            stage.hub.listeners.append(progress)
+            try:
+                yield
+            finally:
+                stage.hub.listeners.remove(progress)
+
+    # ------------------------------------------------------------------ what is left
+
+    def _winners(self) -> dict[Labels, dict[str, Any]] | None:
+        """Winners of the search; none needed: empty; not chosen yet: ``None``."""
+        searched = any(group.spaces for group in expand.groups(self.sweep))
+        return self.folder.winners() if searched else {}
+
+    def _tasks(self, data: Mapping[str, Dataset]) -> int:
+        """Tasks of the longest stream."""
+        kind, blocks = self.sweep.kind, benchmark_configs(self.sweep)
+        longest = max(kind.tasks(block, data) for block in blocks)
+        return min(longest, self.sweep.stop.tasks or longest)
+
+    def _missing_search(self) -> bool:
+        return self.reopened or self._winners() is None
+
+    def _without_winner(self) -> list[Labels]:
+        """Groups whose search is over and has finished no configuration."""
+        winners = self._winners()
+        searched = [(g.benchmark, g.method) for g in expand.groups(self.sweep) if g.spaces]
+        return [] if winners is None else [group for group in searched if group not in winners]
+
+    def _final_plans(self) -> list[TrialPlan] | None:
+        winners = self._winners()
+        return None if winners is None else expand.final_plans(self.sweep, winners)
+
+    def _missing_final(self) -> bool:
+        plans = self._final_plans()
+        return plans is None or any(plan.key not in self.outcomes for plan in plans)
+
+    def _open_kinds(self) -> set[str]:
+        """Failed search trials run again only while the search is open."""
+        return {"trial", "winner"} | ({"search"} if self._missing_search() else set())
+
+    def _failed(self) -> list[Outcome]:
+        return [o for o in self.outcomes.all() if o.status == "error"]
+
+    # ------------------------------------------------------------------ the end
+
+    def _conclude(self, status: str, unsent: int) -> int:
+        name = self.sweep.name
+        failed = self._failed()
+        for outcome in failed:
+            self._say(f"failed: {outcome.name} {outcome.error}")
+        if self.lost:
+            self._say(
+                f"{self.lost} values could not be written to {self.folder.path}, and are lost"
+            )
+        if unsent > self.lost:
+            self._say(
+                f"{unsent - self.lost} values did not reach {store.shown(self.store.uri)}; they "
+                f"are kept in {self.folder.path} and sent by: raycl sync {name}"
+            )
+        if self.broken:
+            return self._stopped()
+        if status == "KILLED":
+            return self._interrupted()
+        for benchmark, method in self._without_winner():
+            self._say(f"not in the table: {method} on {benchmark}; its search finished nothing")
+        self.unsent = unsent
+        complete = self._report()
+        if failed:
+            self._say(f"{len(failed)} failed; run them again with: raycl resume {name}")
+        self._say(f"runs: {self.folder.path}   compare them in a browser: raycl ui")
+        for line in self.repaired:
+            self._say(f"repaired: {line}")
+        return 0 if status == "FINISHED" and complete else 1
+
+    @property
+    def _again(self) -> str:
+        """How the sweep is continued, or started if it has not been."""
+        begun = self.folder.spec_file.is_file()
+        name = self.sweep.name
+        return f"continue with: raycl resume {name}" if begun else "nothing had begun; run it again"
+
+    def _no_room(self, error: OSError) -> None:
+        """Note that a disk is full or read-only; anything else is a fault, and is raised."""
+        if error.errno not in NO_ROOM:
+            raise error
+        self.broken = str(error)
+
+    def _stopped(self) -> int:
+        self._say(f"stopped: results cannot be kept: {self.broken}")
+        begun = self.folder.spec_file.is_file()
+        self._say(f"when that is put right, {self._again}" if begun else self._again)
+        return 1
+
+    def _interrupted(self) -> int:
+        self._say(f"interrupted; {self._again}")
+        return 130
+
+    def _report(self) -> bool:
+        """Print the table from what there is, and write the report; whether it is all there."""
+        from raycl.sweep.printed import print_report
+
+        width = self.console.is_terminal
+        printed = print_report(self.folder, self.store.uri, not self.unsent, width, self._say)
+        lacks = [plan.name for plan in self._final_plans() or [] if plan.key not in printed.trials]
+        if lacks:
+            more = f" and {len(lacks) - NAMED} more" if len(lacks) > NAMED else ""
+            self._say(f"not in the table: {', '.join(lacks[:NAMED])}{more}")
+        return printed.written and not lacks
+
+    def _say(self, text: str) -> None:
+        try:
+            self.console.print(redact(text), highlight=False, markup=False, soft_wrap=True)
+        except OSError:  # the terminal is gone
+            signals.abandon(2)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,78 @@
+"""What a continued sweep has to do; Ray is not started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raycl.errors import UserError
+from raycl.sweep import run
+from raycl.sweep.file import spec
+from raycl.sweep.plan import expand
+from raycl.sweep.record.folder import SweepFolder
+from raycl.sweep.record.outcomes import Outcome
+
+
+def execution(path: Path, **changes: Any) -> run.Execution:
+    sweep = {
+        "name": "s",
+        "benchmark": {"name": "split", "dataset": "digits", "tasks": 5},
+        "methods": [{"name": "finetune", "train": {"lr": {"grid": [0.1, 0.2]}}}],
+        "network": {"name": "mlp", "hidden": [8]},
+    } | changes
+    (path / "s.yaml").write_text(yaml.safe_dump(sweep))
+    folder = SweepFolder(path, "s")
+    found = run.Execution(spec.load(path / "s.yaml"), folder, None, None, None)
+    found.outcomes = folder.outcomes
+    return found
+
+
+def test_a_search_that_finished_nothing_is_opened_again_by_resume(tmp_path: Path) -> None:
+    found = execution(tmp_path)
+    for plan in expand.search_plans(found.sweep):
+        found.outcomes.add(Outcome.of(plan, "error", {}, "MemoryError"))
+    assert found._missing_search()
+    assert found._without_winner() == [], "the search is not over"
+    found.folder.record_winners({})
+    ((benchmark, method),) = found._without_winner()
+    assert method == "finetune"
+    assert not found._missing_search()
+    found.reopened = True
+    assert found._missing_search()
+    assert found.outcomes.forget_errors(found._open_kinds()) == 2
+    found.folder.record_winners({(benchmark, method): {"train.lr": 0.1}})
+    assert found._without_winner() == []
+    assert found._missing_final()
+
+
+def test_a_table_without_a_method_is_no_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = execution(tmp_path)
+    found.folder.record_winners({})
+    monkeypatch.setattr(found, "_report", lambda: None)
+    assert found._conclude("FAILED", 0) == 1
+    assert "its search finished nothing" in capsys.readouterr().err
+
+
+def test_changed_code_is_named(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path, "s")
+    folder.claim("one", {"a": 1})
+    assert folder.claim("one", {"a": 1})
+    with pytest.raises(UserError, match="the code or the defaults of a method"):
+        folder.claim("two", {"a": 1})
+    with pytest.raises(UserError, match=r"differs in a\)"):
+        folder.claim("two", {"a": 2})
+
+
+def test_what_does_not_change_results_may_change(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path, "demo")
+    old = {"name": "demo", "seeds": [0], "resources": {"cpu": 1}}
+    sweep_id = folder.claim("one", old)
+    assert folder.claim("one", old | {"resources": {"cpu": 2}}) == sweep_id
+    assert folder.identity()["resolved"]["resources"] == {"cpu": 2}
+    with pytest.raises(UserError, match=r"\(differs in seeds\)"):
+        folder.check("two", old | {"seeds": [0, 1], "storage": "/shared"})
