@@ -34,7 +34,7 @@ SWEEP = "raycl.sweep"
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 POLL_S = 1.0
 LOST_LIMIT = 5
-"""So many times in a row the connection to a job's log may break."""
+"""How many times in a row the connection to a job's log may break."""
 CODES = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
 
 

@@ -103,12 +103,12 @@ class Result:
 
     @property
     def unit(self) -> str:
-        """Of the rates."""
+        """Unit of the rates: ``examples/s``; ``steps/s`` for games."""
         return _unit(self.plan)
 
     @property
     def epochs(self) -> int:
-        """How many of each trial the rates are of."""
+        """Epochs of each trial that the rates are computed over."""
         return _common(self.rows)
 
     @property
@@ -142,7 +142,7 @@ class Copy:
         self.examples, self.memory_mb = 0, 0.0
 
     def ready(self) -> None:
-        """It is there."""
+        """Return once the actor is up."""
 
     def warm(self) -> None:
         """One epoch, which starts what starts late."""
@@ -246,7 +246,7 @@ def pack(
 
 
 def rated(rows: Sequence[Packed]) -> list[Packed]:
-    """With the rates of what all trials of all rows have done: the same first epochs.
+    """Recompute rates over the epochs that every trial has finished: the same first ones.
 
     An example does not cost the same in each task and phase, and packed trials get less far.
     """
@@ -387,7 +387,7 @@ def _start(
 
 
 def _told(error: Exception) -> str:
-    """In a few words; Ray's own are long."""
+    """The error in a few words; Ray's own are long."""
     cause = getattr(error, "cause", None) or error
     first = next(iter(str(cause).strip().splitlines()), "")
     return f"{type(cause).__name__}: {first}"[:120]

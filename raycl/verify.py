@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 COMPARED = ("matrices", "validation_matrices", "baseline")
 SHOWN = 3
-"""So many entries that differ are shown of a trial."""
+"""How many differing entries of a trial are shown."""
 
 
 class Again:

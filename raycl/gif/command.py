@@ -70,7 +70,7 @@ class Trial:
 
     @property
     def folder(self) -> str:
-        """Of its pictures, relative to the page."""
+        """Folder of the row's pictures, relative to the page."""
         return f"{self.chapter}{self.plan.method}"
 
     def jobs(self, wish: Wish) -> list[Job]:

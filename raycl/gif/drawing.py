@@ -77,7 +77,7 @@ class Cell:
 
     @property
     def tile(self) -> Tile:
-        """On a sheet."""
+        """The game as a tile of a sheet."""
         caption = ""
         if self.score is not None and self.percent is not None:
             caption = f"mean {number(self.score)} · {self.percent:.0f} %"

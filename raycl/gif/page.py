@@ -128,7 +128,7 @@ def shown(gif: Gif) -> str:
 
 
 def size(gif: Gif) -> str:
-    """Of the file."""
+    """Size of a picture's file, in MB."""
     return f"{len(gif.data) / 1e6:.1f} MB"
 
 

@@ -98,8 +98,10 @@ def test_a_checkpoint_of_then_goes_on(folder: SweepFolder) -> None:
 @pytest.mark.slow
 def test_the_sweep_of_then_is_resumed(runs: Path, folder: SweepFolder) -> None:
     before = the_outcomes(folder)["finetune"]
+    # what has changed is the version, once it rises
+    words = ("resume", "kept", "--runs", str(runs), "--accept-changes")
     done = subprocess.run(
-        [sys.executable, "-m", "raycl", "resume", "kept", "--runs", str(runs)],
+        [sys.executable, "-m", "raycl", *words],
         cwd=runs,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
