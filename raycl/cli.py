@@ -460,7 +460,7 @@ def data_convert(
 
 @bench_app.callback()
 def _bench() -> None:
-    """So that ``pack`` keeps its name while it is alone."""
+    """Typer collapses a group with one command; this callback prevents it."""
 
 
 @bench_app.command()

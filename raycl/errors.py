@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from raycl.secrets import redact
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""What an ``OSError`` says of a disk that is full or read-only: nothing of the program is wrong."""
+"""Error numbers of a disk that is full or read-only, where the program is not to blame."""
 
 
 class UserError(Exception):

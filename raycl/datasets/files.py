@@ -39,7 +39,7 @@ FORMATS = (
 )  # fmt: skip
 """Image formats that are read, by Pillow's names; Pillow's other readers run programs."""
 GREY = ("1", "L", "LA")
-"""Modes of images without colours, in Pillow's words."""
+"""Pillow's modes of images without colours."""
 MAX_PIXELS, LARGE = 89_478_485, 16_000_000
 """Pixels of the largest image that is decoded, Pillow's limit; beyond ``LARGE`` one at a time."""
 MAX_BYTES = 8 * MAX_PIXELS
@@ -101,7 +101,7 @@ def _open_zip(path: Path, _process: int, _changed: int, _length: int) -> Archive
 
 
 class Header(NamedTuple):
-    """What an image will be when it is decoded.
+    """The form that an image will have when it is decoded.
 
     Attributes:
         size: Width and height.

@@ -1,4 +1,4 @@
-"""How much memory is left for images, on this machine and in its groups of processes."""
+"""Measures the memory that is left for images, on this machine and in its control groups."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def check(count: int, channels: int, size: tuple[int, int], where: str) -> None:
 
     Args:
         count: Number of images.
-        channels: Of each.
-        size: Width and height of each, in pixels.
-        where: What an error is about.
+        channels: Channels of each image.
+        size: Width and height of each image, in pixels.
+        where: The place that an error names.
 
     Raises:
-        UserError: They are too many.
+        UserError: The images need more memory than is left.
     """
     width, height = size
     needed, left = COPIES * count * channels * width * height, free()
@@ -37,7 +37,7 @@ def check(count: int, channels: int, size: tuple[int, int], where: str) -> None:
 
 
 def free() -> int:
-    """Bytes that this process may still take: the machine's, or what a batch job or container has.
+    """Bytes that this process may still take, of the machine or of its batch job or container.
 
     Swap space counts.
     """
@@ -46,7 +46,7 @@ def free() -> int:
 
 
 def _left_in_groups() -> Iterator[int]:
-    """What is left of the limit of every control group that this process is in."""
+    """Yield the rest of the limit of every control group that this process is in."""
     try:
         lines = OWN_GROUP.read_text().splitlines()
     except OSError:  # not Linux
@@ -61,7 +61,7 @@ def _left_in_groups() -> Iterator[int]:
 
 
 def _left(group: Path) -> Iterator[int]:
-    """What is left of the limit of one group, version 2 or 1, if it has a limit."""
+    """The rest of the limit of one control group, version 2 or 1, if it has a limit."""
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes"),

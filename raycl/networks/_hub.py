@@ -1,4 +1,4 @@
-"""Weights that a library fetches from its hub: which files it read, by their hash."""
+"""Notes the files of weights that a library fetches from its hub, by their hash."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import safetensors.torch
 import torch
 
 LOADED: dict[str, str] = {}
-"""Name of weights to the hash of the files that this process has read for them."""
+"""Hash of the files that this process has read for weights, by the name of the weights."""
 READERS = ((torch, "load"), (safetensors.torch, "load_file"), (np, "load"))
 """Functions with which libraries read the files that they have fetched."""
 
 
 @contextmanager
 def noted(name: str) -> Iterator[None]:
-    """Note in ``LOADED`` which files of weights are read meanwhile.
+    """Note in ``LOADED`` the files of weights that are read inside this context.
 
     Args:
-        name: What the weights are called; empty: nothing is noted.
+        name: Name of the weights; empty: nothing is noted.
     """
     if not name:
         yield

@@ -65,7 +65,7 @@ class NetworkConfig(BaseModel):
 
     @property
     def from_hub(self) -> str:
-        """Name of the weights that a library fetches from its hub for it; empty: none."""
+        """Name of the weights that a library fetches for the network from its hub; empty: none."""
         given = isinstance(self.weights, Weights) or self.untrained() == self
         return "" if given else f"weights of {self.name}"
 
@@ -193,7 +193,7 @@ def check_tensors(network: Backbone, weights: Weights, tensors: Tensors) -> None
 
 
 def from_hubs(block: Mapping[str, Any]) -> Iterator[str]:
-    """Names of weights that a block's network, or each one of a sequence, has from a hub."""
+    """Names of the hub's weights that a block's network, or each of a sequence, starts from."""
     cls, config = find_network(block)
     members = cls.per_task(config)
     if members is not None:

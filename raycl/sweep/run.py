@@ -49,7 +49,7 @@ CLOSE_TIMEOUT_S = 60.0
 RAY_DIED = 3
 """Exit code."""
 NAMED = 10
-"""So many missing trials are named."""
+"""Largest number of missing trials that are named."""
 
 
 def run(
@@ -138,7 +138,7 @@ class Execution:
         self.data: Mapping[str, Dataset] = {}
 
     def run(self, retry_errors: bool = False) -> int:
-        """Everything, in order; what can be refused is refused before Ray starts."""
+        """Run everything, in order; what can be refused is refused before Ray starts."""
         try:
             with signals.raised():
                 return self._run(retry_errors)
@@ -157,7 +157,7 @@ class Execution:
             self._say(line)
 
     def _placed(self, error: cluster.TooMuch) -> UserError:
-        """With its place in the file: the method's own resources, or those of all."""
+        """The error, pointing at the line that asks for this resource."""
         path: tuple[str | int, ...] = ("resources", error.resource)
         for i, entry in enumerate(self.sweep.methods):
             if entry.label == error.method and error.resource in entry.resources:
@@ -458,7 +458,7 @@ class Execution:
 
     @property
     def _again(self) -> str:
-        """How the sweep is continued, or started if it has not been."""
+        """Words that say how to continue the sweep, or to start it if it has not begun."""
         begun = self.folder.spec_file.is_file()
         name = self.sweep.name
         return f"continue with: raycl resume {name}" if begun else "nothing had begun; run it again"

@@ -147,7 +147,7 @@ class Calls:
 
 
 def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
-    """As few batches as MLflow's limits allow; tags, which say how a run ended, come last."""
+    """Yield as few batches as MLflow's limits allow; tags, which tell a run's end, come last."""
     kinds: dict[str, list[Item]] = {"Param": [], "Metric": [], "RunTag": []}
     for item in items:
         kinds[type(item[1]).__name__].append(item)

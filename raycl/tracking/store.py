@@ -33,7 +33,7 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https")
 ANSWER_S = 5.0
 MAKING_S = 60.0
-"""For so long another process is given to finish the store that it makes."""
+"""Seconds that another process is given to finish the store that it makes."""
 MISLEADING = (
     "MLFLOW_ACTIVE_MODEL_ID",  # every metric would be a model's
     "_MLFLOW_ACTIVE_MODEL_ID",

@@ -1,4 +1,4 @@
-"""Ray: where trials run. Starting it, joining it, and whether a trial fits."""
+"""The Ray cluster of a sweep: starts or joins it, and checks whether the trials fit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from raycl.sweep.plan.expand import Preview
 PASSED_ON = ("RAYCL_", "MLFLOW_", "AWS_", "AZURE_STORAGE_", "FSSPEC_", "GOOGLE_")
 """Beginnings of the names of variables that mean the same on another node."""
 OURS = {"RAYCL_RUNS": "runs", "RAYCL_DATA": "data"}
-"""Variables that name folders, and what those are called."""
+"""Variables that name folders, with the default names of those folders."""
 NOT_UPLOADED = ("/runs/", "/data/", "/mlruns/", "/mlflow.db", ".venv/", "*.pt", "*.gif")
 """Never part of a working directory that is sent to a cluster, in the words of .gitignore."""
 
@@ -85,7 +85,7 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def passed_on() -> dict[str, str]:
-    """Variables of this process that workers on other nodes need: where data and stores are."""
+    """Variables of this process that workers on other nodes need to find data and stores."""
     return {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
 
 
@@ -99,7 +99,7 @@ def hidden(address: str | None) -> dict[str, str]:
 
 
 def not_uploaded() -> list[str]:
-    """What stays here when the current directory is sent to a cluster, as in .gitignore."""
+    """Patterns, as in .gitignore, of files that are not sent to a cluster."""
     here = Path.cwd().resolve()
     folders = [Path(v).resolve() for k in OURS if (v := os.environ.get(k))]
     inside = [f"/{f.relative_to(here)}/" for f in folders if here in f.parents]
@@ -107,14 +107,14 @@ def not_uploaded() -> list[str]:
 
 
 def at_home() -> None:
-    """In a job, folders that outlive it: its current directory is a copy that goes with it."""
+    """In a Ray job, default runs and data to ~/raycl: its working directory is deleted."""
     if in_job():
         for name, folder in OURS.items():
             os.environ.setdefault(name, str(Path.home() / "raycl" / folder))
 
 
 def _runtime_env(where: str, own_files: bool) -> dict[str, Any] | None:
-    """What workers elsewhere get from here; a job has its files and most variables already."""
+    """The runtime environment for workers elsewhere; a job has its files already."""
     if where == "local":
         return None  # workers are children of this process
     job = json.loads(os.environ.get(JOB, "{}")).get("runtime_env", {})
@@ -134,7 +134,7 @@ def connect(
     own_files: bool = False,
     stuck: Callable[[], None] | None = None,
 ) -> Iterator[None]:
-    """A Ray cluster for the time of a sweep.
+    """Start or join a Ray cluster for the time of a sweep.
 
     Args:
         address: Of a running cluster; default: ``RAY_ADDRESS``, else a new one on this machine. A
@@ -177,7 +177,7 @@ def connect(
 
 
 def _not_started(where: str, error: Exception) -> UserError:
-    """Why there is no Ray, in one line."""
+    """The reason, in one line, why Ray did not start."""
     text = " ".join(str(error).split())[:500] or type(error).__name__
     if where != "local":
         return UserError("--address", f"no Ray cluster answers at '{where}': {text}")
@@ -297,12 +297,12 @@ def token() -> str | None:
 
 
 def _import_meanwhile() -> None:
-    """What the driver needs next, imported while ``ray.init`` waits: seconds off every sweep."""
+    """Import what the driver needs next while ``ray.init`` waits, which saves seconds."""
     import raycl.report.main  # noqa: F401
 
 
 def bundles(resources: Mapping[str, float]) -> list[dict[str, float]]:
-    """What a trial asks Ray for: its own process, then each env runner."""
+    """The bundles that a trial asks Ray for: its own process, then each env runner."""
     own = {kind.upper(): resources[kind] for kind in ("cpu", "gpu") if resources.get(kind)}
     if resources.get("memory"):
         own["memory"] = resources["memory"] * GB
@@ -325,7 +325,7 @@ def _check(plans: Sequence[Preview], nodes: Sequence[dict[str, float]]) -> None:
 
 
 def _check_runners(plan: Preview, nodes: Sequence[dict[str, float]]) -> None:
-    """The whole trial must fit at once: its own process on a node, its runners on what is left."""
+    """Refuse a trial whose process and env runners do not fit on the nodes at once."""
     own, *runners = bundles(plan.resources)
     if not runners:
         return

@@ -34,13 +34,13 @@ AUTO = ("TUNE_GLOBAL_CHECKPOINT_S", "TUNE_MAX_PENDING_TRIALS_PG")
 TUNE = ("TUNE_", "RAY_AIR_", "RAY_TRAIN_")
 PROBE_S = 120
 PROBE = "import ray\nfrom ray._raylet import Config\nConfig.initialize('')"
-"""What Ray reads its variables with; a value that it cannot read ends the process."""
+"""Code by which Ray reads its variables; a value that it cannot read ends the process."""
 QUIET = ("RAY_ADDRESS", "RAY_TMPDIR", "RAY_JOB_", "RAY_AUTH_", *TUNE)
 """Beginnings of the names of variables that Ray does not read then."""
 
 
 def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set what a sweep needs, and take away what Tune would stumble over, which is said once.
+    """Set the variables that a sweep needs, and remove, with one line, those that break Tune.
 
     Raises:
         UserError: A variable that Ray itself cannot read.

@@ -1,4 +1,4 @@
-"""From Tune's callbacks to plain calls: started, row, ended; and when Tune's loop is to end.
+"""Turns Tune's callbacks into plain calls (started, row, ended), and tells Tune when to end.
 
 How a sweep stops, from the signal to the exit code, is told in ``signals``.
 """
@@ -56,7 +56,7 @@ class Hub:
 
     @property
     def ending(self) -> bool:
-        """Whether what still runs is to end unfinished."""
+        """Whether the trials that still run are to end unfinished."""
         return self.interrupted or bool(self.broken)
 
     @property
@@ -80,7 +80,7 @@ class Hub:
         self._tell(lambda listener: listener.lost(plan, error))
 
     def _tell(self, call: Callable[[Listener], None]) -> None:
-        """Every listener; if one cannot write, no trial's end can be kept."""
+        """Call every listener; if one cannot write, no trial's end can be kept."""
         for listener in self.listeners:
             try:
                 call(listener)

@@ -35,7 +35,7 @@ from raycl.trial.run import FAILED, Row
 
 SAMPLERS = {"optuna": optuna.samplers.TPESampler, "optuna_gp": optuna.samplers.GPSampler}
 ATTEMPTS = 5
-"""So often Optuna is asked for something that was not tried before a point is drawn instead."""
+"""Number of times that Optuna is asked for an untried point, before one is drawn instead."""
 
 
 def search_adaptively(
@@ -122,7 +122,7 @@ def _search_group(
 
 
 class Searcher(OptunaSearch):
-    """Tune's Optuna, with three repairs.
+    """Tune's searcher for Optuna, with three repairs.
 
     It takes the last value of a stopped trial for a result. That is the accuracy after fewer tasks,
     which is higher; such a trial counts as pruned here, and one that failed as failed.
@@ -177,7 +177,7 @@ class Searcher(OptunaSearch):
         return new
 
     def _values(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """Values for a plan of a point as Optuna has it."""
+        """Turn a point of Optuna's into values for a plan."""
         return {
             path: self.spaces[path].on_grid(value) if self.spaces[path].is_quantised else value
             for path, value in point.items()
@@ -258,7 +258,7 @@ def _domain(base: TrialPlan, spaces: Mapping[str, Space], path: str) -> Any:
 
 
 def _flat(varied: Mapping[str, Any], spaces: Mapping[str, Space]) -> dict[str, Any]:
-    """Values of a plan as Optuna has them."""
+    """Turn the values of a plan into a point of Optuna's."""
     return {
         f"space/{path}": spaces[path].steps(value) if spaces[path].is_quantised else value
         for path, value in varied.items()
@@ -266,12 +266,12 @@ def _flat(varied: Mapping[str, Any], spaces: Mapping[str, Space]) -> dict[str, A
 
 
 def _drawn(seed: int, proposed: int) -> int:
-    """Seed of a searcher; one that goes on must not draw again what was drawn before."""
+    """Seed of a searcher; a continued search must not draw the same points again."""
     return int(np.random.SeedSequence([seed, proposed]).generate_state(1)[0])
 
 
 def _tell(searcher: Searcher, outcome: Outcome, metric: str) -> None:
-    """Tell of a trial that is over, which is not proposed again."""
+    """Tell a searcher of a trial that is over, so that it is not proposed again."""
     searcher.tried.add(outcome.key)
     finished = outcome.status == "finished"
     searcher.add_evaluated_point(
@@ -283,7 +283,7 @@ def _tell(searcher: Searcher, outcome: Outcome, metric: str) -> None:
 
 
 def _slots(plan: TrialPlan) -> int:
-    """How many such trials the cluster holds at a time."""
+    """Number of such trials that the cluster holds at a time."""
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     wanted = sum((Counter(bundle) for bundle in bundles(plan.resources)), Counter())
     return max(1, int(min(total.get(kind, 0) / n for kind, n in wanted.items())))
@@ -323,10 +323,10 @@ class Proposals:
         self._rows[plan.key] = row
 
     def row(self, plan: TrialPlan, row: Row) -> None:
-        """Of no interest here."""
+        """Do nothing: a proposal is written when its trial starts."""
 
     def lost(self, plan: TrialPlan, error: str) -> None:
-        """Of no interest here."""
+        """Do nothing: the proposal is already written."""
 
     def ended(self, plan: TrialPlan, status: Status, row: Row, error: str) -> None:
-        """Of no interest here."""
+        """Do nothing: ``Recorder`` writes the outcome."""

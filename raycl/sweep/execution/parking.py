@@ -1,4 +1,4 @@
-"""What a running trial is told from outside: save now, for the driver stops or the node goes away.
+"""Tells running trials to save now, because the driver stops or their node goes away.
 
 Tune can stop a function only when it reports, and kills it ten seconds later. So the driver leaves
 a word in Ray's key-value store (that of its control service) and trials look there, between epochs;
@@ -20,7 +20,7 @@ millisecond, and a thousand trials share one control service."""
 
 
 class Parking:
-    """The word of one execution of a sweep.
+    """The order to save and wait, of one execution of a sweep.
 
     Args:
         execution: Its id, of its own; empty: outside of Ray, where nothing is ever said.
@@ -34,11 +34,11 @@ class Parking:
         self.draining = False
 
     def ask(self) -> None:
-        """On the driver: every trial of the execution is to save and to wait for its end."""
+        """Ask every trial, from the driver, to save its state and to wait for its end."""
         internal_kv._internal_kv_put(self.key, b"1")
 
     def look(self) -> Literal["", "park", "drain"]:
-        """In a trial: whether to save and wait, or to save often because the node goes away."""
+        """Tell a trial whether to save and wait, or to save often because its node goes away."""
         now = time.monotonic()
         if not self.execution or now - self.looked_at < POLL_S:
             return ""

@@ -1,4 +1,4 @@
-"""A Ray of this machine's own: where its files go, how its death is noticed, how it ends."""
+"""A Ray that a sweep starts on this machine: its files, its end, and how its death is noticed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RayDied(BaseException):
 
 
 def temporary_folder() -> str | None:
-    """Where Ray is to keep its sockets; ``None``: where it would by itself.
+    """Folder in which Ray is to keep its sockets; ``None``: Ray's own choice.
 
     Folders of batch systems can be too deep for the path of a socket.
     """
@@ -45,13 +45,13 @@ def temporary_folder() -> str | None:
 
 
 def default_folder() -> str:
-    """Where Ray keeps its files unless told."""
+    """Folder in which Ray keeps its files by default."""
     return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
 
 
 @contextlib.contextmanager
 def reaped() -> Iterator[subprocess.Popen[str] | None]:
-    """What is started here ends with this process, even if that is killed; see ``reaper``."""
+    """Make Ray's processes end with this one, even if it is killed; see ``reaper``."""
     if not Path("/proc/self/environ").exists():
         yield None
         return

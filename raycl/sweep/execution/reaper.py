@@ -1,4 +1,4 @@
-"""Ends Ray's processes on this machine when the driver is gone, however it went.
+"""Ends Ray's processes on this machine when the driver is gone, for whatever reason.
 
 Run as a program, with a mark as its argument: waits until standard input ends, which it does with
 the driver, then kills the processes named there and every process that has the mark in its

@@ -33,7 +33,7 @@ CHUNK = 1000
 
 @dataclass(frozen=True)
 class Stage:
-    """What all trials of a sweep have in common.
+    """The things that all trials of a sweep have in common, and their way through Tune.
 
     Attributes:
         data: Loaded data sets; put once into each node's object store, shared by its trials.
@@ -167,7 +167,7 @@ def hide_keys() -> None:
 
 
 def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """What a trial asks Ray for: a bundle of its own, then one for each env runner.
+    """The request of a trial to Ray: a bundle of its own, then one for each env runner.
 
     RLlib addresses the bundles of a trial by their index: env runner i is on bundle i, from 1.
     """
@@ -191,7 +191,7 @@ def _signals(hub: Hub, grace_s: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_stdout(path: Path) -> Iterator[None]:
-    """Tune prints even at verbose=0; what it prints goes to a file."""
+    """Send what Tune prints, even at verbose=0, to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file, contextlib.redirect_stdout(Spare(file)):
         yield

@@ -1,4 +1,4 @@
-"""Where trials keep what they need to go on: one driver at a time, seen by every node."""
+"""The storage of checkpoints: one driver at a time uses it, and every node sees it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PROBE_S = 120.0
 
 
 class Lease:
-    """Who runs a sweep in a storage: a file that its driver renews.
+    """A file that says who runs a sweep in a storage; its driver renews it.
 
     The lock of the sweep's folder keeps drivers apart that share that folder. Two with folders of
     their own, on two machines, meet only here. A driver that died leaves its file: it is taken over
@@ -54,7 +54,7 @@ class Lease:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Hold it.
+        """Hold the lease.
 
         Raises:
             UserError: Another driver does, or the storage cannot be written.
@@ -144,7 +144,7 @@ _HINT = "wait for it or stop it, or choose another name or storage"
 
 
 def _machine() -> str:
-    """This start of this machine, and the processes that are seen on it; empty: unknown."""
+    """Id of this start of the machine and of its process numbers; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -157,14 +157,14 @@ def _named(lease: Mapping[str, Any]) -> str:
 
 
 def unusable(url: str, error: Exception) -> UserError:
-    """What is said of a storage that does not work."""
+    """The error about a storage that does not work."""
     text = f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error)
     hint = "pip install s3fs" if isinstance(error, ImportError) and "s3" in url else ""
     return UserError("storage", f"{url} cannot be used: {text}", hint)
 
 
 def look(url: str, theirs: str, mine: str, variables: Mapping[str, str]) -> bool:
-    """On a node: whether a file is there; and leave another one."""
+    """Look, on a node, whether the driver's file is there, and write one back."""
     adopt(variables)
     fs, root = filesystem(url)
     fs.invalidate_cache()

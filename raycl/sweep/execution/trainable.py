@@ -1,4 +1,4 @@
-"""The thin Tune adapter around a run of any kind; what of the sweep is executed in Ray's workers.
+"""The thin Tune adapter around a run of any kind; it is executed in Ray's workers.
 
 Checkpoints are the trial's own, addressed by its key and not by Tune's trial id, so that a lost
 worker, a lost driver and a second ``raycl run`` all continue from the same file. Tune schedules,
@@ -45,13 +45,13 @@ from raycl.trial.run import (
 )
 
 EVERY_S = 0.2
-"""Epochs shorter than this are not all reported; a task's end always is."""
+"""Seconds between two reports, so that short epochs are not all reported; task ends are."""
 HOPELESS = (*NO_ROOM, errno.EACCES)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a trial needs besides its plan.
+    """The settings that a trial needs besides its plan.
 
     Attributes:
         storage: Folder or URL under which each trial has a folder of checkpoints.
@@ -82,7 +82,7 @@ def trial(
     settings: Settings,
     weights: Mapping[str, Tensors] | None = None,
 ) -> None:
-    """One trial from where it stands to its end."""
+    """Run one trial from its last checkpoint to its end; the function that Tune calls."""
     adopt(settings.variables)
     plan = plan_of(config)
     memory = 0.0 if plan.resources.get("gpu") else plan.resources.get("memory", 0.0)
@@ -126,7 +126,7 @@ def at_most(memory: float) -> Iterator[None]:
 
 
 def lost(error: Exception) -> bool:
-    """Whether processes or objects of Ray or the storage are gone, and it is not the code."""
+    """Whether an error means lost processes, objects or storage, and not a fault of the code."""
     if isinstance(error, Unreachable):
         return True
     if isinstance(error, RayTaskError):
@@ -157,7 +157,7 @@ def _train(
 
 
 def _check_made_of(settings: Settings, plan: TrialPlan) -> None:
-    """Nothing may be mixed with results of other code, or of other weights from a hub."""
+    """Refuse to mix results with those of other code, or of other weights from a hub."""
     if settings.made_of and (changed := settings.made_of.changed(plan.config)):
         raise Unkept(f"{', '.join(changed)} changed since the sweep was started")
 
@@ -165,7 +165,7 @@ def _check_made_of(settings: Settings, plan: TrialPlan) -> None:
 def _advance(
     run: TrialRun, store: CheckpointStore, settings: Settings, device: str, plan: TrialPlan
 ) -> None:
-    """From the last checkpoint to the end."""
+    """Step a run from its last checkpoint to its end, and report and save what it gives."""
     keeper = Keeper(run, store)
     if note := keeper.load():
         made = {MADE: keeper.made} if keeper.made else {}
@@ -204,7 +204,7 @@ class Unkept(Exception):
 
 
 class Keeper:
-    """What a trial leaves in its storage.
+    """Keeps the state and the files of a trial in its storage.
 
     Args:
         run: The trial.
@@ -226,7 +226,7 @@ class Keeper:
         return time.monotonic() - self.saved_at
 
     def load(self) -> str:
-        """Continue from the newest checkpoint; what is to be said of it, if there is one."""
+        """Continue from the newest checkpoint; returns the remark about it, if there is one."""
         with kept():
             loaded = self.store.load()
         if loaded is None:
@@ -248,7 +248,7 @@ class Keeper:
             self.saved, self.saved_at = self.run.progress, time.monotonic()
 
     def keep(self, task: int) -> None:
-        """What a task leaves for good."""
+        """Keep the files that a task leaves for good."""
         with kept():
             if (keepsake := self.run.keepsake()) is not None:
                 self.store.put(f"after-{task:02d}", keepsake)
@@ -258,7 +258,7 @@ class Keeper:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Full and read-only storage is the sweep's problem, not the trial's.
+    """Turn errors of the storage into the sweep's problem, which no trial is blamed for.
 
     Raises:
         Unkept: It is that.

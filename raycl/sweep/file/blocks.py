@@ -21,7 +21,7 @@ Blocks = dict[str, Any]
 
 
 def blocks_of(sweep: Sweep, entry: MethodEntry) -> Blocks:
-    """What a method is run with: its own overrides on top of the sweep's blocks."""
+    """The blocks that a method is run with: its own overrides on top of the sweep's."""
     return {
         "method": {"name": entry.name, **entry.options},
         "network": _merge(sweep.network, entry.network),
@@ -30,7 +30,7 @@ def blocks_of(sweep: Sweep, entry: MethodEntry) -> Blocks:
 
 
 def _merge(base: Any, over: Any) -> Any:
-    """``over`` on top of ``base``.
+    """Put ``over`` on top of ``base``.
 
     A mapping with another ``name``, or weights from another source, replace the whole mapping.
     """
@@ -45,7 +45,7 @@ def _merge(base: Any, over: Any) -> Any:
 
 
 def place(sweep: Sweep, index: int, path: KeyPath) -> KeyPath:
-    """Where in the file a path of method ``index``'s blocks was written."""
+    """Place in the file where a path of method ``index``'s blocks was written."""
     block, *rest = path
     if block == "method":
         return ("methods", index, *rest)
@@ -56,7 +56,7 @@ def place(sweep: Sweep, index: int, path: KeyPath) -> KeyPath:
 
 
 def _depth(tree: Any, path: list[str | int]) -> int:
-    """How much of a path exists."""
+    """Number of parts of a path that exist in a tree."""
     for depth, part in enumerate(path):
         try:
             tree = tree[part]
@@ -110,7 +110,7 @@ def weights_in(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest(name: str, cls: type) -> str:
-    """What stands for the code of a class from outside raycl: a hash of its file, else nothing.
+    """Digest of the code of a class from outside raycl: a hash of its file, else nothing.
 
     A changed file is another method, so trials of the old one must not be taken for its own.
     """

@@ -1,4 +1,4 @@
-"""What can be wrong with a sweep file beyond its schema, each with the place in the file."""
+"""Checks of a sweep file beyond its schema; every error names the place in the file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from raycl.training.run import build_benchmark
 
 
 def check(sweep: Sweep) -> None:
-    """Everything that can be seen without data and without Ray.
+    """Check everything that can be seen without data and without Ray.
 
     Raises:
         UserError: The first thing that is wrong.
@@ -46,7 +46,7 @@ class _Searched:
     selects: bool
     """Whether an epoch is selected on validation data."""
     predictors: tuple[str, ...] = ()
-    """Who can be asked beside the method itself."""
+    """Predictors that can be asked beside the method itself."""
 
 
 class _Checked:
@@ -60,7 +60,7 @@ class _Checked:
     # ------------------------------------------------------------------ benchmarks
 
     def benchmarks(self) -> None:
-        """Names, kinds, options, data sets, labels, lengths."""
+        """Check the benchmarks: names, kinds, options, data sets, labels, lengths."""
         for i, block in enumerate(self.sweep.benchmark):
             for path, _ in _spaces(block, partial(self._in_benchmark, i)):
                 what = "a search space is for methods, network and train"
@@ -106,7 +106,7 @@ class _Checked:
     # ------------------------------------------------------------------ methods
 
     def method(self, index: int) -> None:
-        """Name, options, network, train and resources of one method, for all its search spaces."""
+        """Check one method: name, options, network, train and resources, for all its spaces."""
         sweep, entry = self.sweep, self.sweep.methods[index]
         blocks = blocks_of(sweep, entry)
 
@@ -140,7 +140,7 @@ class _Checked:
     def _fits(
         self, done: Blocks, asked: dict[str, Any], at: Callable[[KeyPath, str, str], UserError]
     ) -> None:
-        """A method's finished blocks and resources against each benchmark."""
+        """Check a method's finished blocks and resources against each benchmark."""
         for i, config in enumerate(self.configs):
             try:
                 self.kind.fits(config, done, asked)
@@ -162,7 +162,7 @@ class _Checked:
             raise self.error(("search", "metric"), what, supported)
 
     def _probe(self, index: int, method: Any) -> None:
-        """A linear probe reads features, which a method may not have."""
+        """Refuse a linear probe for a method without features."""
         if self.sweep.evaluate.probe is None:
             return
         if self.kind.probes is None:
@@ -174,7 +174,7 @@ class _Checked:
             raise self.error(("evaluate", "probe"), what, hint)
 
     def labels(self) -> None:
-        """Labels are distinct, and so are trials."""
+        """Refuse equal labels, and equal trials."""
         labels: list[str] = []
         for i, entry in enumerate(self.sweep.methods):
             if entry.label in labels:
@@ -190,7 +190,7 @@ class _Checked:
     # ------------------------------------------------------------------ seeds and search
 
     def seeds(self) -> None:
-        """Two seeds must not mean the same trial."""
+        """Refuse seeds of which two mean the same trial."""
         fixed = self.sweep.fixed_seeds.model_dump()
         for name in fixed:
             if fixed[name] is not None and name not in self.kind.seeds:
@@ -201,7 +201,7 @@ class _Checked:
             raise self.error(("fixed_seeds",), what, "leave one free, or set seeds: 1")
 
     def search(self) -> None:
-        """Search and early stopping, and the validation data they need."""
+        """Check search and early stopping, and the validation data they need."""
         sweep, search = self.sweep, self.sweep.search
         self._metric()
         self._validation()
@@ -227,7 +227,7 @@ class _Checked:
             self._no_grid()
 
     def _metric(self) -> None:
-        """A metric of validation data, and a readout."""
+        """Check the search metric: a metric of validation data, under a known readout."""
         *_, metric = self.sweep.search.metric.split("/")
         readout = self.sweep.search.readout
         usable = [name for name, known in self.kind.all_metrics().items() if not known.also]
@@ -266,7 +266,7 @@ class _Checked:
     # ------------------------------------------------------------------ references
 
     def references(self) -> None:
-        """Labels, metrics and readouts mentioned by the report and by published numbers."""
+        """Check labels, metrics and readouts in the report and in published numbers."""
         methods = [entry.label for entry in self.sweep.methods]
         for key in ("baseline", "upper_bound"):
             label = getattr(self.sweep.report, key)
@@ -287,7 +287,7 @@ class _Checked:
                     raise self.error(path, what, nearest(label, valid_labels))
 
     def _in_full(self, wanted: Mapping[str, Any], tree: Any, path: KeyPath) -> None:
-        """Every key of ``in_full`` is one of the sweep file's own, but for those with ``null``."""
+        """Refuse keys of ``in_full`` that no sweep file has; those with ``null`` may be any."""
         for key, value in wanted.items():
             if key not in tree and value is None:
                 continue  # left at its default
@@ -392,7 +392,7 @@ def _find(tree: Any, value: str, path: KeyPath = ()) -> KeyPath | None:
 
 
 def check_length(sweep: Sweep, label: str, tasks: int) -> None:
-    """Nobody can stop after more tasks than there are."""
+    """Refuse to stop after more tasks than there are."""
     for path, wanted in (
         (("stop", "tasks"), sweep.stop.tasks),
         (("search", "tasks"), sweep.search.tasks),

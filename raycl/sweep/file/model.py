@@ -1,4 +1,4 @@
-"""The sweep file's schema: what each key is. What keys mean together is checked in ``check``."""
+"""The schema of a sweep file, key by key; ``check`` sees what keys mean together."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class MethodEntry(BaseModel):
 
 
 class Search(_Model):
-    """How search spaces are searched: on validation data, on seeds of its own."""
+    """Options of the search: it is on validation data, on seeds of its own."""
 
     num_samples: int = Field(
         10, ge=1, le=10_000, description="draws per benchmark and method, each with the whole grid"
@@ -157,7 +157,7 @@ class Search(_Model):
     )
     tasks: int | None = Field(None, ge=1, description="first_tasks: how many")
     seeds: int = Field(1, ge=1, le=100, description="search seeds per draw, none of `seeds`")
-    seed: int = Field(0, ge=0, description="of the draws")
+    seed: int = Field(0, ge=0, description="seed of the draws")
     max_concurrent: int | None = Field(None, ge=1, description="search trials at the same time")
     time_budget: float | None = Field(None, gt=0, description="seconds for the search stage")
 
@@ -193,13 +193,13 @@ class Scheduler(_Model):
 
 
 class Failures(_Model):
-    """What happens when a worker or node is lost."""
+    """Options for lost workers and nodes."""
 
     max_retries: int = Field(2, ge=0, le=100, description="per trial, from its last checkpoint")
 
 
 class Checkpoint(_Model):
-    """How often a trial saves its state; a task's end always does."""
+    """Options of checkpoints; a trial always saves at a task's end."""
 
     every_s: float = Field(60, ge=0, description="seconds between checkpoints inside a task")
     keep: int = Field(2, ge=2, description="newest checkpoints kept; one may be damaged, so 2")
@@ -209,7 +209,7 @@ class Checkpoint(_Model):
 
 
 class Tracking(_Model):
-    """Where runs are tracked, and whether with pictures."""
+    """Options of tracking: the store, and whether pictures go there."""
 
     uri: str | None = Field(
         None, description="MLflow; default: MLFLOW_TRACKING_URI, else SQLite under the runs folder"
@@ -222,13 +222,13 @@ class Tracking(_Model):
 
 
 class Stop(_Model):
-    """Cut every stream."""
+    """Stop each trial after its first tasks."""
 
     tasks: int | None = Field(None, ge=1, description="only the first so many tasks")
 
 
 class Report(_Model):
-    """How results are shown."""
+    """Options of the report."""
 
     baseline: str | None = Field(None, description="label of the method differences are taken to")
     upper_bound: str | None = Field(
@@ -242,7 +242,7 @@ class Figure(_Model):
     mean: float = Field(description="what is printed")
     std: float | None = Field(None, ge=0, description="standard deviation over runs")
     n: int | None = Field(None, ge=1, description="number of runs")
-    error: float | None = Field(None, ge=0, description="of a value that was read off a plot")
+    error: float | None = Field(None, ge=0, description="error of a value that was read off a plot")
     source: str | None = Field(None, description="if it is another one than that of all")
 
 
@@ -369,7 +369,7 @@ class Sweep(_Model):
 
     @property
     def kind(self) -> kinds.Kind:
-        """Of its trials; all benchmarks are of one kind."""
+        """Kind of the sweep's trials; all of its benchmarks are of one kind."""
         return kinds.of(self.benchmark[0])
 
     @property

@@ -78,7 +78,7 @@ def _words(error: ErrorDetails, model: type[BaseModel], subject: str) -> tuple[s
 
 
 def _short(value: Any) -> str:
-    """As JSON would write it, which is how people wrote it."""
+    """Write a value as JSON does, which is how people wrote it in the file."""
     try:
         text = json.dumps(value) if not isinstance(value, str) else repr(value)
     except TypeError:

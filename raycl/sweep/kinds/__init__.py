@@ -1,4 +1,4 @@
-"""What a kind of trial puts behind the words of a sweep file: one table, ``KINDS``.
+"""Images and games: the table ``KINDS`` has the classes and functions behind each block.
 
 A sweep is of one kind, that of its benchmarks. Everything else asks the kind instead of knowing
 which there are.

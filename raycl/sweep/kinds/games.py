@@ -24,10 +24,10 @@ def tasks(benchmark: Mapping[str, Any], data: Mapping[str, Dataset]) -> int:
 def fits(
     benchmark: Mapping[str, Any], blocks: Mapping[str, Any], resources: Mapping[str, Any]
 ) -> None:
-    """At least one update per game, the same number of environments for every runner, one network.
+    """Check for one update per game or more, equal shares of environments, and one network.
 
     Raises:
-        Problem: It is not so.
+        Problem: Names what is otherwise.
     """
     if not find_network(blocks["network"])[0].games:
         what = f"{blocks['network']['name']} is for images; all games of a sequence share a network"

@@ -1,4 +1,4 @@
-"""What a kind of trial must say of itself: classes, and functions to build, check and show it."""
+"""The form of a kind of trial: its classes, and functions to build, check and show a trial."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shown:
-    """What is shown of a running trial.
+    """The view of a running trial.
 
     Attributes:
         columns: Titles of the live table between the trial's name and its time.
-        left: Those that are text.
-        cells: Of a row (maybe empty: it is starting) and the number of tasks: those columns.
-        where: The same in a few words.
-        headline: Of the last row of a finished trial: what it came to.
+        left: Titles of the columns that hold text.
+        cells: From a row (empty at the start) and the number of tasks to the cells.
+        where: From the same to a few words.
+        headline: From the last row of a finished trial to its result in a few words.
     """
 
     columns: tuple[str, ...]
@@ -43,7 +43,7 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """Where the classes of a block are: their names are those of the package's files.
+    """The place of the classes of a block, whose names are those of the package's files.
 
     Attributes:
         package: Dotted name; its ``base`` module has the base class.

@@ -1,4 +1,4 @@
-"""From a sweep to finished trial plans. Deterministic; knows nothing of Ray.
+"""Expands a sweep into finished trial plans, always the same; it knows nothing of Ray.
 
 Draws come from a generator of their own for each (benchmark, method, option), so adding a method or
 an option changes no other draw, and all seeds of a sample share its draws.

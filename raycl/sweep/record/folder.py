@@ -1,4 +1,4 @@
-"""The folder of one sweep: what it is, who is writing to it, where everything lies."""
+"""The folder of one sweep: its identity, its lock, and the place of every file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ HASH = "spec_hash"
 
 
 class SweepFolder:
-    """``<runs>/<name>``.
+    """The folder ``<runs>/<name>`` of a sweep.
 
     Args:
         root: The runs folder.
@@ -85,7 +85,7 @@ class SweepFolder:
 
     @property
     def outcomes(self) -> Outcomes:
-        """How each trial ended."""
+        """Outcomes of the trials that have ended."""
         return Outcomes(self.path / "outcomes")
 
     def storage(self, base: str | None) -> str:
@@ -97,7 +97,7 @@ class SweepFolder:
         return f"{base}/{self.name}" if base else str(self.path / TRIALS)
 
     def identity(self) -> dict[str, Any]:
-        """What ``claim`` recorded.
+        """Read the identity that ``claim`` recorded.
 
         Raises:
             Damaged: The file cannot be read; ``mend`` may help.

@@ -43,7 +43,7 @@ PACKAGES = ("torch", "numpy", "torchvision", "ray")
 
 @dataclass(frozen=True)
 class MadeOf:
-    """The record.
+    """The record of what a sweep is made of.
 
     Attributes:
         raycl: Its version.
@@ -59,7 +59,7 @@ class MadeOf:
 
     @classmethod
     def of(cls, sweep: Sweep, root: Path, runs: Path) -> MadeOf:
-        """What a sweep would be made of now.
+        """Take the record of what a sweep would be made of now.
 
         Args:
             sweep: The sweep; its classes, and its weights from hubs, have been loaded.
@@ -96,7 +96,7 @@ class MadeOf:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def changes(self, before: MadeOf) -> list[str]:
-        """What differs from an earlier record, by name."""
+        """Names of the things that differ from an earlier record."""
         found = []
         if self.raycl != before.raycl:
             found.append(f"raycl {before.raycl}, now {self.raycl}")

@@ -1,4 +1,4 @@
-"""How each trial ended, on disk; what a second ``raycl run`` goes by."""
+"""Outcomes of trials on disk, by which a second ``raycl run`` knows what is done."""
 
 from __future__ import annotations
 

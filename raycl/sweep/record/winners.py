@@ -1,4 +1,4 @@
-"""Which configuration of a method won its search. Validation data only."""
+"""Chooses the winning configuration of each search, by validation data only."""
 
 from __future__ import annotations
 
