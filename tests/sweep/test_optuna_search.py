@@ -15,7 +15,6 @@ from raycl.sweep.execution import optuna_search, trainable
 from raycl.sweep.execution.events import Hub
 from raycl.sweep.file import spec
 from raycl.sweep.file.spaces import Space
-from raycl.sweep.plan import expand
 from raycl.sweep.plan.plan import TrialPlan, packed, plan_of
 from raycl.sweep.record.outcomes import Outcomes
 
@@ -191,7 +190,7 @@ class Here:
             proposal = searcher.suggest(f"trial{i}")
             if proposal == searcher.FINISHED:
                 return
-            plan = expand.plan_of({"plan": expand.packed(base), **proposal})
+            plan = plan_of({"plan": packed(base), **proposal})
             assert plan.key not in self.outcomes
             for listener in self.hub.listeners:
                 listener.started(plan)
