@@ -70,7 +70,9 @@ PATIENCE_S = 1800.0
 """No step of any trial for so long: the sweep is stuck."""
 LEFT_S = 90.0
 """How soon the processes of a driver that is gone must be gone, on a busy machine."""
-LINE = 45
+AS_NICE = {"RAY_worker_niceness": "0"}
+"""Trials are as nice as their driver; Ray's default, 15 more, starves them on a busy machine."""
+LINE = 36
 """Bytes that ``Counted`` writes for a step, about."""
 FULL = "No space left on device"
 
@@ -83,6 +85,7 @@ class Chaos:
         lab: Where.
         command: Of raycl; the tracking server is added.
         seed: Of the accidents.
+        minutes: After so many nothing more happens, and the command comes to its end.
         disk: Whether ``lab.runs`` is a file system of its own, which may be filled.
         happened: How often each accident did.
         exits: How often the command ended with which code.
@@ -92,6 +95,7 @@ class Chaos:
     lab: Lab
     command: tuple[str, ...]
     seed: int
+    minutes: float
     disk: bool
     happened: Counter[str] = field(default_factory=Counter)
     exits: Counter[int] = field(default_factory=Counter)
@@ -140,6 +144,8 @@ class Chaos:
                     time.sleep(0.1)
                 if ended:
                     break
+                if time.monotonic() - self.began > 60 * self.minutes:
+                    continue
                 doubled = 0 if self.steps() >= steps else min(doubled + 1, DOUBLED)
                 self.cause(name, which, how_long)
             self.repair(now=True)
@@ -170,7 +176,9 @@ class Chaos:
         self.since = {"disk"} if self.eater.exists() else set()
         self.output = self.lab.path / f"driver-{self.exits.total():03d}.log"
         with self.output.open("w") as file:
-            self.driver = self.lab.start(*self.command, "--tracking-uri", self.uri, to=file)
+            self.driver = self.lab.start(
+                *self.command, "--tracking-uri", self.uri, to=file, **AS_NICE
+            )
 
     def over(self) -> bool:
         """Whether the command has done all there is; if it has ended, it is judged."""

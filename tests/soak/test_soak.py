@@ -231,7 +231,7 @@ def test_a_sweep(soaked: Soaked, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = soaked.lab
     methods = [{"name": "counted.py:Counted", "sleep": SLEEP_S}]
     sweep_file = lab.sweep("soak", methods=methods, seeds=soaked.trials, **SPEC)
-    chaos = Chaos(lab, ("run", str(sweep_file)), soaked.seed, soaked.disk)
+    chaos = soaked.chaos(sweep_file)
     chaos.run()
     with inside(lab.path, monkeypatch):
         plans = expand.final_plans(spec.load(sweep_file), {})
@@ -253,7 +253,7 @@ def test_a_search(soaked: Soaked, way: str, monkeypatch: pytest.MonkeyPatch) -> 
     blocks["search"] = {"num_samples": count} | blocks.get("search", {})
     methods = [{"name": "counted.py:Counted", "sleep": SLEEP_S, **spaces}]
     sweep_file = lab.sweep(way, methods=methods, seeds=2, **blocks)
-    chaos = Chaos(lab, ("run", str(sweep_file)), soaked.seed, soaked.disk)
+    chaos = soaked.chaos(sweep_file)
     chaos.run()
     found = check(soaked, chaos, sweep_file, None, monkeypatch)
     searched = [outcome for outcome in found.values() if outcome["kind"] == "search"]

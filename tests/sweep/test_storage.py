@@ -21,6 +21,7 @@ from raycl.sweep.execution import events, storage, trainable
 from raycl.sweep.execution.cluster import bundles
 from raycl.sweep.execution.events import Events, Hub
 from raycl.sweep.execution.reaper import began
+from raycl.sweep.execution.stage import _quiet_stdout
 from raycl.sweep.execution.storage import LEASE, Lease
 
 
@@ -43,6 +44,43 @@ def test_a_second_driver_of_another_folder_is_refused(tmp_path: Path) -> None:
         with lease(url, "b").held():
             pass
         assert not lease(url, "b").fs.exists(lease(url, "b").place)
+
+
+class Beats:
+    """An event that is never set, for so many beats."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def wait(self, seconds: float) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_a_lease_that_cannot_be_renewed_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine, full = lease(str(tmp_path), "a"), OSError(errno.ENOSPC, "No space left on device")
+    beats = [full, full, None, full, full, full]
+
+    def write() -> None:
+        if found := beats.pop(0):
+            raise found
+
+    monkeypatch.setattr(mine, "_write", write)
+    mine._renew(Beats(len(beats)))  # type: ignore[arg-type]
+    assert beats == []
+    assert caplog.text.count("cannot be renewed: [Errno 28] No space left") == 2
+
+
+def test_what_tune_prints_needs_no_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with _quiet_stdout(tmp_path / "tune.log"):
+        print("± one")
+    assert (tmp_path / "tune.log").read_text() == "± one\n"
+    with _quiet_stdout(Path("/dev/full")):
+        print("two")
+    print("three")
+    assert capsys.readouterr().out == "three\n"
 
 
 def test_a_driver_that_died_is_forgotten(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy.engine import make_url
 from tracking_helpers import free_port
 
 from raycl.errors import UserError
@@ -175,3 +179,26 @@ def test_mlflow_in_a_folder_with_every_such_character(tmp_path: Path) -> None:
 def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot keep runs in '.*/caf\\xe9', .* is not UTF-8"):
         resolve(tmp_path / os.fsdecode(b"caf\xe9"))
+
+
+def test_a_database_that_refuses_says_so_without_a_traceback(
+    store: Store, client: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk refuses every statement for as long as it is full."""
+    from mlflow.exceptions import MlflowException
+
+    quiet()
+    run = client.create_run(client.create_experiment("refused")).info.run_id
+    broken = "CREATE TRIGGER refuse BEFORE INSERT ON tags BEGIN INSERT INTO missing VALUES (1); END"
+    path = make_url(store.uri).database or ""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute(broken)
+        database.commit()
+        try:
+            with pytest.raises(MlflowException, match="no such table"):
+                client.set_tag(run, "a", "b")
+        finally:
+            database.execute("DROP TRIGGER refuse")
+            database.commit()
+    client.set_tag(run, "a", "b")
+    assert "Traceback" not in capfd.readouterr().err

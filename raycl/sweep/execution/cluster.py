@@ -107,7 +107,7 @@ def not_uploaded() -> list[str]:
 
 
 def at_home() -> None:
-    """In a Ray job, default runs and data to ~/raycl: its working directory is deleted."""
+    """Default runs and data to ~/raycl in a Ray job, whose working directory is deleted."""
     if in_job():
         for name, folder in OURS.items():
             os.environ.setdefault(name, str(Path.home() / "raycl" / folder))
