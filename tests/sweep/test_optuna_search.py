@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ray import tune
 from ray.tune.utils import flatten_dict
 
 from raycl.sweep.execution import optuna_search, trainable
+from raycl.sweep.execution.events import Hub
+from raycl.sweep.file import spec
 from raycl.sweep.file.spaces import Space
 from raycl.sweep.plan.plan import TrialPlan, packed, plan_of
+from raycl.sweep.record.outcomes import Outcomes
 
 SPACES = {
     "train.lr": Space("loguniform", (0.001, 0.1)),
@@ -172,6 +177,47 @@ def test_a_point_is_drawn_where_optuna_repeats_itself(monkeypatch: pytest.Monkey
     assert all(0.001 <= plan.varied["train.lr"] <= 0.1 for plan in plans)
     for i in range(3):
         found.on_trial_complete(f"trial{i}", flatten_dict({"score": 1.0, "row": {}}))
+
+
+class Here:
+    """A stage that calls a trial finished as soon as it is proposed, until so many are over."""
+
+    def __init__(self, outcomes: Outcomes, stop: int = 99) -> None:
+        self.hub, self.outcomes, self.stop = Hub([]), outcomes, stop
+
+    def fit_proposed(self, base: TrialPlan, searcher: Any, num_samples: int, **_: Any) -> None:
+        for i in range(min(num_samples, self.stop)):
+            proposal = searcher.suggest(f"trial{i}")
+            if proposal == searcher.FINISHED:
+                return
+            plan = plan_of({"plan": packed(base), **proposal})
+            assert plan.key not in self.outcomes
+            for listener in self.hub.listeners:
+                listener.started(plan)
+            self.outcomes.add(finished(plan))
+            result = flatten_dict({"score": 1.0, "row": {"finished": True}})
+            searcher.on_trial_complete(f"trial{i}", result)
+
+
+@pytest.mark.parametrize("samples, runs", [(2, 2), (3, 3), (10, 3)])
+def test_as_many_trials_run_as_there_are_points(tmp_path: Path, samples: int, runs: int) -> None:
+    sweep = {
+        "name": "s",
+        "benchmark": {"name": "split", "dataset": "digits", "tasks": 2},
+        "methods": ["finetune"],
+        "network": {"name": "mlp", "hidden": [8]},
+        "train": {"batch_size": {"quniform": [8, 24, 8]}},
+        "search": {"algorithm": "optuna", "num_samples": samples, "max_concurrent": 1},
+    }
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(sweep))
+    loaded, outcomes = spec.load(tmp_path / "s.yaml"), Outcomes(tmp_path / "outcomes")
+    said: list[str] = []
+    for stop in (1, 99):  # interrupted, and continued
+        here: Any = Here(outcomes, stop)
+        optuna_search.search_adaptively(loaded, here, Outcomes(outcomes.directory), 2, said.append)
+    assert len(Outcomes(outcomes.directory).all()) == runs
+    line = "search of finetune on split-digits-2: its space has 3 points, all tried; "
+    assert said == ([f"{line}num_samples: 10 asks for more"] if samples > runs else [])
 
 
 def test_an_unfinished_proposal_comes_first() -> None:

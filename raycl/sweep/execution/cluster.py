@@ -107,7 +107,7 @@ def not_uploaded() -> list[str]:
 
 
 def at_home() -> None:
-    """Default runs and data to ~/raycl in a Ray job, whose working directory is deleted."""
+    """Put runs and data of a Ray job into ~/raycl, as its working directory is deleted."""
     if in_job():
         for name, folder in OURS.items():
             os.environ.setdefault(name, str(Path.home() / "raycl" / folder))
