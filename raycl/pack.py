@@ -31,7 +31,7 @@ START_S = 300.0
 """How long processes may take to be there; where others use the cluster, they may never be."""
 
 Marks = list[tuple[int, float]]
-"""After each epoch of a trial: training examples so far, seconds so far."""
+"""Pairs, one for each epoch of a trial: training examples so far, seconds so far."""
 
 
 @dataclass(frozen=True)

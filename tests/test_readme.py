@@ -102,6 +102,8 @@ def test_the_map_names_every_package_and_module() -> None:
         assert f"`{package.parent.relative_to(ROOT)}/`" in MAP
     for module in inside.glob("[!_]*.py"):
         assert module.name in MAP
+    for path in re.findall(r"`((?:raycl|envs|sweeps|tests)/[a-z_/.]*)`", MAP):
+        assert (ROOT / path).exists(), path
 
 
 def test_the_sweep_of_games_is_valid(tmp_path: Path) -> None:

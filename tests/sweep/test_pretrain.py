@@ -282,11 +282,12 @@ def tracked(method: str, pretrained: str = "", seen: str = "") -> TrackedRun:
 
 def test_published_figures_are_not_printed_beside_them() -> None:
     rows: list[dict[str, Any]] = [
-        {"benchmark": "b", "method": m, "readout": "class", "metric": "a", "published": None}
+        {"benchmark": "b", "method": m, "readout": "class", "metric": "a"}
+        | {"mean": 1.0, "n": 1, "published": None}
         for m in ("own", "hub", "unpublished")
     ]
     published = {"source": "x", "a": {"own": 90.0, "hub": 80.0}}
-    spared = join_published(rows, published, {("b", "own"), ("b", "unpublished")})
+    spared = join_published(rows, {"published": published}, {("b", "own"), ("b", "unpublished")})
     assert [row["published"] for row in rows] == [None, 80.0, None]
     assert spared == {"own"}
     runs = [tracked("own", "own", "3 of 9"), tracked("hub")]
