@@ -52,7 +52,9 @@ _Wrapper = gymnasium.Wrapper[Pixels, Any, Pixels, Any]
 
 
 class Frames(_Wrapper):
-    """Items 1 to 3: drives the emulator directly, to read the screen only where it is used.
+    """Drives the emulator directly, to read the screen only where it is used.
+
+    Items 1 to 3 of the list at the top of this file.
 
     Args:
         env: An ``AtariEnv`` in colour, with ``frameskip=1`` and no sticky actions.
@@ -101,7 +103,9 @@ class Frames(_Wrapper):
 
 
 class Score(_Wrapper):
-    """Item 4: counts the score of whole games, before the outer wrappers change rewards and ends.
+    """Counts the score of whole games, before the outer wrappers change rewards and ends.
+
+    Item 4 of the list at the top of this file.
 
     Args:
         env: The game whose score is counted.
@@ -132,7 +136,9 @@ class Score(_Wrapper):
 
 
 class EpisodicLife(_Wrapper):
-    """Item 5: a lost life ends an episode, and the game goes on.
+    """Ends an episode at a lost life, while the game goes on.
+
+    Item 5 of the list at the top of this file.
 
     Args:
         env: A game.
@@ -166,7 +172,7 @@ class EpisodicLife(_Wrapper):
 
 
 class FireReset(_Wrapper):
-    """Item 6: every episode starts with actions 1 and 2; used where action 1 is FIRE."""
+    """Starts every episode with actions 1 and 2, where action 1 is FIRE (item 6 above)."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
         """Start the next episode, and take its first two steps."""
@@ -179,7 +185,7 @@ class FireReset(_Wrapper):
 
 
 class Warp(gymnasium.ObservationWrapper[Pixels, Any, Pixels]):
-    """Item 7: 84 x 84 grey values."""
+    """Shrinks screens to 84 x 84 grey values (item 7 above)."""
 
     def observation(self, observation: Pixels) -> Pixels:
         """Shrink a screen (H, W, 3) to grey values (84, 84)."""

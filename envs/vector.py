@@ -210,7 +210,7 @@ class SequentialAtari(VectorEnv[Pixels, Actions, npt.NDArray[Any]]):
             raise ResetNeeded("call reset() before step()")
         step = playing.step(self._checked(actions))
         self.final = step.final
-        rewards = np.sign(step.rewards) if self.training else step.rewards
+        rewards = np.sign(step.rewards) if self.training else step.rewards  # clipped in training
         infos: dict[str, Any] = {}
         if step.final is not None and step.truncated.any():
             infos["final_obs"] = step.final

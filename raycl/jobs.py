@@ -65,7 +65,7 @@ def submit(wish: Wish, address: str | None, wait: bool | None) -> int:
 
     Args:
         wish: What to run.
-        address: Of the cluster's dashboard; default: what Ray's own command would use.
+        address: The cluster's dashboard; default: what Ray's own command would use.
         wait: ``None``: follow the log to the end; ``True``: wait for the end without it;
             ``False``: return at once.
 

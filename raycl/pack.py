@@ -64,12 +64,12 @@ class Device:
 
 @dataclass(frozen=True)
 class Packed:
-    """What was measured with so many trials at a time.
+    """Measurements with a certain number of trials at a time.
 
     Attributes:
-        trials: At a time.
+        trials: Number of trials at a time.
         asked: CPUs and GPUs of each.
-        threads: Of PyTorch, in each.
+        threads: Number of PyTorch's threads in each trial.
         marks: Of each trial.
         rate: Training examples (agent steps of games) per second, in all; 0: failed.
         memory_mb: The largest of a trial: resident; on a GPU what PyTorch has reserved there.
@@ -213,8 +213,8 @@ def pack(
         overrides: ``a.b=c``.
         method: A label.
         trials: How many at a time, besides what the file asks for; empty: powers of two.
-        seconds: Of each measurement.
-        address: Of a Ray cluster; default: this machine.
+        seconds: Length of each measurement.
+        address: Address of a Ray cluster; default: this machine.
         data_root: Where data sets lie.
 
     Raises:

@@ -39,7 +39,7 @@ class Wish:
     Attributes:
         sweep: The sweep file.
         overrides: As for `raycl run`.
-        smoke: Likewise.
+        smoke: As for `raycl run`.
         out: The weights file; ``None``: named after the sweep, in the data root.
         seed: The only seed, instead of those of the file.
         trial: Key of the trial whose network is written, where there are several.
@@ -120,7 +120,7 @@ def _check_out(out: Path, plan: TrialPlan) -> None:
     """Refuse a file that cannot be written, or that is of something else.
 
     Raises:
-        UserError: It is so.
+        UserError: The file is not one that this trial may write.
     """
     if out.suffix != SUFFIX:
         raise UserError("--out", f"'{out.name}' does not end in {SUFFIX}")

@@ -69,7 +69,7 @@ def verify(
 
     Args:
         name: The sweep's name.
-        share: Of the finished trials, rounded up.
+        share: Share of the finished trials that is run, from 0 to 1; the number is rounded up.
         runs: The runs folder.
         address: Ray cluster, see ``cluster.connect``.
         data_root: Where data sets lie.
@@ -137,9 +137,9 @@ def compare(
 
     Args:
         outcome: The trial, as it was written down.
-        key: Of the repetition.
-        row: Its last row; ``None``: it did not finish.
-        error: Why.
+        key: Key of the repetition.
+        row: Last row of the repetition; ``None``: it did not finish.
+        error: Why the repetition did not finish.
 
     Returns:
         Differences of the matrices; and of what they are made of.

@@ -46,7 +46,7 @@ _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP,
 
 @dataclass(frozen=True)
 class Row:
-    """One image of a data base that can be used.
+    """A usable image that the data base lists.
 
     Attributes:
         path: Relative to the collection of all data sets.

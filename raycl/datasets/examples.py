@@ -75,7 +75,7 @@ class Examples(ABC):
 
     @abstractmethod
     def raw(self, index: Tensor) -> Tensor:
-        """Images as uint8 (n, C, H, W): transformed by the benchmark, not augmented."""
+        """Images at the positions ``index``, uint8 (n, C, H, W): transformed, not augmented."""
 
     @abstractmethod
     def subset(self, index: Tensor) -> Examples:

@@ -113,7 +113,7 @@ def _parts(
     colour: bool,
     shorter: int | None,
 ) -> list[Arrays] | list[Files]:
-    """One set of images for each tree, all of one kind and size."""
+    """Make a set of images of each tree: all decoded now if they are small, else all files."""
     flat = [_flat(tree, classes) for tree in trees]
     names = [name for some, _ in flat for name in some]
     headers = measure_all(names)

@@ -34,9 +34,9 @@ class Wish:
     """What is to be drawn.
 
     Attributes:
-        seed: Of the trials; ``None``: the sweep's first.
+        seed: Seed of the trials that are drawn; ``None``: the sweep's first.
         methods: Labels; empty: all.
-        max_seconds: Of a game's own time, after which it is cut.
+        max_seconds: Seconds of a game's own time, after which it is cut.
         fps: Agent steps shown per second.
         out: Where to; ``None``: ``gifs`` in the sweep's folder.
     """
@@ -54,7 +54,7 @@ class Trial:
 
     Attributes:
         plan: The trial.
-        storage: Of its checkpoints.
+        storage: Folder or URL of its checkpoints.
         games: Its sequence.
         count: How many games of it the trial learns.
         learnt: How many it has learnt.

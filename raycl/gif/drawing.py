@@ -36,7 +36,7 @@ class Job:
         game: Which game it plays.
         games: Names of all games.
         method: Label of the trial's method.
-        max_seconds: Of the game's own time, after which it is cut.
+        max_seconds: Seconds of the game's own time, after which it is cut.
         fps: Agent steps shown per second.
     """
 

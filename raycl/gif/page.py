@@ -29,7 +29,7 @@ class Drawn:
 
     Attributes:
         label: The method's label.
-        folder: Of its files, relative to the page.
+        folder: Folder of its files, relative to the page.
         cells: Row by row.
         grid: All of them in one.
         note: What else is to be said.
@@ -48,9 +48,9 @@ class Chapter:
 
     Attributes:
         benchmark: Its label.
-        folder: Of its files, relative to the page; empty or ending in ``/``.
+        folder: Folder of its files, relative to the page; empty or ending in ``/``.
         games: Names.
-        references: Of each game, the raw scores that are 0 % and 100 %.
+        references: For each game, the raw scores that are 0 % and 100 %.
         trials: One for each method.
         methods: The picture of all methods.
     """

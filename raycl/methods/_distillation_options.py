@@ -89,7 +89,7 @@ class CDLConfig(PromptMethod.Config):
         return self
 
     def learner_config(self) -> Any:
-        """Class of the learner's method, and its options with those that it shares."""
+        """All options of the learner's method: its own, and those that it shares with this one."""
         cls = find_learner(self.learner)
         shared = {name: getattr(self, name) for name in SHARED}
         return cls.Config.model_validate({**self.learner, **shared})

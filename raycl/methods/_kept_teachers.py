@@ -26,7 +26,7 @@ class KeptTeachers(nn.Module):
 
     Attributes:
         teachers: One copy for each task seen.
-        about: Those settings as JSON, in bytes.
+        about: The settings as JSON, in bytes.
         done: Number of tasks whose teacher is complete.
     """
 

@@ -295,7 +295,7 @@ class PromptMethod(Classifier):
         return self.backbone(images)  # type: ignore[no-any-return]
 
     def query(self, images: Tensor, frozen: Tensor | None) -> Tensor:
-        """The queries in ``frozen``, or else those of the images; without gradient."""
+        """Query of each image, without gradient: ``frozen`` if given, else computed now."""
         if frozen is not None:
             return frozen
         with torch.no_grad():

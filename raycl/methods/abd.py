@@ -164,8 +164,8 @@ def drift(features: Tensor, old_features: Tensor, head: Tensor) -> Tensor:
     """L_kd: the mean square, over images and old classes, of how far a logit of the old head moved.
 
     Args:
-        features: (N, F).
-        old_features: Those of the teacher, (N, F).
+        features: Features of the network that is trained, (N, F).
+        old_features: Features of the teacher, (N, F).
         head: W_old[old], (n_old, F).
     """
     moved = F.linear(features.float() - old_features.float(), head)

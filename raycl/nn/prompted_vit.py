@@ -25,7 +25,7 @@ class KeysValues(NamedTuple):
 
     Attributes:
         keys: One set for all images (L, C), or one per image (B, L, C).
-        values: Likewise.
+        values: Rows for the values, in the same shape.
     """
 
     keys: Tensor

@@ -46,7 +46,7 @@ class QuadraticPenalty:
         self._at: list[int] = []
 
     def __call__(self) -> Tensor:
-        """The penalty now, a scalar."""
+        """Penalty of the parameters as they are now: a scalar, with a gradient."""
         return _Penalty.apply(self, *self.parameters)  # type: ignore[no-any-return, no-untyped-call]
 
     def measure(self) -> Tensor:

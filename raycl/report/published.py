@@ -69,7 +69,7 @@ def verdict(row: Mapping[str, Any], spread: float | None, whole: bool) -> str | 
     """Compare our mean with the published one.
 
     Args:
-        row: With ``mean`` and ``published``.
+        row: A row of the table, of which ``mean`` and ``published`` are read.
         spread: Published standard deviation, or error of a value that was read off a plot.
         whole: Whether all seeds of the sweep ran, with everything that ``in_full`` asks for.
 

@@ -350,7 +350,7 @@ class SequenceRun:
     def _play(
         self, games: Any, purpose: int, state: Mapping[str, torch.Tensor] | None = None
     ) -> dict[int, float]:
-        """Play for the mean raw score of each game, on the same seeds every time."""
+        """Play each game and return its mean raw score; the same purpose has the same seeds."""
         evaluation = self.benchmark.config.evaluation
         validating = purpose == VALIDATION
         count = evaluation.validation_episodes if validating else evaluation.episodes

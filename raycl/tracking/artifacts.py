@@ -1,4 +1,4 @@
-"""Files that become the artifacts of a run: what each line of the journal makes of them."""
+"""Writes the files that become a run's artifacts, for one line of the journal at a time."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def copy(names: Sequence[str], folder: str, sweep: Path, to: Path) -> list[Path]
     """Copy pictures into a folder on this machine.
 
     Args:
-        names: Of PNG files, without suffix.
+        names: Names of PNG files, without suffix.
         folder: Where they are: any URL fsspec knows, or relative to the sweep's folder.
         sweep: The sweep's folder.
         to: Where to.

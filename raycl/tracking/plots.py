@@ -69,10 +69,10 @@ class Panel:
         Args:
             picture: To draw on.
             title: Above it.
-            label: Of the horizontal axis; the vertical one has the tasks.
+            label: Label of the horizontal axis; the vertical one has the tasks.
             first: Number of the first column.
             step: Every how many columns have their number written below.
-            names: Of the columns, instead of numbers.
+            names: Names of the columns, instead of numbers.
         """
         (rows, columns), (across, down) = self.values.shape, self.size
         cells = Image.fromarray(_colours(self.values)).resize(self.size, Image.Resampling.NEAREST)

@@ -52,7 +52,7 @@ class SweepRecord:
         resolved: The validated specification, JSON-able.
         tags: Provenance of the whole sweep (git commit, Ray job, ...); every trial repeats them.
             A key without a dot gets the prefix ``raycl.``.
-        kind: Of its trials, a key of ``words.WORDS``.
+        kind: Kind of its trials, a key of ``words.WORDS``.
         pictures: Whether MLflow gets pictures: those drawn of results, and those that methods make.
     """
 

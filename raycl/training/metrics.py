@@ -116,7 +116,7 @@ def omega(R: ArrayLike, upper: ArrayLike) -> float:
 
     Args:
         R: The matrix.
-        upper: That of an upper bound that is trained anew at every prefix of the same stream.
+        upper: The matrix of an upper bound that is trained anew at every prefix of the same stream.
     """
     own, bound = (_averages(values) for values in (R, upper))
     if own.shape != bound.shape:
@@ -209,6 +209,6 @@ def _lower(values: ArrayLike, tasks: int = 1) -> Matrix:
 
 
 def _averages(values: ArrayLike) -> Matrix:
-    """mean_{i<=t} R[t, i] for each t."""
+    """Mean over the tasks seen so far, after each task: mean_{i<=t} R[t, i] for each t."""
     r = _lower(values)
     return np.array([r[t, : t + 1].mean() for t in range(len(r))])

@@ -113,7 +113,7 @@ def probed(defined: Sequence[str], method: type[Method]) -> tuple[str, ...]:
     """Readouts under which the probe is asked: ``class``, else ``domain``, and ``task``.
 
     Args:
-        defined: Those of the benchmark.
+        defined: Readouts that the benchmark has.
         method: If its features depend on the task id and it cannot do without, only ``task``.
     """
     if method.uses_task_id and not method.settings & {"class", "domain"}:

@@ -34,7 +34,7 @@ def further_readouts(readouts: Sequence[str], predictors: Sequence[str]) -> tupl
     """Readouts of a method's predictors, asked in the same ways as the method itself.
 
     Args:
-        readouts: Those of the method itself.
+        readouts: Readouts of the method itself.
         predictors: Names; see ``Method``.
 
     Raises:

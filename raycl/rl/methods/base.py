@@ -41,8 +41,8 @@ class SequenceMethod(nn.Module):
         """Prepare for a game, before its first update and after a restore in its middle.
 
         Args:
-            policy: May be changed only if ``fresh`` (see ``scratch``); a restore calls with the
-                weights of the checkpoint already in place.
+            policy: To be read only: after a restore it has the weights of the checkpoint already.
+                Weights that a game starts with are set in ``start_weights``.
             game: Index in the sequence, from 0.
         """
 

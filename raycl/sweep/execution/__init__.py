@@ -1,4 +1,4 @@
 """Trials on Ray: the cluster, Tune, the trial's process, and how all of it is ended.
 
-Nothing but ``run`` and the commands above the sweep come in here.
+Only ``raycl.sweep.run``, ``raycl.sweep.printed`` and the commands above the sweep import from here.
 """

@@ -137,8 +137,8 @@ def connect(
     """Start or join a Ray cluster for the time of a sweep.
 
     Args:
-        address: Of a running cluster; default: ``RAY_ADDRESS``, else a new one on this machine. A
-            cluster that merely happens to run here is never joined.
+        address: Address of a running cluster; default: ``RAY_ADDRESS``, else a new one on this
+            machine. A cluster that merely happens to run here is never joined.
         plans: What will run, to refuse what cannot fit.
         storage: Folder of the sweep's checkpoints; ``None``: nothing is kept.
         own_files: Whether trials need Python files of the current directory.

@@ -65,18 +65,18 @@ class Hub:
         return all(row.get(PARKED) for _, row in self.running.values())
 
     def started(self, plan: TrialPlan) -> None:
-        """See ``Listener``."""
+        """Note that a trial is under way, and tell every listener."""
         self.running[plan.key] = (plan, self.running.get(plan.key, (plan, {}))[1])
         self._tell(lambda listener: listener.started(plan))
 
     def row(self, plan: TrialPlan, row: Row) -> None:
-        """See ``Listener``; what a parked trial repeats is not passed on."""
+        """Keep a trial's row, and tell every listener, unless a parked trial repeats it."""
         self.running[plan.key] = (plan, row)
         if not row.get(PARKED):
             self._tell(lambda listener: listener.row(plan, row))
 
     def lost(self, plan: TrialPlan, error: str) -> None:
-        """See ``Listener``."""
+        """Tell every listener that a trial's worker died."""
         self._tell(lambda listener: listener.lost(plan, error))
 
     def _tell(self, call: Callable[[Listener], None]) -> None:
@@ -88,7 +88,7 @@ class Hub:
                 self.broken = self.broken or str(error)
 
     def ended(self, plan: TrialPlan, status: Status, error: str = "") -> None:
-        """See ``Listener``; a trial ends only once."""
+        """Tell every listener that a trial is over; a second end of the same trial is ignored."""
         if plan.key in self.over:
             return
         if plan.key not in self.running:  # its worker never came up

@@ -47,9 +47,10 @@ def search_adaptively(
     configurations again, so that they go on from their checkpoints.
 
     Args:
-        sweep: With ``search.algorithm`` ``optuna`` (TPE) or ``optuna_gp`` (Gaussian process).
+        sweep: The sweep, whose ``search.algorithm`` is ``optuna`` (TPE) or ``optuna_gp``
+            (Gaussian process).
         stage: Runs the trials.
-        outcomes: Of the sweep so far.
+        outcomes: Outcomes of the sweep so far.
         tasks: Tasks of a search trial.
         say: Prints one line.
     """

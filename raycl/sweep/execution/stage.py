@@ -37,7 +37,7 @@ class Stage:
 
     Attributes:
         data: Loaded data sets; put once into each node's object store, shared by its trials.
-        settings: Of the trials.
+        settings: Settings that every trial gets.
         max_retries: How often a trial is started again when its worker or node is lost.
         grace_s: How long running trials have to save when the driver is told to stop.
         scratch: Folder for Tune's own files, which nothing reads again.

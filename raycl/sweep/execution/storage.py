@@ -41,7 +41,7 @@ class Lease:
 
     Args:
         url: Folder of the sweep in the storage: a path, or any URL fsspec knows.
-        sweep_id: Of the sweep's folder.
+        sweep_id: Identity that the sweep's folder has.
         folder: The sweep's folder, for messages.
     """
 
@@ -181,7 +181,7 @@ def check_nodes(url: str, nodes: Sequence[Mapping[str, Any]], variables: Mapping
 
     Args:
         url: Folder of the sweep in the storage.
-        nodes: Of ``ray.nodes()``.
+        nodes: Entries of ``ray.nodes()``.
         variables: Set on each of them, for what the storage asks for.
 
     Raises:

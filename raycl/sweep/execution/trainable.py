@@ -261,7 +261,7 @@ def kept() -> Iterator[None]:
     """Turn errors of the storage into the sweep's problem, which no trial is blamed for.
 
     Raises:
-        Unkept: It is that.
+        Unkept: The disk is full or may not be written to.
         Unreachable: Anything else the storage says; Tune retries.
     """
     try:

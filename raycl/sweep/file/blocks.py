@@ -73,7 +73,7 @@ def finish(blocks: Mapping[str, Any], kind: Kind) -> Blocks:
         kind: What they are for.
 
     Raises:
-        Problem: With a path from the blocks' root.
+        Problem: A block is wrong; its path begins at the blocks' root.
     """
     done: Blocks = {}
     for block in ("method", "network", "train"):

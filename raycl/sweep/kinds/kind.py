@@ -79,17 +79,19 @@ class Kind:
         validation: Path in a benchmark block to how much there is to validate on; 0: nothing.
         validation_hint: What to write there.
         seeds: Which of ``fixed_seeds`` matter.
-        tasks: Of a benchmark block and loaded data: how many tasks.
+        tasks: Function of a benchmark block and loaded data that gives the number of tasks.
         needs_data: Whether data must be loaded before ``tasks`` can tell.
-        settings: Of a method's class: the readouts it can be asked by.
-        probes: Of a method's class: whether a linear probe can read its features; ``None`` where
-            there are no probes.
-        fits: Of a benchmark block, finished blocks and resources: raises ``Problem`` if they do
-            not go together; with a path from the root of a trial's configuration.
-        smoke: Of the file's data and the benchmark blocks: dotted path to value, for ``--smoke``.
-        published: Of the benchmark blocks: further readouts, and the names they have numbers of.
-        build: Of a finished configuration, data, device, resources and the tensors of weights files
-            by hash: the run.
+        settings: Function of a method's class that gives the readouts it can be asked by.
+        probes: Function of a method's class that says whether a linear probe can read its features;
+            ``None`` where there are no probes.
+        fits: Function of a benchmark block, finished blocks and resources that raises ``Problem``
+            if they do not go together; its path begins at the root of a trial's configuration.
+        smoke: Function of the file's data and the benchmark blocks that gives, for ``--smoke``, the
+            values to set by their dotted paths.
+        published: Function of the benchmark blocks that gives further readouts, and the names they
+            have numbers of.
+        build: Function that makes the run, of a finished configuration, data, device, resources and
+            the tensors of weights files by hash.
         shown: How progress is told.
     """
 

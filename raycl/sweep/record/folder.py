@@ -219,8 +219,8 @@ class SweepFolder:
         """Write down what the sweep is made of from now on.
 
         Args:
-            made_of: That.
-            accepted: What of it differs from before.
+            made_of: Version of raycl, code, data and weights.
+            accepted: Changes since the sweep was begun, in words, which the user has accepted.
         """
         identity = self.identity()
         before = identity.get("changes", [])

@@ -32,8 +32,8 @@ def ends(folder: SweepFolder, outcomes: Iterable[Outcome]) -> list[TrialEnd]:
     """How trials have ended, as the tracker is told.
 
     Args:
-        folder: The sweep's.
-        outcomes: Those there are.
+        folder: The sweep's folder.
+        outcomes: How its trials have ended so far.
     """
     try:
         storage = folder.identity()["resolved"].get("storage")

@@ -52,7 +52,7 @@ def end_of(outcome: Outcome, storage: str) -> TrialEnd:
     """How a trial has ended, for a tracker that may not know it.
 
     Args:
-        outcome: Of the trial.
+        outcome: The trial's outcome.
         storage: See ``Tracked``.
     """
     error = failure(outcome.row) or outcome.error
@@ -88,7 +88,7 @@ def sweep_record(
         sweep: What is run.
         sweep_id: Its identity over all continuations.
         yaml_text: The file after ``--set`` and ``--smoke``.
-        tags: Of the sweep, and so of its trials.
+        tags: Tags of the sweep's run, which every trial's run repeats.
     """
     note = [
         sweep.description or f"Continual-learning sweep {sweep.name}.",

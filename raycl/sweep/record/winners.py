@@ -17,7 +17,7 @@ def search_value(outcome: Outcome, metric: str) -> float:
     """The search metric of a finished trial.
 
     Args:
-        outcome: With its ``result``.
+        outcome: A finished trial, whose row has a ``result``.
         metric: ``validation/<metric>`` under the primary readout, or
             ``validation/<readout>/<metric>``.
     """
@@ -32,7 +32,7 @@ def choose_winners(
     """The best configuration of each group that has one.
 
     Args:
-        outcomes: Of search trials; only finished ones count.
+        outcomes: Outcomes of trials; only finished search trials count.
         metric: See ``search_value``.
         mode: ``max`` or ``min``.
         seeds: Seeds per configuration; one that lost a seed is out, for its mean would be another
