@@ -107,6 +107,6 @@ def test_wrong_files_are_marked(validator, old, new, place):
 
 
 def test_all_who_know_search_spaces_know_the_same() -> None:
-    """The sweep file, its JSON schema, and the views in MLflow, which import nothing of the sweep."""
+    """The sweep file, its JSON schema, and the views in MLflow, which imports no sweep."""
     in_schema = [next(iter(one["properties"])) for one in json_schema._space()["anyOf"]]
     assert sorted(in_schema) == sorted(spaces.KINDS) == sorted(views._SPACES)
