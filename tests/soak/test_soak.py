@@ -154,8 +154,8 @@ def check_tracked(
     assert pictures == PICTURES[: outcome["row"]["tasks_done"]]
     assert bool(list(files.glob("results/*"))) == finished
     if finished:
-        table = json.loads((files / "results" / "matrix.json").read_text())
-        assert table["data"], run.info.run_name
+        result = json.loads((files / "results" / "matrix.json").read_text())
+        assert result["matrices"] == plain.matrices, run.info.run_name
 
 
 def report(chaos: Chaos, done: work.Work, trials: int) -> None:
