@@ -70,6 +70,8 @@ PATIENCE_S = 1800.0
 """No step of any trial for so long: the sweep is stuck."""
 LEFT_S = 90.0
 """How soon the processes of a driver that is gone must be gone, on a busy machine."""
+STARTING = "Failed to register worker to Raylet"
+"""Ray's library ends the driver by itself, with 1, when Ray dies before they have met."""
 AS_NICE = {"RAY_worker_niceness": "0"}
 """Trials are as nice as their driver; Ray's default, 15 more, starves them on a busy machine."""
 LINE = 36
@@ -202,7 +204,7 @@ class Chaos:
         if "driver" in self.since:
             allowed.add(-signal.SIGKILL)
         if "ray" in self.since:
-            allowed.add(3)
+            allowed |= {3, 1} if STARTING in said else {3}
         if "disk" in self.since and FULL in said:
             allowed |= {1, 2}
         assert code in allowed, f"exit code {code} after {self.since or 'nothing'}:\n{said}"

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,9 +90,11 @@ class Plain:
 
 @contextlib.contextmanager
 def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Where methods are found by the names in the sweep file; nobody sleeps."""
+    """Where methods are found by the names in the sweep file, and each other; nobody sleeps."""
     with monkeypatch.context() as patch:
         patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        sys.modules.pop("fragile", None)  # of another test
         patch.setattr(time, "sleep", lambda seconds: None)
         yield
 
@@ -153,8 +156,8 @@ def check_tracked(
     assert pictures == PICTURES[: outcome["row"]["tasks_done"]]
     assert bool(list(files.glob("results/*"))) == finished
     if finished:
-        table = json.loads((files / "results" / "matrix.json").read_text())
-        assert table["data"], run.info.run_name
+        result = json.loads((files / "results" / "matrix.json").read_text())
+        assert result["matrices"] == plain.matrices, run.info.run_name
 
 
 def report(chaos: Chaos, done: work.Work, trials: int) -> None:
