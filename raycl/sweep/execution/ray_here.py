@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -84,8 +85,22 @@ def tell(process: subprocess.Popen[str] | None) -> None:
         process.stdin.flush()
 
 
+def _agents(raylet: int) -> list[int]:
+    """The helpers of a raylet, which ends itself when one of them is gone."""
+    found: list[int] = []
+    children: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        children = psutil.Process(raylet).children()
+    for child in children:
+        with contextlib.suppress(psutil.Error):  # a worker that is gone already
+            line = " ".join(child.cmdline())
+            if re.match(r"ray::\w+Agent\b", line) or re.search(r"/agent(/main)?\.py\b", line):
+                found.append(child.pid)
+    return found
+
+
 class Watch:
-    """Raises ``RayDied`` in the main thread when the raylet or the control service is gone.
+    """Raises ``RayDied`` in the main thread when a process is gone without which Ray ends.
 
     Until ``watching`` is left it is a ``KeyboardInterrupt``: Ray's library drops all others, and
     Tune would go on after an ``Exception``, into a call at which the library ends this process.
@@ -132,7 +147,8 @@ class Watch:
         node = ray._private.worker._global_node
         found: dict[str, Any] = node.all_processes if node is not None else {}
         kinds = ("raylet", "gcs_server")
-        return [info.process.pid for kind in kinds for info in found.get(kind, ())]
+        pids = [info.process.pid for kind in kinds for info in found.get(kind, ())]
+        return [*pids, *(pid for raylet in pids for pid in _agents(raylet))]
 
     def _wait(self) -> None:
         handles = [os.pidfd_open(pid) for pid in self._pids]
@@ -141,6 +157,7 @@ class Watch:
                 gone, _, _ = select.select(handles, [], [], AGAIN_S)
                 self.died = bool(gone)
             if self.died and not self._over.is_set():
+                self._end_all()  # at once: a raylet without its agents still says good-bye
                 # to the main thread, whose waiting it interrupts; any thread could take it else
                 signal.pthread_kill(threading.main_thread().ident or 0, RAY_DIED)
             since = time.monotonic()
