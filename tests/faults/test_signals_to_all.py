@@ -41,7 +41,7 @@ def kill(name: str) -> Callable[[int], None]:
     """What the kernel does when memory is short."""
 
     def send(pid: int) -> None:
-        family = psutil.Process(pid).children(recursive=True)
+        family = psutil.Process(pid).children()
         (found,) = [process for process in family if process.name() == name]
         found.kill()
 
@@ -56,7 +56,6 @@ ACCIDENTS = {
     "impatience": (to_the_group(signal.SIGINT, signal.SIGINT, signal.SIGINT), 130, INTERRUPTED),
     "systemd": (to_all(signal.SIGTERM, signal.SIGHUP), 130, INTERRUPTED),
     "raylet": (kill("raylet"), 3, DIED),
-    "agent of the raylet": (kill("ray::RuntimeEnvAgent"), 3, DIED),
     "control service": (kill("gcs_server"), 3, DIED),
 }
 

@@ -70,8 +70,9 @@ PATIENCE_S = 1800.0
 """No step of any trial for so long: the sweep is stuck."""
 LEFT_S = 90.0
 """How soon the processes of a driver that is gone must be gone, on a busy machine."""
-STARTING = "Failed to register worker to Raylet"
-"""Ray's library ends the driver by itself, with 1, when Ray dies before they have met."""
+BY_RAY = ("Failed to register worker to Raylet", "Attempting to recover")
+"""Ray's library may end the driver by itself, with 1: while Ray starts, and when a raylet that has
+lost an agent says good-bye before the driver has noticed (see ``ray_here.Watch``)."""
 AS_NICE = {"RAY_worker_niceness": "0"}
 """Trials are as nice as their driver; Ray's default, 15 more, starves them on a busy machine."""
 LINE = 36
@@ -204,7 +205,7 @@ class Chaos:
         if "driver" in self.since:
             allowed.add(-signal.SIGKILL)
         if "ray" in self.since:
-            allowed |= {3, 1} if STARTING in said else {3}
+            allowed |= {3, 1} if any(line in said for line in BY_RAY) else {3}
         if "disk" in self.since and FULL in said:
             allowed |= {1, 2}
         assert code in allowed, f"exit code {code} after {self.since or 'nothing'}:\n{said}"

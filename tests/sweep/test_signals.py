@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from raycl.sweep.execution import ray_here, reaper, signals
-from raycl.sweep.execution.ray_here import RayDied, Watch
+from raycl.sweep.execution.ray_here import RayDied, Watch, _agents
 
 
 def send(number: int) -> None:
@@ -160,6 +160,23 @@ def test_nothing_outlives_the_driver(how: str) -> None:
 
 def sleeper() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+
+
+def test_the_agents_of_a_raylet_are_watched() -> None:
+    names = ("ray::RuntimeEnvAgent", "ray::DashboardAgent", "ray::IDLE")
+    sleeping = " & ".join(f"(exec -a {name} sleep 60)" for name in names)
+    raylet = subprocess.Popen(["bash", "-c", f"{sleeping} & wait"])
+    try:
+        deadline = time.monotonic() + 30
+        while len(_agents(raylet.pid)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        found = [psutil.Process(pid).cmdline()[0] for pid in _agents(raylet.pid)]
+        assert sorted(found) == ["ray::DashboardAgent", "ray::RuntimeEnvAgent"]
+    finally:
+        for child in psutil.Process(raylet.pid).children():
+            child.kill()
+        raylet.wait()
+    assert _agents(raylet.pid) == []
 
 
 def bereft(watch: Watch, process: subprocess.Popen[bytes]) -> None:

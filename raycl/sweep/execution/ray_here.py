@@ -157,7 +157,9 @@ class Watch:
                 gone, _, _ = select.select(handles, [], [], AGAIN_S)
                 self.died = bool(gone)
             if self.died and not self._over.is_set():
-                self._end_all()  # at once: a raylet without its agents still says good-bye
+                # at once: a raylet that has lost an agent says good-bye, within milliseconds, and
+                # then Ray's library ends this process; on a busy machine that may be faster
+                self._end_all()
                 # to the main thread, whose waiting it interrupts; any thread could take it else
                 signal.pthread_kill(threading.main_thread().ident or 0, RAY_DIED)
             since = time.monotonic()
