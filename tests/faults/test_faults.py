@@ -136,7 +136,9 @@ def test_driver_killed(lab: Lab) -> None:
     assert lab.trace() == trace
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_interrupted_damaged_and_resumed(lab: Lab, number: signal.Signals) -> None:
     """Ctrl-C; and a preemption that leaves a torn file behind."""
     sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.2}], seeds=2)

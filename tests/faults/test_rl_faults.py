@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.faults.conftest import Lab
 from tests.faults.test_faults import steps, tracked
 
@@ -116,6 +118,7 @@ def test_an_env_runner_killed_in_mid_game(lab: Lab) -> None:
     check_whole(lab, "runner")
 
 
+@pytest.mark.slow
 def test_a_worker_killed_at_the_start_of_a_game_changes_no_bit(lab: Lab) -> None:
     """Plain fine-tuning beside it is the run that nothing happened to."""
     sweep = games(lab, "start", others=["finetune"])
@@ -136,6 +139,7 @@ def test_a_worker_killed_inside_a_game_goes_on_from_its_last_checkpoint(lab: Lab
     check_whole(lab, "inside")
 
 
+@pytest.mark.slow
 def test_a_driver_killed_goes_on_where_it_was(lab: Lab) -> None:
     sweep = games(lab, "driver", checkpoint={"every_s": 0}, method={"sleep": 0.3})
     process = lab.start("run", str(sweep))
