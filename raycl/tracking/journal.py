@@ -36,7 +36,7 @@ LOCK = "tracking.lock"
 
 
 def _plain(value: Any) -> Any:
-    """What `json` does not know: numpy values as numbers and lists, the rest as text."""
+    """What ``json`` does not know: numpy values as numbers and lists, the rest as text."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
@@ -160,7 +160,7 @@ def tail(path: Path, offset: int) -> str | None:
 
 
 def count(path: Path, offset: int) -> int:
-    """Number of values (`records.size`) from a byte offset to the end."""
+    """Number of values (``records.size``) from a byte offset to the end."""
     return sum(size(event) for _, _, event in read(path, offset))
 
 

@@ -68,7 +68,7 @@ def points(row: Mapping[str, Any]) -> dict[str, tuple[int, dict[str, float], int
     """Sort a trial's row onto the axes.
 
     Args:
-        row: The flat row of `raycl.training.run.Run.advance`. Values that end a task count only
+        row: The flat row of ``raycl.training.run.Run.advance``. Values that end a task count only
             when ``at_task_end`` is true. An axis whose step the row does not have is left out.
 
     Returns:

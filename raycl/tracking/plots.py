@@ -26,8 +26,8 @@ LEFT, TOP, RIGHT, BOTTOM = 64, 44, 76, 56  # margins in pixels
 BAR, GAP = 14, 16  # width of the colour bar and its distance
 STACK = 8  # histograms below each other; more of them fill further columns
 INK = "#333333"
-#: Colours at 0, 25, 50, 75 and 100 %: cividis, readable in grey and by the colour-blind.
 STOPS = np.array([(0, 34, 78), (66, 78, 108), (124, 123, 120), (187, 173, 108), (255, 234, 70)])
+"""Colours at 0, 25, 50, 75 and 100 %: cividis, readable in grey and by the colour-blind."""
 
 
 @dataclass(frozen=True)

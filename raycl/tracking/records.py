@@ -11,8 +11,8 @@ sweep      name, sweep_id, note, yaml, resolved, tags, kind (missing: images), p
 trial      name, tags, params, attempt (1, 2, ...)
 metrics    axis, step, values {name: number}, nonfinite (values dropped in this trial so far)
 pictures   folder (relative: to the journal's), names (of PNG files in it, without suffix)
-end        status (a `TrialStatus`), error (text or null), result (see `raycl.training`, or null)
-close      status (a `SweepStatus`), counts {trial status: number}
+end        status (a ``TrialStatus``), error (text or null), result (see ``raycl.training``)
+close      status (a ``SweepStatus``), counts {trial status: number}
 =========  ====================================================================================
 """
 
@@ -30,7 +30,6 @@ TrialStatus = Literal["finished", "stopped-early", "error", "killed", "orphaned"
 SweepStatus = Literal["FINISHED", "FAILED", "KILLED"]
 Event = dict[str, Any]
 
-#: How a trial's end is shown in MLflow. Only FINISHED runs may be averaged by a report.
 RUN_STATUS: dict[str, SweepStatus] = {
     "finished": "FINISHED",
     "stopped-early": "KILLED",
@@ -38,6 +37,7 @@ RUN_STATUS: dict[str, SweepStatus] = {
     "killed": "KILLED",
     "orphaned": "KILLED",
 }
+"""How a trial's end is shown in MLflow. Only FINISHED runs may be averaged by a report."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from raycl.tracking.writer import Writer
 
 
 class Synced(NamedTuple):
-    """What `sync` did: values sent, values still waiting, and why they are."""
+    """What ``sync`` did: values sent, values still waiting, and why they are."""
 
     sent: int
     left: int
@@ -94,7 +94,7 @@ def complete(path: Path, sweep: SweepRecord | None, ends: Sequence[TrialEnd]) ->
 def orphans(runs: Path) -> list[Path]:
     """Folders of sweeps that no live process follows and MLflow does not know the end of.
 
-    Either values are left in the journal, or the driver died without closing its runs; `sync`
+    Either values are left in the journal, or the driver died without closing its runs; ``sync``
     puts both right.
     """
     found = []

@@ -40,14 +40,14 @@ class Tracker:
     """Follows one sweep. Calls return at once: they append to the journal and nothing else.
 
     A daemon thread sends the journal to MLflow. While MLflow is away the thread tries again, ever
-    less often; what is still unsent at the end stays in the journal for `sync.sync`. MLflow never
+    less often; what is still unsent at the end stays in the journal for ``sync.sync``. MLflow never
     raises into the caller. A journal that cannot be written (disk full) does: the sweep is to end.
-    The lines are kept, and written before the next ones; `lost` counts those that never could be.
+    The lines are kept, and written before the next ones; ``lost`` counts those that never could be.
 
     Args:
         sweep: The execution that is followed.
         directory: Folder of the sweep; the journal and its state are kept here.
-        uri: Absolute tracking URI, from `store.resolve`.
+        uri: Absolute tracking URI, from ``store.resolve``.
         artifacts: Where files of a new experiment go; None leaves it to the server.
         connect: Makes the MLflow client (for tests).
     """
@@ -73,7 +73,7 @@ class Tracker:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread is there; after a `close` that gave up it may be, for one call."""
+        """Whether the thread is there; after a ``close`` that gave up it may be, for one call."""
         return self._thread.is_alive()
 
     @property
@@ -86,7 +86,7 @@ class Tracker:
 
         What is known of ended trials and not noted is noted first. Other trials that an earlier,
         killed driver left open are ended as ``orphaned``; those it goes on with are running again
-        once `trial_started` is called.
+        once ``trial_started`` is called.
 
         Args:
             ends: How trials have ended, from the sweep's own records.
@@ -113,14 +113,14 @@ class Tracker:
         """A trial begins, or begins again after a failure or a resume.
 
         Raises:
-            OSError: The journal cannot be written, as for every call but `close`.
+            OSError: The journal cannot be written, as for every call but ``close``.
         """
         with self._append_lock:
             self._storage[record.key] = record.storage
             self._append([begun(record, self._ledger)])
 
     def trial_row(self, key: str, row: Mapping[str, Any]) -> None:
-        """A row of `raycl.training.run.Run.advance`. What was seen before is left out."""
+        """A row of ``raycl.training.run.Run.advance``. What was seen before is left out."""
         with self._append_lock:
             events = measured(key, row, self._ledger)
             self._append(events + drawn(key, row, self._storage.get(key, ""), self._ledger))
@@ -158,7 +158,7 @@ class Tracker:
         progress. Closing again does nothing.
 
         Returns:
-            How many values are not in MLflow; `sync.sync` sends them later.
+            How many values are not in MLflow; ``sync.sync`` sends them later.
         """
         if status not in get_args(SweepStatus):
             raise ValueError(f"{status!r} is none of {get_args(SweepStatus)}")

@@ -39,7 +39,7 @@ HEARTBEAT_S = 60.0
 
 
 class Writer:
-    """Sends one sweep's journal. Every method but `__init__` may raise whatever the store does.
+    """Sends one sweep's journal. Every method but ``__init__`` may raise whatever the store does.
 
     Args:
         directory: Folder of the sweep, with the journal and the state.
