@@ -45,7 +45,7 @@ def started(name: str, method: str) -> tuple[Run, Any]:
 
 
 @pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("method, least", [("blip", 0.8), ("ewc", 0.45)])
+@pytest.mark.parametrize("method, least", [("blip", 0.8), ("ewc", 0.6), ("online_ewc", 0.6)])
 def test_training_speed(
     name: str, method: str, least: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
