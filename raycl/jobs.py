@@ -24,6 +24,7 @@ from raycl.errors import UserError, nearest
 from raycl.sweep.execution import cluster
 from raycl.sweep.file import spec
 from raycl.sweep.run import CLOSE_TIMEOUT_S
+from raycl.terminal import clock
 from raycl.tracking import store
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def jobs(address: str | None) -> list[list[str]]:
         code = "" if job.driver_exit_code is None else str(job.driver_exit_code)
         name = (job.metadata or {}).get(SWEEP, "")
         state = str(job.status.value).lower()
-        rows.append([str(job.submission_id), name, state, began, _length(end - start), code])
+        rows.append([str(job.submission_id), name, state, began, clock(end - start), code])
     return rows
 
 
@@ -322,8 +323,3 @@ def _find(client: JobSubmissionClient, which: str) -> JobDetails:
             return job
     hint = nearest(which, {*(str(job.submission_id) for job in known), *filter(None, names)})
     raise UserError("job", f"there is none called '{which}'", hint)
-
-
-def _length(seconds: float) -> str:
-    minutes, left = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{left:02d}"

@@ -69,3 +69,14 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     letters = error.object[error.start : error.end]
     escaped = (PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in letters)
     return "".join(escaped), error.end
+
+
+def clock(seconds: float) -> str:
+    """Write a length of time as a clock shows it.
+
+    >>> clock(65.2), clock(4866)
+    ('1:05', '1:21:06')
+    """
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from raycl.terminal import clock
+
 HEAD = "import os, sys; from raycl.terminal import steady; steady()\n"
 
 
@@ -88,3 +90,7 @@ def test_a_full_disk_below_stdout_is_an_error_and_below_stderr_is_none(tmp_path:
 def test_the_command_line_with_a_reader_that_goes_away(tmp_path: Path) -> None:
     shell = '"$PYTHON" -m raycl --help | head -1'
     assert run("", tmp_path, shell, PYTHONIOENCODING="ascii")[0] == 0
+
+
+def test_lengths_of_time() -> None:
+    assert [clock(s) for s in (0.2, 65.2, 3599.6, 4866)] == ["0:00", "1:05", "1:00:00", "1:21:06"]

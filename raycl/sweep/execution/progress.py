@@ -14,6 +14,7 @@ from rich.table import Table
 from raycl.sweep.kinds.kind import Shown
 from raycl.sweep.plan.plan import TrialPlan
 from raycl.sweep.record.outcomes import Status
+from raycl.terminal import clock
 from raycl.trial.run import NOTE, Row
 
 PLAIN_EVERY_S = 15.0
@@ -109,7 +110,7 @@ class Progress:
         if not new or self.over >= self.total:
             return ""
         seconds = (time.monotonic() - self.started_at) / new * (self.total - self.over)
-        return f"{before}about {_duration(seconds)} left"
+        return f"{before}about {clock(seconds)} left"
 
     def _render(self) -> Group:
         table = Table(box=None, padding=(0, 2, 0, 0))
@@ -118,13 +119,7 @@ class Progress:
             table.add_column(name, justify="left" if name in left else "right")
         for plan, row, since in list(self.rows.values())[:20]:
             cells = self.shown.cells(row, self.tasks)
-            table.add_row(plan.name, *cells, _duration(time.monotonic() - since))
+            table.add_row(plan.name, *cells, clock(time.monotonic() - since))
         if len(self.rows) > 20:
             table.add_row(f"and {len(self.rows) - 20} more")
         return Group(self._bar, table)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
