@@ -154,7 +154,7 @@ def _cells(row: Row, baseline: str | None) -> Cells:
 
 def _published(row: Row, form: str) -> str | None:
     """The published number, or several with the revision of each, and how ours compares."""
-    if row["published"] is None:
+    if row["published"] is None and not row["published_revisions"]:
         return None
     spread = "" if row["published_std"] is None else f" ± {_number(row['published_std'], form)}"
     text = _number(row["published"], form) + spread

@@ -45,14 +45,16 @@ def join_published(
             several = isinstance(value, Mapping) and "mean" not in value
             revisions = dict(value) if isinstance(value, Mapping) and several else {}
             printed = figure(next(iter(revisions.values())) if revisions else value)
-            if printed is None:
+            if printed is None and not any(figure(one) for one in revisions.values()):
                 continue
             if (row["benchmark"], row["method"]) in without:
                 spared.add(row["method"])
                 continue
+            row["published_revisions"] = revisions or None
+            if printed is None:
+                continue  # the newest revision leaves it out, and older ones have it
             row["published"], row["published_std"] = printed["mean"], printed.get("std")
             row["published_source"] = printed.get("source")
-            row["published_revisions"] = revisions or None
             spread = printed.get("std") if printed.get("error") is None else printed["error"]
             row["verdict"] = verdict(row, spread, whole and row["n"] >= asked)
     return spared

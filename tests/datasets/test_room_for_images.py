@@ -14,7 +14,7 @@ from raycl.errors import UserError
 
 
 class Counts(NamedTuple):
-    """Of psutil."""
+    """Memory of a machine, as psutil tells it."""
 
     available: int = 0
     free: int = 0

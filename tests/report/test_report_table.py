@@ -142,6 +142,7 @@ def with_published(golden: TrackedSweep, printed: Any, **spec: Any) -> Table:
             "within",
             "54.50 (v2), 50.00 (v1), within |",
         ),
+        ({"v2": None, "v1": {"mean": 50, "std": 1.0}}, {}, None, "– (v2), 50.00 (v1) |"),
         (54, {"train": {"epochs": 8}}, "not run in full", "54.00, not run in full |"),
         (54, {"seeds": [1, 2, 3, 4]}, "not run in full", "54.00, not run in full |"),
         (54, {"stop": {"tasks": 2}}, "not run in full", "54.00, not run in full |"),

@@ -62,8 +62,8 @@ STEPS = 150
 """Mean number of steps of all trials from one accident to the next: a busy machine is not killed
 before it has begun."""
 LONGEST_S, DOUBLED = 60.0, 4
-"""With fewer steps the next accident happens after so long, while everything starts; if that
-repeats itself, after twice as long, at most so many times: or nothing would ever start."""
+"""Seconds after which an accident happens however few steps were made, so that some fall into a
+start; and how often in a row that time is doubled, so that in the end something does start."""
 AWAY_S = (5.0, 40.0)
 """How long the tracking server is away, and the disk full; drawn evenly."""
 PATIENCE_S = 1800.0

@@ -130,7 +130,7 @@ def test_a_sweep_that_was_begun_before_weights_were_recorded_goes_on(
 
 
 def test_every_network_of_a_sweep_counts(hub: Hub, tmp_path: Path) -> None:
-    """Those of a sequence, of a search, and of a method's options, with one channel or three."""
+    """Networks of a sequence, a search and a method's options are found, grey or in colour."""
     teacher = {"name": "regress_features", "source": TORCHVISION}
     networks = {"name": "sequence", "of": [TIMM, {"name": "mlp", "repeat": 4}]}
     found = execution(tmp_path, methods=["finetune"], network=networks, stop={"tasks": 2})

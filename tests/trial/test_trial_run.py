@@ -62,7 +62,7 @@ def test_prefixes_are_said_beside_the_row(prefix: str) -> None:
 
 
 def test_control_keys_are_spelt_in_one_file() -> None:
-    """As a key of a row: a subscript, the left side of ``in``, a key of a dict, or of ``get``."""
+    """Strings used as keys of a row: in a subscript, left of ``in``, in a dict, in ``get``."""
     found = []
     for path in Path(raycl.__file__).parent.rglob("*.py"):
         if path == Path(trial.__file__):
