@@ -30,6 +30,7 @@ from raycl import datasets, registry
 from raycl.datasets.base import Arrays, Dataset, DatasetConfig
 from raycl.errors import UserError
 from raycl.methods.base import Method
+from raycl.testing_claims import SharingConformance
 from raycl.training import pictures
 from raycl.training.run import Run
 
@@ -81,7 +82,7 @@ class Finished:
         return result
 
 
-class MethodConformance:
+class MethodConformance(SharingConformance):
     """The suite for one method: subclass it, set ``method``, and pytest does the rest.
 
     Attributes:
@@ -92,6 +93,8 @@ class MethodConformance:
         train: The train block.
         device: Device on which the runs happen.
         learns: Percent that the accuracy right after each task must exceed.
+        others: Second values of options that claim not to matter before some task, where the suite
+            finds none by itself.
     """
 
     method: ClassVar[str]
@@ -164,7 +167,11 @@ class MethodConformance:
 
     def cls(self) -> type[Method]:
         """The method's class."""
-        return registry.find("raycl.methods", Method, self.method)  # type: ignore[type-abstract]
+        return self.find(self.method)
+
+    def find(self, name: str) -> type[Method]:
+        """The class of a method by its name."""
+        return registry.find("raycl.methods", Method, name)  # type: ignore[type-abstract]
 
     # ------------------------------------------------------------------ what is proved
 

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from raycl.benchmarks.base import Task
 from raycl.datasets.examples import Batch
-from raycl.methods.base import Classifier, Context, Losses, masked_cross_entropy
+from raycl.methods.base import (
+    Classifier,
+    Context,
+    Losses,
+    from_end_of_task,
+    from_task,
+    masked_cross_entropy,
+)
 from raycl.nn.norms import freeze_batch_norm
 from raycl.nn.quadratic import QuadraticPenalty
 
@@ -32,14 +39,20 @@ class Anchored(Classifier):
     class Config(Classifier.Config):
         """Options of every method with an anchor."""
 
-        lam: float = Field(ge=0, description="strength of the penalty")
+        lam: float = Field(
+            ge=0, description="strength of the penalty", json_schema_extra=from_task(2)
+        )
         fisher: Literal["batch_mean", "per_example"] = Field(
             "batch_mean",
             description="estimate of the Fisher: squared gradients of batches with their true "
             "labels, times 20; or of single images with labels drawn from the model",
+            json_schema_extra=from_end_of_task(1),
         )
         fisher_samples: int = Field(
-            1000, ge=1, description="per_example: images of the task, at most all of them"
+            1000,
+            ge=1,
+            description="per_example: images of the task, at most all of them",
+            json_schema_extra=from_end_of_task(1),
         )
 
     anchor: Tensor

@@ -36,6 +36,7 @@ from raycl.datasets.base import without_defaults
 from raycl.datasets.examples import Augment
 from raycl.networks.base import Backbone, Tensors, Weights, complete_block, named_block
 from raycl.nn.optim import TrainConfig
+from raycl.trial.sharing import SHARED
 
 Memory = Literal["exemplars", "generator", "all"]
 Losses = Tensor | Mapping[str, Tensor]
@@ -55,6 +56,10 @@ class MethodConfig(BaseModel):
             what is dumped while they have their default: keys of trials are hashes of that, and
             must stay as they are. So an option that is added to a method later goes in here, and
             whoever overrides it goes on from the parent's.
+
+    An option that cannot matter before a task says so, in ``json_schema_extra=from_task(2)`` of its
+    ``Field``: trials that differ in it alone then share the work before that task. Whoever
+    overrides the option says it again. See ``raycl.trial.sharing``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,6 +76,14 @@ class MethodConfig(BaseModel):
         for kind in ("networks", "other_weights", "unless_given"):
             if unknown := [name for name in getattr(cls, kind) if name not in cls.model_fields]:
                 raise TypeError(f"{cls.__qualname__}.{kind} names no option: {unknown[0]}")
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> Any:
+        """Leave out of a schema for editors what options say of sharing."""
+        found = handler.resolve_ref_schema(handler(core))
+        for option in found.get("properties", {}).values():
+            option.pop(SHARED, None)
+        return found
 
     @field_validator("*", mode="before")
     @classmethod
@@ -236,6 +249,12 @@ class Method(nn.Module, ABC):
             nothing ever changes, e.g. ``("backbone.",)`` if that is pre-trained and frozen. They
             are counted, but not written into every checkpoint, which has their hash instead.
             Options may decide: then the constructor sets it.
+        first_task_of: Name of another method (``finetune``) to which this one is equal until its
+            first task has been trained, before ``Phase.after`` of its last phase and ``end_task``:
+            with the same values of the options that both have, and whatever the others are (but see
+            ``raycl.trial.sharing.from_task``). Weights, random numbers and rows have the same bits
+            then, and the rest of the state is as the constructor and ``add_task`` leave it. Trials
+            of both methods share that work; the conformance suite proves the claim.
         frozen_alone: Whether ``frozen_values`` are all that the method looks at; see ``FrozenSet``.
         frozen_training: Whether ``frozen_values`` are for training only. Sets of validation and
             test images then go without.
@@ -250,6 +269,7 @@ class Method(nn.Module, ABC):
     isolated: ClassVar[bool] = False
     frozen_alone: ClassVar[bool] = False
     frozen_training: ClassVar[bool] = False
+    first_task_of: ClassVar[str | None] = None
     fixed: tuple[str, ...] = ()
     predictors: tuple[str, ...] = ()
 

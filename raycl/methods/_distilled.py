@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raycl.benchmarks.base import Task, TaskInfo
 from raycl.datasets.examples import Batch
 from raycl.methods._taught import TaughtClassifier
-from raycl.methods.base import Context, Losses, Outputs, Phase, masked_cross_entropy
+from raycl.methods.base import Context, Losses, Outputs, Phase, from_task, masked_cross_entropy
 from raycl.nn.distillation import soft_divergence
 
 
@@ -32,8 +32,12 @@ class Distilled(TaughtClassifier):
         """Options of distillation."""
 
         outputs: Outputs = "all"
-        alpha: float = Field(3.0, ge=0, description="weight of the distillation")
-        temperature: float = Field(1.0, gt=0, description="T, divides the logits in it")
+        alpha: float = Field(
+            3.0, ge=0, description="weight of the distillation", json_schema_extra=from_task(2)
+        )
+        temperature: float = Field(
+            1.0, gt=0, description="T, divides the logits in it", json_schema_extra=from_task(2)
+        )
         label_smoothing: float = Field(
             0.1, ge=0, lt=1, description="share of the target that is spread over all outputs"
         )

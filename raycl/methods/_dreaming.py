@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raycl.benchmarks.base import Task, TaskInfo
 from raycl.methods._taught import TaughtClassifier
-from raycl.methods.base import Context, Losses, MethodConfig, Phase
+from raycl.methods.base import Context, Losses, MethodConfig, Phase, from_task
 from raycl.nn.generator import Generator
 from raycl.nn.inversion import (
     Inversion,
@@ -62,21 +62,49 @@ class Dreaming(TaughtClassifier):
         """Options of inversion."""
 
         power_iterations: int = Field(
-            10_000, ge=1, description="S, steps of the generator before each task but the first"
+            10_000,
+            ge=1,
+            description="S, steps of the generator before each task but the first",
+            json_schema_extra=from_task(2),
         )
         inversion_batch_size: int | None = Field(
-            None, ge=1, description="images per step of the generator; default: train.batch_size"
+            None,
+            ge=1,
+            description="images per step of the generator; default: train.batch_size",
+            json_schema_extra=from_task(2),
         )
-        inversion_lr: float = Field(1e-3, gt=0, description="learning rate of the generator's Adam")
-        content_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy")
+        inversion_lr: float = Field(
+            1e-3,
+            gt=0,
+            description="learning rate of the generator's Adam",
+            json_schema_extra=from_task(2),
+        )
+        content_weight: float = Field(
+            1.0, ge=0, description="weight of the cross-entropy", json_schema_extra=from_task(2)
+        )
         content_temperature: float = Field(
-            1000.0, gt=0, description="divides the logits in the cross-entropy"
+            1000.0,
+            gt=0,
+            description="divides the logits in the cross-entropy",
+            json_schema_extra=from_task(2),
         )
-        stat_weight: float = Field(50.0, ge=0, description="weight of the statistics of layers")
-        prior_weight: float = Field(1e-3, ge=0, description="weight of the smoothness of images")
+        stat_weight: float = Field(
+            50.0,
+            ge=0,
+            description="weight of the statistics of layers",
+            json_schema_extra=from_task(2),
+        )
+        prior_weight: float = Field(
+            1e-3,
+            ge=0,
+            description="weight of the smoothness of images",
+            json_schema_extra=from_task(2),
+        )
         latent: int = Field(1000, ge=1, description="length of the generator's noise")
         generator_reset: bool = Field(
-            False, description="start generator and Adam anew before each inversion"
+            False,
+            description="start generator and Adam anew before each inversion",
+            json_schema_extra=from_task(2),
         )
 
     def __init__(self, config: Any, context: Context) -> None:

@@ -14,7 +14,7 @@ from raycl.benchmarks.base import StreamInfo, Task
 from raycl.datasets.examples import Batch, Examples, ImageSet, concat
 from raycl.errors import UserError
 from raycl.methods._mixed import MixedClassifier
-from raycl.methods.base import Context, Losses, Phase
+from raycl.methods.base import Context, Losses, Phase, from_task
 from raycl.nn.memory import ExemplarMemory
 from raycl.nn.norms import freeze_batch_norm
 from raycl.nn.optim import make_optimizer, make_schedule
@@ -137,6 +137,7 @@ class RandomReplay(Replaying):
             "batch",
             description="batch: as many stored images behind every batch; list: stored images "
             "drawn once per task, batches from the joint list; list_with_duplicates: as published",
+            json_schema_extra=from_task(1),
         )
 
     draws: Tensor
@@ -230,12 +231,22 @@ class OrderedReplay(Replaying):
     class Config(Replaying.Config):
         """Options of such a method."""
 
-        temperature: float = Field(2.0, gt=0, description="divides the logits in the distillation")
+        temperature: float = Field(
+            2.0,
+            gt=0,
+            description="divides the logits in the distillation",
+            json_schema_extra=from_task(2),
+        )
         stage2_lr_factor: float = Field(
-            0.01, gt=0, description="learning rate of the second phase, relative to train.lr"
+            0.01,
+            gt=0,
+            description="learning rate of the second phase, relative to train.lr",
+            json_schema_extra=from_task(2),
         )
         freeze_bn: bool = Field(
-            True, description="batch normalisation keeps its running statistics in the second phase"
+            True,
+            description="batch normalisation keeps its running statistics in the second phase",
+            json_schema_extra=from_task(2),
         )
 
     def __init__(self, config: Any, context: Context) -> None:

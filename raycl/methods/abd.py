@@ -16,7 +16,7 @@ from raycl.benchmarks.base import Task, TaskInfo
 from raycl.datasets.examples import Batch
 from raycl.errors import UserError
 from raycl.methods._dreaming import Dreaming
-from raycl.methods.base import Context, Losses, masked_cross_entropy
+from raycl.methods.base import Context, Losses, from_task, masked_cross_entropy
 from raycl.nn.inversion import normalisations
 
 
@@ -73,16 +73,30 @@ class ABD(Dreaming):
     class Config(Dreaming.Config):
         """Options of ABD."""
 
-        mu: float = Field(0.1, ge=0, description="weight of the distillation of features")
-        ft_weight: float = Field(1.0, ge=0, description="weight of the separation by the head")
+        mu: float = Field(
+            0.1,
+            ge=0,
+            description="weight of the distillation of features",
+            json_schema_extra=from_task(2),
+        )
+        ft_weight: float = Field(
+            1.0,
+            ge=0,
+            description="weight of the separation by the head",
+            json_schema_extra=from_task(2),
+        )
         head_scope: Literal["all", "seen"] = Field(
             "all", description="outputs in the first task's cross-entropy and in the separation"
         )
         local_ce_weighted: bool = Field(
-            True, description="weigh the local loss with n_new / n_seen"
+            True,
+            description="weigh the local loss with n_new / n_seen",
+            json_schema_extra=from_task(2),
         )
         bn_double_update: bool = Field(
-            True, description="move running statistics as two forward passes would, t > 1"
+            True,
+            description="move running statistics as two forward passes would, t > 1",
+            json_schema_extra=from_task(2),
         )
 
     memory = "generator"

@@ -24,6 +24,8 @@ from raycl.methods._contract import MethodConfig as MethodConfig
 from raycl.methods._contract import Phase as Phase
 from raycl.nn.fisher import fisher_diagonal
 from raycl.nn.optim import make_optimizer, make_schedule
+from raycl.trial.sharing import from_end_of_task as from_end_of_task
+from raycl.trial.sharing import from_task as from_task
 
 FISHER_BATCH = 128
 """Images at a time; more only take more memory."""

@@ -15,7 +15,7 @@ from raycl.datasets.examples import Batch, Examples, concat
 from raycl.errors import UserError
 from raycl.methods._replay import OrderedReplay
 from raycl.methods._taught import TaughtClassifier
-from raycl.methods.base import Context, Losses, Phase
+from raycl.methods.base import Context, Losses, Phase, from_task
 from raycl.nn.distillation import soft_cross_entropy
 from raycl.nn.memory import herding
 
@@ -71,11 +71,20 @@ class BiC(OrderedReplay, TaughtClassifier):
     class Config(OrderedReplay.Config):
         """Options of BiC."""
 
-        holdout: float = Field(0.1, gt=0, lt=1, description="held out, as a share of the memory")
+        holdout: float = Field(
+            0.1,
+            gt=0,
+            lt=1,
+            description="held out, as a share of the memory",
+            json_schema_extra=from_task(2),
+        )
         apply_at_eval: bool = Field(
-            True, description="correct the outputs when accuracy is measured, too"
+            True,
+            description="correct the outputs when accuracy is measured, too",
+            json_schema_extra=from_task(2),
         )
 
+    first_task_of = "finetune"
     any_network = True
     owner: Tensor
     held_out: Tensor

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raycl.benchmarks.base import Task, TaskInfo
 from raycl.errors import UserError
-from raycl.methods.base import Classifier, Context, Outputs, Phase
+from raycl.methods.base import Classifier, Context, Outputs, Phase, from_end_of_task, from_task
 from raycl.nn.norms import freeze_batch_norm
 from raycl.nn.quantised import LIMIT, Drift, FrozenBits, Quantised, ZeroBits
 
@@ -91,16 +91,26 @@ class BLIP(Classifier):
             "biases 0; keep: all as they are, for pre-trained networks",
         )
         fisher_samples: int = Field(
-            8000, ge=1, description="images of the task for its Fisher, at most all of them"
+            8000,
+            ge=1,
+            description="images of the task for its Fisher, at most all of them",
+            json_schema_extra=from_end_of_task(1),
         )
         fisher_batch_size: int = Field(
-            100, ge=1, description="N: f_prior is relative to Fisher / N^2; 1: to the Fisher itself"
+            100,
+            ge=1,
+            description="N: f_prior is relative to Fisher / N^2; 1: to the Fisher itself",
+            json_schema_extra=from_end_of_task(1),
         )
         drift: Drift = Field(
-            "full_step", description="how far rounded weights may move: see raycl.nn.quantised"
+            "full_step",
+            description="how far rounded weights may move: see raycl.nn.quantised",
+            json_schema_extra=from_task(2),
         )
         zero_bits: ZeroBits = Field(
-            "reset", description="weights without bits at a task's end: set to 0, or kept"
+            "reset",
+            description="weights without bits at a task's end: set to 0, or kept",
+            json_schema_extra=from_end_of_task(1),
         )
 
     rounding: Tensor

@@ -10,7 +10,7 @@ from torch import Tensor
 from raycl.benchmarks.base import Task
 from raycl.datasets.examples import Batch
 from raycl.methods._dreaming import Dreaming
-from raycl.methods.base import Losses, Outputs, masked_cross_entropy
+from raycl.methods.base import Losses, Outputs, from_task, masked_cross_entropy
 from raycl.nn.distillation import soft_cross_entropy
 
 
@@ -58,8 +58,15 @@ class DeepInversion(Dreaming):
         """Options of deep inversion."""
 
         outputs: Outputs = "seen"
-        mu: float = Field(1.0, ge=0, description="weight of each distillation")
-        temperature: float = Field(2.0, gt=0, description="divides the logits in distillation")
+        mu: float = Field(
+            1.0, ge=0, description="weight of each distillation", json_schema_extra=from_task(2)
+        )
+        temperature: float = Field(
+            2.0,
+            gt=0,
+            description="divides the logits in distillation",
+            json_schema_extra=from_task(2),
+        )
 
     memory = "generator"
     any_network = True

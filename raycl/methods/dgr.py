@@ -16,7 +16,7 @@ from raycl.benchmarks.base import Task, TaskInfo
 from raycl.datasets.examples import Batch
 from raycl.errors import UserError
 from raycl.methods._mixed import rivals
-from raycl.methods.base import Classifier, Context, Losses
+from raycl.methods.base import Classifier, Context, Losses, from_task
 from raycl.nn.distillation import soft_cross_entropy
 from raycl.nn.pictures import class_grid
 from raycl.nn.vae import LATENT, VAE, divergence, reconstruction
@@ -71,8 +71,15 @@ class DGR(Classifier):
     class Config(Classifier.Config):
         """Options of deep generative replay."""
 
-        mu: float = Field(1.0, ge=0, description="weight of the distillation on drawn images")
-        temperature: float = Field(2.0, gt=0, description="tau, divides the logits in it")
+        mu: float = Field(
+            1.0,
+            ge=0,
+            description="weight of the distillation on drawn images",
+            json_schema_extra=from_task(2),
+        )
+        temperature: float = Field(
+            2.0, gt=0, description="tau, divides the logits in it", json_schema_extra=from_task(2)
+        )
         latent: int = Field(LATENT, ge=1, description="dimensions of the auto-encoder's latent")
         width: float = Field(1.0, gt=0, description="multiplier of the auto-encoder's channels")
 

@@ -15,7 +15,7 @@ from raycl.benchmarks.base import Task, TaskInfo
 from raycl.datasets.examples import Batch, concat
 from raycl.methods._replay import OrderedReplay
 from raycl.methods._taught import TaughtClassifier
-from raycl.methods.base import Context, Losses, Phase
+from raycl.methods.base import Context, Losses, Phase, from_task
 from raycl.methods.lwf import by_size
 from raycl.nn.distillation import soft_cross_entropy
 from raycl.nn.memory import nearest
@@ -64,13 +64,17 @@ class E2E(OrderedReplay, TaughtClassifier):
     class Config(OrderedReplay.Config):
         """Options of E2E."""
 
-        mu: float = Field(1.0, ge=0, description="weight of the distillation")
+        mu: float = Field(
+            1.0, ge=0, description="weight of the distillation", json_schema_extra=from_task(2)
+        )
         fix_kd: bool = Field(
             True,
             description="balanced phase: new outputs are held to those before it; false: to those "
             "of old classes, as in the code of arXiv 2106.09701",
+            json_schema_extra=from_task(2),
         )
 
+    first_task_of = "finetune"
     any_network = True
     unbalanced: nn.Sequential | None
 

@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raycl.methods._anchored import FisherAnchored
-from raycl.methods.base import Outputs
+from raycl.methods.base import Outputs, from_task
 
 
 class EWC(FisherAnchored):
@@ -62,7 +62,10 @@ class EWC(FisherAnchored):
             100.0,
             ge=0,
             description="strength of the penalty; as published: 5000, with train.clip_norm: 100",
+            json_schema_extra=from_task(2),
         )
+
+    first_task_of = "finetune"
 
     def gather(self, new: Tensor, tasks: int) -> None:
         """See ``FisherAnchored.gather``: the mean over tasks."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raycl.benchmarks.base import Task
 from raycl.methods._anchored import Anchored
-from raycl.methods.base import Context, Outputs
+from raycl.methods.base import Context, Outputs, from_end_of_task, from_task
 
 
 class IMMMode(Anchored):
@@ -54,13 +54,17 @@ class IMMMode(Anchored):
         """Options of IMM."""
 
         outputs: Outputs = "task"
-        lam: float = Field(0.01, ge=0, description="strength of the penalty")
+        lam: float = Field(
+            0.01, ge=0, description="strength of the penalty", json_schema_extra=from_task(2)
+        )
         merge: Literal["none", "mode"] = Field(
             "none",
             description="none: L2-transfer alone, as published; mode: merge after each task; "
             "the options of the Fisher are for mode",
+            json_schema_extra=from_end_of_task(1),
         )
 
+    first_task_of = "finetune"
     fisher: Tensor
 
     def __init__(self, config: Config, context: Context) -> None:

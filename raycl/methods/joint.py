@@ -47,6 +47,7 @@ class Joint(MixedClassifier):
             0.0, ge=0, lt=1, description="share of the target that is spread over all outputs"
         )
 
+    first_task_of = "finetune"
     memory = "all"
     any_network = True
 

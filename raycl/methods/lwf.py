@@ -11,7 +11,7 @@ from torch import Tensor
 from raycl.benchmarks.base import Task
 from raycl.datasets.examples import Batch
 from raycl.methods._taught import TaughtClassifier
-from raycl.methods.base import Losses, Outputs, masked_cross_entropy
+from raycl.methods.base import Losses, Outputs, from_task, masked_cross_entropy
 
 SMOOTHING = 1e-5
 """eps in ``distillation``."""
@@ -53,9 +53,20 @@ class LwF(TaughtClassifier):
         """Options of LwF."""
 
         outputs: Outputs = "task"
-        lam: float = Field(2.0, ge=0, description="weight of the distillation of each old head")
-        temperature: float = Field(1.0, gt=0, description="divides the logits in the distillation")
+        lam: float = Field(
+            2.0,
+            ge=0,
+            description="weight of the distillation of each old head",
+            json_schema_extra=from_task(2),
+        )
+        temperature: float = Field(
+            1.0,
+            gt=0,
+            description="divides the logits in the distillation",
+            json_schema_extra=from_task(2),
+        )
 
+    first_task_of = "finetune"
     any_network = True
 
     def objective(self, task: Task) -> Callable[[Batch], Losses]:

@@ -10,7 +10,7 @@ from raycl.benchmarks.base import Task
 from raycl.datasets.examples import Batch
 from raycl.methods._replay import RandomReplay
 from raycl.methods._taught import TaughtClassifier
-from raycl.methods.base import Losses
+from raycl.methods.base import Losses, from_task
 from raycl.nn.distillation import soft_cross_entropy
 
 
@@ -46,9 +46,14 @@ class LwFCoreset(RandomReplay, TaughtClassifier):
         """Options of LwF with a coreset."""
 
         memory_size: int = Field(2000, ge=1, description="images stored, over all tasks together")
-        mu: float = Field(1.0, ge=0, description="weight of the distillation")
-        temperature: float = Field(2.0, gt=0, description="tau, divides the logits in it")
+        mu: float = Field(
+            1.0, ge=0, description="weight of the distillation", json_schema_extra=from_task(2)
+        )
+        temperature: float = Field(
+            2.0, gt=0, description="tau, divides the logits in it", json_schema_extra=from_task(2)
+        )
 
+    first_task_of = "finetune"
     any_network = True
 
     def objective(self, task: Task) -> Callable[[Batch], Losses]:

@@ -9,7 +9,7 @@ from pydantic import Field
 from raycl.benchmarks.base import Task
 from raycl.datasets.examples import Batch
 from raycl.methods._taught import TaughtClassifier
-from raycl.methods.base import Losses, masked_cross_entropy
+from raycl.methods.base import Losses, from_task, masked_cross_entropy
 from raycl.nn.distillation import soft_cross_entropy
 
 
@@ -48,9 +48,14 @@ class LwFSeen(TaughtClassifier):
     class Config(TaughtClassifier.Config):
         """Options of LwF."""
 
-        mu: float = Field(1.0, ge=0, description="weight of the distillation")
-        temperature: float = Field(2.0, gt=0, description="tau, divides the logits in it")
+        mu: float = Field(
+            1.0, ge=0, description="weight of the distillation", json_schema_extra=from_task(2)
+        )
+        temperature: float = Field(
+            2.0, gt=0, description="tau, divides the logits in it", json_schema_extra=from_task(2)
+        )
 
+    first_task_of = "finetune"
     any_network = True
 
     def objective(self, task: Task) -> Callable[[Batch], Losses]:

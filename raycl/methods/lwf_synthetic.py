@@ -9,7 +9,7 @@ from pydantic import Field
 from raycl.benchmarks.base import Task
 from raycl.datasets.examples import Batch
 from raycl.methods._dreaming import Dreaming
-from raycl.methods.base import Losses, Outputs, masked_cross_entropy
+from raycl.methods.base import Losses, Outputs, from_task, masked_cross_entropy
 from raycl.nn.distillation import soft_cross_entropy
 
 
@@ -42,8 +42,15 @@ class LwFSynthetic(Dreaming):
         """Options of LwF on synthetic images."""
 
         outputs: Outputs = "seen"
-        mu: float = Field(0.1, ge=0, description="weight of the distillation")
-        temperature: float = Field(2.0, gt=0, description="divides the logits in distillation")
+        mu: float = Field(
+            0.1, ge=0, description="weight of the distillation", json_schema_extra=from_task(2)
+        )
+        temperature: float = Field(
+            2.0,
+            gt=0,
+            description="divides the logits in distillation",
+            json_schema_extra=from_task(2),
+        )
 
     memory = "generator"
     any_network = True

@@ -41,4 +41,5 @@ class NaiveRehearsal(RandomReplay):
 
         memory_size: int = Field(200, ge=1, description="images stored, over all tasks together")
 
+    first_task_of = "finetune"
     any_network = True

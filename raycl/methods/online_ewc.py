@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raycl.methods._anchored import FisherAnchored
+from raycl.methods.base import from_end_of_task, from_task
 
 
 class OnlineEWC(FisherAnchored):
@@ -59,12 +60,25 @@ class OnlineEWC(FisherAnchored):
         """Options of online EWC."""
 
         lam: float = Field(
-            30.0, ge=0, description="strength; plain SGD diverges above about 2 / (lr * max_i F*_i)"
+            30.0,
+            ge=0,
+            description="strength; plain SGD diverges above about 2 / (lr * max_i F*_i)",
+            json_schema_extra=from_task(2),
         )
         fisher: Literal["batch_mean", "per_example"] = Field(
-            "per_example", description=FisherAnchored.Config.model_fields["fisher"].description
+            "per_example",
+            description=FisherAnchored.Config.model_fields["fisher"].description,
+            json_schema_extra=from_end_of_task(1),
         )
-        gamma: float = Field(1.0, ge=0, le=1, description="what each task leaves of the old Fisher")
+        gamma: float = Field(
+            1.0,
+            ge=0,
+            le=1,
+            description="what each task leaves of the old Fisher",
+            json_schema_extra=from_end_of_task(2),
+        )
+
+    first_task_of = "finetune"
 
     def protected(self) -> dict[str, nn.Parameter]:
         """See ``Anchored.protected``; the head only where tasks share outputs."""

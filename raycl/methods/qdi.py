@@ -15,7 +15,7 @@ from raycl.benchmarks.base import Task, TaskInfo
 from raycl.datasets.examples import Batch, Examples
 from raycl.errors import UserError
 from raycl.methods._distilled import Distilled
-from raycl.methods.base import Context, Losses, Phase
+from raycl.methods.base import Context, Losses, Phase, from_task
 from raycl.nn.inversion import (
     FreeImages,
     Inversion,
@@ -141,26 +141,51 @@ class QDI(Distilled):
     class Config(Distilled.Config):
         """Options of quick deep inversion."""
 
-        alpha: float = Field(1.0, ge=0, description="weight of each distillation")
-        synthetic_images: int = Field(
-            200, ge=1, description="S, images of all old classes together, at most"
+        alpha: float = Field(
+            1.0, ge=0, description="weight of each distillation", json_schema_extra=from_task(2)
         )
-        inversion_steps: int = Field(500, ge=1, description="K, steps before each later task")
-        inversion_lr: float = Field(0.005, gt=0, description="highest rate of the inversion's Adam")
-        feature_weight: float = Field(0.1, ge=0, description="w_f, of the statistics of layers")
-        variation_weight: float = Field(1e-3, ge=0, description="w_tv, of neighbouring pixels")
-        magnitude_weight: float = Field(0.0, ge=0, description="w_l2, of the size of pixels")
+        synthetic_images: int = Field(
+            200,
+            ge=1,
+            description="S, images of all old classes together, at most",
+            json_schema_extra=from_task(2),
+        )
+        inversion_steps: int = Field(
+            500, ge=1, description="K, steps before each later task", json_schema_extra=from_task(2)
+        )
+        inversion_lr: float = Field(
+            0.005,
+            gt=0,
+            description="highest rate of the inversion's Adam",
+            json_schema_extra=from_task(2),
+        )
+        feature_weight: float = Field(
+            0.1,
+            ge=0,
+            description="w_f, of the statistics of layers",
+            json_schema_extra=from_task(2),
+        )
+        variation_weight: float = Field(
+            1e-3, ge=0, description="w_tv, of neighbouring pixels", json_schema_extra=from_task(2)
+        )
+        magnitude_weight: float = Field(
+            0.0, ge=0, description="w_l2, of the size of pixels", json_schema_extra=from_task(2)
+        )
         replay: Literal["all"] | int = Field(
-            "all", description="synthetic images in each step: all, or so many, drawn anew"
+            "all",
+            description="synthetic images in each step: all, or so many, drawn anew",
+            json_schema_extra=from_task(2),
         )
         teacher_mode: Literal["eval", "train"] = Field(
             "eval",
             description="mode of the old network while the student learns; train: as published",
+            json_schema_extra=from_task(2),
         )
 
         student_statistics: Literal["both", "real"] = Field(
             "both",
             description="images that running statistics of the student follow; both: as published",
+            json_schema_extra=from_task(2),
         )
 
     memory = "generator"

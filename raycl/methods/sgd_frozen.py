@@ -37,6 +37,7 @@ class SGDFrozen(Classifier):
 
         outputs: Outputs = "task"
 
+    first_task_of = "finetune"
     frozen = False
 
     def add_task(self, task: TaskInfo) -> None:

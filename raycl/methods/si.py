@@ -13,7 +13,16 @@ from torch import Tensor
 
 from raycl.benchmarks.base import Task
 from raycl.datasets.examples import Batch
-from raycl.methods.base import Classifier, Context, Losses, Outputs, Phase, masked_cross_entropy
+from raycl.methods.base import (
+    Classifier,
+    Context,
+    Losses,
+    Outputs,
+    Phase,
+    from_end_of_task,
+    from_task,
+    masked_cross_entropy,
+)
 from raycl.nn.quadratic import QuadraticPenalty
 
 
@@ -67,9 +76,14 @@ class SI(Classifier):
         """Options of SI."""
 
         outputs: Outputs = "all"
-        c: float = Field(0.5, ge=0, description="strength of the penalty")
+        c: float = Field(
+            0.5, ge=0, description="strength of the penalty", json_schema_extra=from_task(2)
+        )
         xi: float = Field(
-            1.0, gt=0, description="damping: added to the squared distance that a task has moved"
+            1.0,
+            gt=0,
+            description="damping: added to the squared distance that a task has moved",
+            json_schema_extra=from_end_of_task(1),
         )
         clip_value: float | None = Field(
             1.0, gt=0, description="bound of each value of the gradient in a step; null: none"

@@ -11,7 +11,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,12 +20,14 @@ from raycl.rl.algorithm import SequencePPO, algorithm_config
 from raycl.rl.benchmarks.base import build_games
 from raycl.rl.config import SequenceConfig
 from raycl.rl.env_runner import Job
+from raycl.rl.methods.base import build_method, find_method
 from raycl.rl.policy import plasticity
 from raycl.rl.scores import Scores
 from raycl.rl.seeds import EVALUATION, VALIDATION, game_seeds
 from raycl.trial.costs import Costs
 from raycl.trial.randomness import Randomness, Seeds
 from raycl.trial.run import Row, TrainingError
+from raycl.trial.sharing import first_method
 
 ROWS_PER_GAME = 200
 """Number of rows in which a game's training is reported, if it has as many updates."""
@@ -43,7 +45,10 @@ class SequenceRun:
 
     Attributes:
         progress: Emulator frames trained on so far, over all games.
+        trained: Called when a game has been trained, before its end.
     """
+
+    trained: Callable[[], None]
 
     def __init__(
         self,
@@ -83,6 +88,8 @@ class SequenceRun:
         self.game = self.update = 0
         self._begun = False
         self._last: Row = {}
+        self._open: Row | None = None
+        self.trained = lambda: None
 
     # ------------------------------------------------------------------ stepping
 
@@ -111,13 +118,19 @@ class SequenceRun:
             raise RuntimeError("the run is done")
         self._enter_game()
         row: Row = {"task": self.game, "phase": self.games[self.game], "updates": self.updates}
-        row |= self._train()
-        row |= {"epoch": self.update - 1, "at_task_end": False}  # counted from 0, as epochs are
-        if self.update == self.updates:
+        if self._open is not None:  # a state of this very point was loaded
+            row, self._open = self._open, None
+        else:
+            row |= self._train()
+            row |= {"epoch": self.update - 1, "at_task_end": False}  # counted from 0, as epochs are
             row["progress"] = self.progress
+            if self.update == self.updates:
+                self._open = dict(row)
+                self.trained()
+                self._open = None
+        if self.update == self.updates:
             row |= self._finish_game()
         else:
-            row["progress"] = self.progress
             every = self.benchmark.config.evaluation.every
             if every and self.update % every == 0:
                 row |= self._evaluate(self.game, fill=False)
@@ -176,6 +189,32 @@ class SequenceRun:
             ValueError: The state is of another sequence, or of another configuration.
         """
         self._check(state["config"], state["policy"])
+        self._load(state)
+
+    def shared_state(self) -> dict[str, Any]:
+        """See ``TrialRun``; before a game's end with the observations that the end works on."""
+        state = self.state_dict()
+        del state["config"]
+        if self._open is None:
+            return state
+        state["open"] = self._open
+        state["observations"] = torch.from_numpy(self.algorithm.observations)
+        if self.game > 0:
+            return state
+        base = first_method(self.config.method, find_method)
+        if base["name"] != self.config.method["name"]:
+            before, policy = self.random.state_dict(), self.algorithm.learner.policy
+            names = build_method(base, copy.deepcopy(policy)).state_dict().keys()
+            self.random.load_state_dict(before)
+            state["method"] = {k: v for k, v in state["method"].items() if k in names}
+        return state
+
+    def load_shared_state(self, state: Mapping[str, Any]) -> None:
+        """See ``TrialRun``."""
+        own = self.algorithm.learner.method.state_dict()
+        self._load({**state, "method": {**own, **state["method"]}})
+
+    def _load(self, state: Mapping[str, Any]) -> None:
         self.game, self.update, self._begun = state["position"]
         learner = self.algorithm.learner
         learner.policy.load_state_dict(state["policy"])
@@ -189,6 +228,9 @@ class SequenceRun:
         if self._begun:
             self.algorithm.begin_game(self.game, self.update)
         self.algorithm.changed()
+        self._open = dict(state["open"]) if "open" in state else None
+        if "observations" in state:
+            self.algorithm.observations = state["observations"].numpy()
         self.random.load_state_dict(state["random"])
 
     def keepsake(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from raycl.sweep.execution.ray_here import RayDied
 from raycl.sweep.execution.storage import Lease
 from raycl.sweep.file import spec
 from raycl.sweep.file.blocks import benchmark_configs
-from raycl.sweep.plan import expand
+from raycl.sweep.plan import expand, sharing
 from raycl.sweep.plan.check_data import check_data, read_weights
 from raycl.sweep.plan.expand import Preview
 from raycl.sweep.plan.plan import TrialPlan
@@ -136,6 +136,7 @@ class Execution:
         self.tracker: Tracker | None = None
         self.accepted: list[str] = []
         self.data: Mapping[str, Dataset] = {}
+        self._tasks_of: dict[str, int] = {}
 
     def run(self, retry_errors: bool = False) -> int:
         """Run everything, in order; what can be refused is refused before Ray starts."""
@@ -282,6 +283,7 @@ class Execution:
                 self._on_cluster(data, tracker)
             lacks = self._failed() or self._without_winner() or self._missing_final()
             status = "FAILED" if lacks else "FINISHED"
+            self._forget_prefixes()
         except cluster.Interrupted:
             pass
         except cluster.Broken as error:
@@ -327,7 +329,10 @@ class Execution:
         retries, grace_s = sweep.failures.max_retries, sweep.checkpoint.grace_s
         scratch, weights = folder / "tune" / "last", read_weights(sweep)
         stage = Stage(data, settings, retries, grace_s, scratch, hub, weights)
-        tasks = self._tasks(data)
+        kind = self.sweep.kind
+        self._tasks_of = {b["label"]: kind.tasks(b, data) for b in benchmark_configs(sweep)}
+        longest = max(self._tasks_of.values())
+        tasks = min(longest, sweep.stop.tasks or longest)
         try:
             if self._missing_search():
                 self._search(stage, tasks)
@@ -346,9 +351,9 @@ class Execution:
         over = sum(outcome.kind == "search" for outcome in self.outcomes.all())
         with self._progress(stage, total, over, tasks, "search"):
             if search.algorithm == "random":
-                plans = expand.search_plans(self.sweep)
-                stage.fit(
-                    [plan for plan in plans if plan.key not in self.outcomes],
+                self._fit(
+                    stage,
+                    expand.search_plans(self.sweep),
                     scheduler=make_scheduler(
                         scheduler.name,
                         search.mode,
@@ -360,7 +365,10 @@ class Execution:
                     time_budget_s=search.time_budget,
                 )
             else:
-                search_adaptively(self.sweep, stage, self.outcomes, tasks, self._say)
+                search_adaptively(
+                    self.sweep, stage, self.outcomes, tasks, self._say, self._tasks_of
+                )
+                self._forget_prefixes()
         chosen = choose_winners(self.outcomes.all(), search.metric, search.mode, search.seeds)
         chosen |= self.folder.winners() or {}  # of a search that was opened again: they stay
         self.folder.record_winners(chosen)
@@ -374,7 +382,28 @@ class Execution:
         plans = self._final_plans() or []
         todo = [plan for plan in plans if plan.key not in self.outcomes]
         with self._progress(stage, len(plans), len(plans) - len(todo), tasks, "trials"):
-            stage.fit(todo)
+            self._fit(stage, plans)
+
+    def _fit(self, stage: Stage, plans: Sequence[TrialPlan], **options: Any) -> None:
+        """Run those of a list of plans that are not over, so that they share what they can."""
+        from raycl.sweep.execution.prefixes import Spent
+
+        if self.sweep.share:
+            plans = sharing.shared_points(plans, self._tasks_of)
+        todo = sharing.in_order(plan for plan in plans if plan.key not in self.outcomes)
+        spent = Spent(self.storage, todo)
+        stage.hub.listeners.append(spent)
+        try:
+            stage.fit(todo, **options)
+        finally:
+            stage.hub.listeners.remove(spent)
+            spent.close()
+
+    def _forget_prefixes(self) -> None:
+        """Delete all shared states, which no trial needs any more."""
+        from raycl.sweep.execution.prefixes import remove
+
+        remove(self.storage)
 
     @contextmanager
     def _progress(
@@ -394,12 +423,6 @@ class Execution:
         """Winners of the search; none needed: empty; not chosen yet: ``None``."""
         searched = any(group.spaces for group in expand.groups(self.sweep))
         return self.folder.winners() if searched else {}
-
-    def _tasks(self, data: Mapping[str, Dataset]) -> int:
-        """Tasks of the longest stream."""
-        kind, blocks = self.sweep.kind, benchmark_configs(self.sweep)
-        longest = max(kind.tasks(block, data) for block in blocks)
-        return min(longest, self.sweep.stop.tasks or longest)
 
     def _missing_search(self) -> bool:
         return self.reopened or self._winners() is None

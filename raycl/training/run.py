@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ from raycl.training.readouts import choose_readouts, further_readouts
 from raycl.trial.costs import Costs, PlainSizes
 from raycl.trial.randomness import Randomness, Seeds
 from raycl.trial.run import Row, TrainingError
+from raycl.trial.sharing import first_method
 from raycl.trial.weights import (
     build_network,
     normalisation,
@@ -41,6 +43,8 @@ from raycl.trial.weights import (
 )
 
 Module = TypeVar("Module", bound=nn.Module)
+FIRST_TASK = ("position", "method", "phase", "open", "costs", "last", "random")
+"""The part of a state that methods share when their first task has been trained."""
 
 
 class Run:
@@ -60,7 +64,10 @@ class Run:
         pictures: The method's pictures of the task that ended in the last step, by the names of
             their files; the caller may store them.
         readouts: Readouts of the method itself; the first is the primary one.
+        trained: Called when a task has been trained, before its end.
     """
+
+    trained: Callable[[], None]
 
     def __init__(
         self,
@@ -106,7 +113,8 @@ class Run:
         self._phases: list[Phase] = []
         self._phase: PhaseState | None = None
         self._last: Row = {}
-        self._evaluate_untrained()
+        self._open: Row | None = None
+        self.trained = lambda: None
 
     # ------------------------------------------------------------------ stepping
 
@@ -134,16 +142,26 @@ class Run:
         task = self._enter_task()
         row: Row = {"task": self.task_index, "at_task_end": False}
         validate = True
-        if self.phase_index < len(self._phases):
-            phase = self._phases[self.phase_index]
-            row |= self._train_epoch(phase)
-            validate = phase.validate
-        self.progress += 1
-        self.costs.stop()
+        if self._open is not None:  # a state of this very point was loaded
+            row, self._open = self._open, None
+            self.method.eval()
+        else:
+            if self.phase_index < len(self._phases):
+                phase = self._phases[self.phase_index]
+                row |= self._train_epoch(phase)
+                validate = phase.validate
+            self.progress += 1
+            if self.phase_index == len(self._phases):
+                self._tell_trained(row)
         if self.phase_index == len(self._phases):
+            if self._phases and (after := self._phases[-1].after) is not None:
+                after()
+            self.costs.stop()
             self._finish_task(task, row)
-        elif validate:
-            row |= self._validate_current(task)
+        else:
+            self.costs.stop()
+            if validate:
+                row |= self._validate_current(task)
         row |= {"progress": self.progress, "tasks_done": self.task_index, "finished": self.done}
         average = self.matrices.validation_average()
         if average is None:  # before the first task ends, the accuracy so far
@@ -188,6 +206,7 @@ class Run:
             "method": self.method.saved_state(),
             "fixed": self._fixed_hash,
             "phase": None if self._phase is None else self._phase.state_dict(),
+            "open": self._open,
             "matrices": self.matrices.state_dict(),
             "histograms": self.histograms,
             "pictures": self.picture_names,
@@ -204,6 +223,27 @@ class Run:
         """
         if _identity(state["config"]) != _identity(self.config.model_dump(mode="json")):
             raise ValueError("the checkpoint is of another configuration")
+        self._load(state)
+
+    def shared_state(self) -> dict[str, Any]:
+        """See ``TrialRun``."""
+        state = self.state_dict()
+        if not (self.task_index == 0 and self._open is not None):
+            return {name: value for name, value in state.items() if name != "config"}
+        base = first_method(self.config.method, lambda name: find_method({"name": name}))
+        if base["name"] != self.config.method["name"]:
+            names = self._names_of(base)
+            state["method"] = {k: v for k, v in state["method"].items() if k in names}
+        return {name: state[name] for name in FIRST_TASK}
+
+    def load_shared_state(self, state: Mapping[str, Any]) -> None:
+        """See ``TrialRun``."""
+        if "matrices" not in state:
+            self._evaluate_untrained()
+        self._load({**self.state_dict(), **state}, whole="matrices" in state)
+
+    def _load(self, state: Mapping[str, Any], whole: bool = True) -> None:
+        """Restore a state; if it is not whole, the method may have more than it holds."""
         self.task_index, self.phase_index, self.progress, self._begun = state["position"]
         for info in self.stream.info.tasks[: self.task_index + self._begun]:
             self.method.add_task(info)
@@ -211,7 +251,8 @@ class Run:
         if state.get("fixed", self._fixed_hash) != self._fixed_hash:
             names = ", ".join(self.method.fixed)
             raise ValueError(f"{names} are not those of the checkpoint: did the weights change?")
-        self.method.load_saved_state(state["method"])
+        more = {} if whole else self.method.saved_state()
+        self.method.load_saved_state({**more, **state["method"]})
         if self._begun:
             self._task = self.sets.open(self.task_index, self.method.memory)
             self._phases = self._make_phases(self._task)
@@ -223,7 +264,21 @@ class Run:
         self.picture_names = list(state["pictures"])
         self.costs.load_state_dict(state["costs"])
         self._last = dict(state["last"])
+        self._open = dict(state["open"]) if state.get("open") is not None else None
         self.random.load_state_dict(state["random"])
+
+    def _names_of(self, block: Mapping[str, Any]) -> set[str]:
+        """Names in the state of another method in its first task; no random number is drawn."""
+        cls, before = find_method(block), self.random.state_dict()
+        context = replace(
+            self.method.context,
+            data_generator=torch.Generator(),
+            method_generator=torch.Generator(),
+        )
+        other = cls(cls.Config.model_validate(block), context)
+        other.add_task(self.stream.info.tasks[0])
+        self.random.load_state_dict(before)
+        return set(other.saved_state())
 
     @cached_property
     def _fixed_hash(self) -> str:
@@ -263,6 +318,8 @@ class Run:
 
     def _enter_task(self) -> Task:
         if self._task is None:
+            if not self.progress:
+                self._evaluate_untrained()
             self.method.add_task(self.stream.info.tasks[self.task_index])
             self._placed(self.method)
             self._task = self.sets.open(self.task_index, self.method.memory)
@@ -304,10 +361,18 @@ class Run:
             self._phase.close()
             self._phase = None
             self.phase_index += 1
-            if phase.after is not None:
+            if phase.after is not None and self.phase_index < len(self._phases):
                 phase.after()
         row["time/epoch_s"] = time.perf_counter() - started
         return row
+
+    def _tell_trained(self, row: Row) -> None:
+        """Say that the task has been trained, with the clock stopped."""
+        self.costs.stop()
+        self._open = dict(row)
+        self.trained()
+        self._open = None
+        self.costs.start()
 
     def _diverged(self, phase: Phase, state: PhaseState, means: Mapping[str, float]) -> bool:
         """Whether the phase has to end, because a loss is no number any more."""

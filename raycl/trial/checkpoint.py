@@ -75,6 +75,7 @@ class CheckpointStore:
     def __init__(self, url: str, keep: int = 2) -> None:
         if keep < 2:
             raise ValueError(f"keep must be at least 2, not {keep}")
+        self.url = url
         self.fs, self.root = filesystem(url)
         self.keep = keep
 
@@ -135,13 +136,22 @@ class CheckpointStore:
             ValueError: The file is damaged.
         """
         path = f"{self.root}/{name}.pt"
-        self.fs.invalidate_cache()
-        if not self.fs.exists(path):
+        if not self.has(name):
             return None
         payload = self._read(path)
         if payload is None:
             raise ValueError(f"{path} is damaged")
         return _state(payload)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file that ``put`` wrote under a name."""
+        self.fs.invalidate_cache()
+        return bool(self.fs.exists(f"{self.root}/{name}.pt"))
+
+    def get_bytes(self, name: str) -> bytes:
+        """Read a file that ``put_bytes`` wrote."""
+        content: bytes = self.fs.cat_file(f"{self.root}/{name}")
+        return content
 
     def paths(self) -> list[str]:
         """Paths of all checkpoints, oldest first."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypedDict, cast
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ TRACEBACK: Final = "traceback"
 UNKEPT: Final = "unkept"
 PARKED: Final = "parked"
 NOTE: Final = "note"
+SHARED_SECONDS: Final = "shared_seconds"
+"""Key of a result: seconds of its cost that another trial has spent for it, if any."""
 
 
 class Known(TypedDict, total=False):
@@ -88,9 +90,12 @@ class TrialRun(Protocol):
 
     Attributes:
         costs: What it costs, counted while it is stepped.
+        trained: Called inside ``advance`` when a task has been trained, before its end: at the
+            points ``raycl.trial.sharing.trained``.
     """
 
     costs: Costs
+    trained: Callable[[], None]
 
     @property
     def done(self) -> bool:
@@ -115,6 +120,16 @@ class TrialRun(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` gave."""
+
+    def shared_state(self) -> dict[str, Any]:
+        """The state for other trials that are the same up to now; see ``raycl.trial.sharing``.
+
+        At a task's end, or inside ``trained``. Of the first task, in ``trained``, it is the part
+        that the method has in common with the one in ``first_task_of``.
+        """
+
+    def load_shared_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``shared_state`` of another trial gave, in a run that was just built."""
 
     def keepsake(self) -> dict[str, Any] | None:
         """What is kept for good of the task that has just ended, besides checkpoints."""

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from raycl import registry
 from raycl.methods.base import MethodConfig
 from raycl.rl.policy import Policy
+from raycl.trial.sharing import from_end_of_task as from_end_of_task
+from raycl.trial.sharing import from_task as from_task
 
 
 class SequenceMethod(nn.Module):
@@ -27,6 +29,12 @@ class SequenceMethod(nn.Module):
 
     separate: ClassVar[bool] = False
     """Whether every game has weights of its own, so that its score stays what it was."""
+
+    first_task_of: ClassVar[str | None] = None
+    """Name of another method to which this one is equal until its first game has been trained.
+
+    See ``raycl.methods.base.Method.first_task_of``.
+    """
 
     class Config(MethodConfig):
         """Options of every method on games."""
@@ -82,7 +90,12 @@ class SequenceMethod(nn.Module):
         return {}
 
 
+def find_method(name: str, where: str = "method") -> type[SequenceMethod]:
+    """Find the class of a method by its name."""
+    return registry.find("raycl.rl.methods", SequenceMethod, name, where=where)
+
+
 def build_method(block: Mapping[str, Any], policy: Policy, where: str = "method") -> SequenceMethod:
     """Build the method of a configuration block, for a policy that is freshly initialised."""
-    cls = registry.find("raycl.rl.methods", SequenceMethod, block["name"], where=where)
+    cls = find_method(block["name"], where)
     return cls(cls.Config.model_validate(block), policy)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raycl.errors import UserError
 from raycl.nn.quantised import LIMIT, Drift, FrozenBits, Quantised, ZeroBits
 from raycl.rl.methods import _fisher
-from raycl.rl.methods.base import SequenceMethod
+from raycl.rl.methods.base import SequenceMethod, from_end_of_task, from_task
 from raycl.rl.policy import Policy
 
 BIAS_BOUND = 1.0
@@ -80,13 +80,20 @@ class BLIP(SequenceMethod):
         max_bits: int = Field(20, ge=1, le=LIMIT, description="bits of a weight")
         bound: float = Field(6.0, gt=0, description="weights lie within this / sqrt(fan)")
         fisher_batches: int = Field(
-            32, ge=1, description="minibatches that the last rollout is divided into"
+            32,
+            ge=1,
+            description="minibatches that the last rollout is divided into",
+            json_schema_extra=from_end_of_task(1),
         )
         drift: Drift = Field(
-            "full_step", description="how far rounded weights may move: see raycl.nn.quantised"
+            "full_step",
+            description="how far rounded weights may move: see raycl.nn.quantised",
+            json_schema_extra=from_task(2),
         )
         zero_bits: ZeroBits = Field(
-            "reset", description="weights without bits at a game's end: set to 0, or kept"
+            "reset",
+            description="weights without bits at a game's end: set to 0, or kept",
+            json_schema_extra=from_end_of_task(1),
         )
 
     def __init__(self, config: Config, policy: Policy) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from raycl.rl.methods.base import SequenceMethod
+from raycl.rl.methods.base import SequenceMethod, from_task
 
 
 class Finetune(SequenceMethod):
@@ -28,7 +28,9 @@ class Finetune(SequenceMethod):
         """Options of fine-tuning."""
 
         freeze_trunk: bool = Field(
-            False, description="learn only the heads of a game, after the first game"
+            False,
+            description="learn only the heads of a game, after the first game",
+            json_schema_extra=from_task(2),
         )
 
     def frozen(self, game: int) -> bool:

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raycl.rl.methods import _fisher
-from raycl.rl.methods.base import SequenceMethod
+from raycl.rl.methods.base import SequenceMethod, from_end_of_task, from_task
 from raycl.rl.policy import Policy
 
 
@@ -54,17 +54,30 @@ class OnlineEWC(SequenceMethod):
     class Config(SequenceMethod.Config):
         """Options of online EWC."""
 
-        lam: float = Field(5000.0, ge=0, description="strength of the penalty")
-        gamma: float = Field(1.0, ge=0, le=1, description="what each game leaves of the old Fisher")
+        lam: float = Field(
+            5000.0, ge=0, description="strength of the penalty", json_schema_extra=from_task(2)
+        )
+        gamma: float = Field(
+            1.0,
+            ge=0,
+            le=1,
+            description="what each game leaves of the old Fisher",
+            json_schema_extra=from_end_of_task(2),
+        )
         fisher: Literal["batch_mean", "per_example"] = Field(
             "batch_mean",
             description="mean of squared gradients: of minibatches, as published, or of single "
             "observations, which is larger by the size of a minibatch",
+            json_schema_extra=from_end_of_task(1),
         )
         fisher_batches: int = Field(
-            32, ge=1, description="minibatches that the last rollout is divided into"
+            32,
+            ge=1,
+            description="minibatches that the last rollout is divided into",
+            json_schema_extra=from_end_of_task(1),
         )
 
+    first_task_of = "finetune"
     anchor: Tensor
     fisher: Tensor
 

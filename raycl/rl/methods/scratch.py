@@ -32,6 +32,7 @@ class Scratch(SequenceMethod):
     """
 
     separate = True
+    first_task_of = "finetune"
     start: Tensor
 
     def __init__(self, config: SequenceMethod.Config, policy: Policy) -> None:

@@ -28,6 +28,7 @@ from raycl.sweep.file.spaces import Space
 from raycl.sweep.plan import expand
 from raycl.sweep.plan.expand import Group
 from raycl.sweep.plan.plan import TrialPlan, fill
+from raycl.sweep.plan.sharing import points_of_any
 from raycl.sweep.record.outcomes import Outcome, Outcomes, Status
 from raycl.sweep.record.winners import search_value
 from raycl.tracking.journal import Journal
@@ -39,7 +40,12 @@ ATTEMPTS = 5
 
 
 def search_adaptively(
-    sweep: Sweep, stage: Stage, outcomes: Outcomes, tasks: int, say: Callable[[str], None]
+    sweep: Sweep,
+    stage: Stage,
+    outcomes: Outcomes,
+    tasks: int,
+    say: Callable[[str], None],
+    tasks_of: Mapping[str, int],
 ) -> None:
     """Run what is left of the search of every group.
 
@@ -53,6 +59,7 @@ def search_adaptively(
         outcomes: Outcomes of the sweep so far.
         tasks: Tasks of a search trial.
         say: Prints one line.
+        tasks_of: Tasks of each benchmark, by its label.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     proposals = Proposals(outcomes.directory.parent / "proposals.jsonl")
@@ -66,7 +73,8 @@ def search_adaptively(
                 share = max(1.0, left / (len(searched) - i))
             else:
                 share = None
-            tried = _search_group(sweep, group, stage, outcomes, proposals, tasks, share)
+            points = _points(sweep, group, tasks_of) if sweep.share else []
+            tried = _search_group(sweep, group, stage, outcomes, proposals, tasks, share, points)
             if tried is not None:
                 what = (
                     f"search of {group.method} on {group.benchmark}: its space has {tried} points"
@@ -84,11 +92,12 @@ def _search_group(
     proposals: Proposals,
     tasks: int,
     time_budget_s: float | None,
+    points: list[int],
 ) -> int | None:
     """Search one group; how many points its space has, if they were fewer than were asked for."""
     search = sweep.search
     (seed,) = sweep.search_seeds()
-    base = replace(expand.search_base(sweep, group), seed=seed)
+    base = replace(expand.search_base(sweep, group), seed=seed, points=points)
     over = [
         o
         for o in outcomes.all()
@@ -120,6 +129,14 @@ def _search_group(
         time_budget_s=time_budget_s,
     )
     return len(searcher.tried) if searcher.exhausted else None
+
+
+def _points(sweep: Sweep, group: Group, tasks_of: Mapping[str, int]) -> list[int]:
+    """Points up to which all configurations of a group are the same that may be proposed."""
+    (seed,) = sweep.search_seeds()
+    base = expand.search_base(sweep, group)
+    values = expand.each_value(group.spaces)
+    return points_of_any([fill(base, one, seed, base.kind) for one in values], tasks_of)
 
 
 class Searcher(OptunaSearch):

@@ -29,6 +29,7 @@ from raycl.secrets import adopt, redact
 from raycl.sweep import kinds
 from raycl.sweep.execution.cluster import GB
 from raycl.sweep.execution.parking import Parking
+from raycl.sweep.execution.prefixes import Prefixes
 from raycl.sweep.execution.storage import LEASE
 from raycl.sweep.plan.plan import TrialPlan, plan_of
 from raycl.sweep.record.made_of import MADE, MadeOf, process
@@ -37,6 +38,7 @@ from raycl.trial.run import (
     FAILED,
     NOTE,
     PARKED,
+    SHARED_SECONDS,
     TRACEBACK,
     UNKEPT,
     Row,
@@ -44,6 +46,8 @@ from raycl.trial.run import (
     known,
 )
 
+SHARED = "shared"
+"""Key, in a checkpoint, of what ``Prefixes`` has to remember."""
 EVERY_S = 0.2
 """Seconds between two reports, so that short epochs are not all reported; task ends are."""
 HOPELESS = (*NO_ROOM, errno.EACCES)
@@ -166,10 +170,16 @@ def _advance(
     run: TrialRun, store: CheckpointStore, settings: Settings, device: str, plan: TrialPlan
 ) -> None:
     """Step a run from its last checkpoint to its end, and report and save what it gives."""
-    keeper = Keeper(run, store)
+    prefixes = Prefixes(
+        run, plan, store, {**settings.made, **process(device)} if plan.points else {}
+    )
+    keeper = Keeper(run, store, prefixes)
     if note := keeper.load():
         made = {MADE: keeper.made} if keeper.made else {}
         report(run.last_row | made | {NOTE: note}, settings)  # nothing may follow a last report
+    elif plan.points:
+        _take(prefixes, keeper, settings)
+    run.trained = keeper.leave_trained
     parking = Parking(settings.execution)
     drained = False
     reported_at = time.monotonic()
@@ -180,6 +190,8 @@ def _advance(
                 _check_made_of(settings, plan)
             if known(row).get("finished"):
                 row[MADE] = keeper.made = {**settings.made, **process(device)}
+                if prefixes.seconds:
+                    known(row)["result"][SHARED_SECONDS] = prefixes.seconds
             word = parking.look()
             if known(row)["at_task_end"]:
                 keeper.keep(known(row)["task"])  # before what says it is there
@@ -191,12 +203,28 @@ def _advance(
             if known(row)["at_task_end"] or NOTE in row or time.monotonic() - reported_at > EVERY_S:
                 reported_at = time.monotonic()
                 report(row, settings)
+                prefixes.note(row)
+            if known(row)["at_task_end"]:
+                keeper.leave_over()
             while word == "park" and not run.done:  # until Tune stops it, inside report
                 report(run.last_row | {PARKED: True}, settings)
                 time.sleep(EVERY_S)
     except SystemExit:  # Tune's way to stop a trial, raised inside report; see ``signals``
         keeper.save()
         raise
+
+
+def _take(prefixes: Prefixes, keeper: Keeper, settings: Settings) -> None:
+    """Go on from a state that another trial has left, if there is one, and report its rows."""
+    with kept():
+        found, notes = prefixes.find()
+        rows = prefixes.take(found) if found is not None else []
+    for note in notes:
+        report({NOTE: note}, settings)
+    for row in rows:
+        report(row, settings)
+    if rows and known(rows[-1])["at_task_end"]:
+        keeper.save()  # from now on it needs nobody
 
 
 class Unkept(Exception):
@@ -209,13 +237,14 @@ class Keeper:
     Args:
         run: The trial.
         store: Its folder.
+        prefixes: What it shares with others.
 
     Attributes:
         made: What the result was made with, once there is one; see ``made``.
     """
 
-    def __init__(self, run: TrialRun, store: CheckpointStore) -> None:
-        self.run, self.store = run, store
+    def __init__(self, run: TrialRun, store: CheckpointStore, prefixes: Prefixes) -> None:
+        self.run, self.store, self.prefixes = run, store, prefixes
         self.made: dict[str, str] = {}
         self.saved = -1
         self.saved_at = time.monotonic()
@@ -232,6 +261,7 @@ class Keeper:
         if loaded is None:
             return ""
         self.made = loaded.state.pop(MADE, {})
+        self.prefixes.load_state_dict(loaded.state.pop(SHARED, {}))
         self.run.load_state_dict(loaded.state)
         self.saved = self.run.progress
         note = f"continues from {loaded.path}"
@@ -243,8 +273,9 @@ class Keeper:
         """Write a checkpoint, unless this state has one."""
         if self.saved != self.run.progress:
             with kept():
-                made = {MADE: self.made} if self.made else {}
-                self.store.save(self.run.state_dict() | made, self.run.progress)
+                more: dict[str, Any] = {MADE: self.made} if self.made else {}
+                more |= {SHARED: shared} if (shared := self.prefixes.state_dict()) else {}
+                self.store.save(self.run.state_dict() | more, self.run.progress)
             self.saved, self.saved_at = self.run.progress, time.monotonic()
 
     def keep(self, task: int) -> None:
@@ -254,6 +285,16 @@ class Keeper:
                 self.store.put(f"after-{task:02d}", keepsake)
             for name, file in self.run.picture_files().items():
                 self.store.put_bytes(name, file)
+
+    def leave_trained(self) -> None:
+        """Leave the state of a task that has been trained, if others need it."""
+        with kept():
+            self.prefixes.leave_trained()
+
+    def leave_over(self) -> None:
+        """Leave the state of a task that is over, if others need it."""
+        with kept():
+            self.prefixes.leave_over()
 
 
 @contextlib.contextmanager

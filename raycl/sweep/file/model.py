@@ -330,6 +330,11 @@ class Sweep(_Model):
         None, description="checkpoints: an absolute path or a URI; default: the runs folder"
     )
     tracking: Tracking = Tracking()
+    share: bool = Field(
+        True,
+        description="trials that are the same up to a task share the work before it; matrices are "
+        "the same either way",
+    )
     stop: Stop = Stop()
     report: Report = Report()
     published: Published | None = Field(None, description="printed beside ours by the report")

@@ -37,6 +37,7 @@ class TrialPlan:
         resources: ``{"cpu": ..., "gpu": ..., "env_runners": ...}``.
         varied: Dotted path in ``config`` to the value, of what varies in the sweep.
         code: Hash of the method's file if it is not raycl's own.
+        points: Points up to which it is the same as other trials; see ``raycl.sweep.plan.sharing``.
     """
 
     key: str
@@ -50,6 +51,7 @@ class TrialPlan:
     resources: dict[str, float]
     varied: dict[str, Any] = field(default_factory=dict)
     code: str = ""
+    points: list[int] = field(default_factory=list)
 
 
 def threads_of(cpus: float) -> int:

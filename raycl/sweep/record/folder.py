@@ -32,6 +32,7 @@ NOT_RESULTS = (
     "resources",
     "failures",
     "checkpoint",
+    "share",
     "report",
     "published",
     "smoke",

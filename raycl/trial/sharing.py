@@ -1,0 +1,132 @@
+"""What trials may share: how far into a stream an option, or the choice of a method, cannot matter.
+
+An option says so where it is declared, a method's class in ``first_task_of``; the conformance suite
+proves both. The *points* at which a state can be shared are numbered along the stream, with
+tasks counted from 1:
+``2 t - 1`` is the end of the training of task t, before what the method does at the task's end
+(``Phase.after`` of the last phase, ``end_task``); ``2 t`` is when all of task t is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from inspect import get_annotations
+from typing import Any
+
+from pydantic import BaseModel
+
+SHARED = "raycl_shared"
+"""Key in ``json_schema_extra`` of an option: the last point at which it cannot have mattered."""
+
+
+def trained(task: int) -> int:
+    """The point at which a task, counted from 1, has been trained and is not over yet."""
+    return 2 * task - 1
+
+
+def over(task: int) -> int:
+    """The point at which a task, counted from 1, is over."""
+    return 2 * task
+
+
+def from_task(task: int) -> dict[str, Any]:
+    """Declare that an option cannot matter before a task, counted from 1.
+
+    For an option that the method in ``first_task_of`` does not have, ``from_task(1)`` says that
+    only its default leaves the first task as it is there.
+
+    >>> from pydantic import Field
+    >>> lam: float = Field(1.0, json_schema_extra=from_task(2))
+    """
+    return {SHARED: over(task - 1)}
+
+
+def from_end_of_task(task: int) -> dict[str, Any]:
+    """Declare that an option cannot matter before a task, counted from 1, has been trained."""
+    return {SHARED: trained(task)}
+
+
+def unaffected(cls: Any, option: str) -> int:
+    """The last point at which an option of a method cannot have mattered; 0: it always may.
+
+    A class from outside raycl that inherits an option inherits no claim about it, because what the
+    class does with the option may be another thing.
+
+    Args:
+        cls: The method's class.
+        option: Name of the option.
+    """
+    own = vars(cls).get("Config")
+    if not cls.__module__.startswith("raycl.") and (
+        own is None or option not in get_annotations(own)
+    ):
+        return 0
+    return claim(cls.Config, option) or 0
+
+
+def claim(config: type[BaseModel], option: str) -> int | None:
+    """The point that an option names, wherever it is declared; ``None``: it names none."""
+    extra = config.model_fields[option].json_schema_extra
+    found = extra.get(SHARED) if isinstance(extra, dict) else None
+    return int(found) if isinstance(found, int) else None
+
+
+def base_name(cls: Any) -> str | None:
+    """The ``first_task_of`` that a class says of itself; that of a parent is no claim about it."""
+    found: str | None = vars(cls).get("first_task_of")
+    return found
+
+
+def first_method(block: Mapping[str, Any], find: Callable[[str], Any]) -> dict[str, Any]:
+    """The method whose first task, up to the end of its training, is that of a given method.
+
+    Args:
+        block: A finished ``method`` block.
+        find: The class of a method by its name.
+
+    Returns:
+        The finished block of that method, with the options that both have; the same block if the
+        method says nothing, or if it says so of other values of its options.
+    """
+    found, known = dict(block), {str(block["name"])}
+    while (base := _base(found, find)) is not None:
+        found = base
+        if found["name"] in known:
+            raise TypeError(f"first_task_of of {found['name']} leads back to itself")
+        known.add(found["name"])
+    return found
+
+
+def _base(block: Mapping[str, Any], find: Callable[[str], Any]) -> dict[str, Any] | None:
+    cls = find(block["name"])
+    name = base_name(cls)
+    if name is None:
+        return None
+    options, base = cls.Config.model_validate(block), find(name).Config
+    shared: dict[str, Any] = {"name": name}
+    for option, field in cls.Config.model_fields.items():
+        value = getattr(options, option)
+        if option in base.model_fields:
+            shared.setdefault(option, value)
+        elif claim(cls.Config, option) == 0 and value != field.get_default():
+            return None  # the claim is about its default alone
+    try:
+        found: dict[str, Any] = base.model_validate(shared).model_dump(mode="json")
+    except ValueError:  # an option that has other values there
+        return None
+    return found
+
+
+def options_at(block: Mapping[str, Any], cls: Any, point: int) -> dict[str, Any]:
+    """A ``method`` block without the options that cannot have mattered at a point.
+
+    Args:
+        block: The finished block.
+        cls: The method's class.
+        point: Number of the point.
+    """
+    return {
+        name: value
+        for name, value in block.items()
+        if name not in cls.Config.model_fields or unaffected(cls, name) < point
+    }
