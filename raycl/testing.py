@@ -130,11 +130,19 @@ class MethodConformance(SharingConformance):
         """A trial configuration; keywords change the train block."""
         return {
             "benchmark": {"name": "split", "dataset": "digits", "tasks": 2, "validation": 0.1},
-            "method": {"name": self.method, **self.options},
+            "method": self.block(),
             "network": dict(self.network),
             "train": {**self.train, **train},
             "seed": seed,
         }
+
+    def block(self) -> dict[str, Any]:
+        """The ``method`` block of all configurations."""
+        return {"name": self.method, **self.options}
+
+    def run_of(self, block: Mapping[str, Any]) -> Run:
+        """A run that has not begun, of another ``method`` block."""
+        return Run(self.config() | {"method": dict(block)}, self.data, self.device)
 
     def build(self, seed: int = 0, **train: Any) -> Run:
         """A run that has not begun."""

@@ -1,7 +1,9 @@
 """The part of the conformance suite that proves what a method says of sharing, bit by bit.
 
-See ``raycl.trial.sharing``: an option may claim that it cannot matter before a task, a class that
-its first task is that of another method.
+An option may claim that it cannot matter before a task, a class that its first task is that of
+another method; see ``raycl.trial.sharing``. ``raycl.testing.MethodConformance`` has this part for
+methods on images. For a method on games subclass ``SharingConformance`` itself, and override what
+raises ``NotImplementedError``.
 """
 
 from __future__ import annotations
@@ -13,8 +15,7 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor
 
-from raycl.methods.base import Method
-from raycl.training.run import Run
+from raycl.trial.run import TrialRun
 from raycl.trial.sharing import base_name, claim, first_method, over, trained, unaffected
 
 State = dict[str, Any]
@@ -28,24 +29,23 @@ class SharingConformance:
     """
 
     others: ClassVar[Mapping[str, Any]] = {}
-    data: Any
-    device: ClassVar[str]
 
-    def config(self) -> dict[str, Any]:
-        """A trial configuration."""
+    def block(self) -> dict[str, Any]:
+        """The finished ``method`` block that is tested."""
         raise NotImplementedError
 
-    def find(self, name: str) -> type[Method]:
+    def find(self, name: str) -> Any:
         """The class of a method by its name."""
         raise NotImplementedError
 
-    def cls(self) -> type[Method]:
-        """The method's class."""
+    def run_of(self, block: Mapping[str, Any]) -> TrialRun:
+        """A run of two tasks that has not begun, of a ``method`` block."""
         raise NotImplementedError
 
     def test_options_matter_when_they_say(self) -> None:
         """Two values of an option give the same bits up to the task from which it may matter."""
-        cls, block = self.cls(), self.config()["method"]
+        block = self.block()
+        cls = self.find(block["name"])
         claims = {name: unaffected(cls, name) for name in cls.Config.model_fields}
         claims = {name: point for name, point in claims.items() if point}
         reference = self._states(block, set(claims.values())) if claims else {}
@@ -61,21 +61,21 @@ class SharingConformance:
 
         Options that the other method does not have are changed one by one.
         """
-        cls = self.cls()
+        cls = self.find(self.block()["name"])
         if base_name(cls) is None:
             return
-        block = self._claimed(cls)
+        block = {k: v for k, v in self.block().items() if k not in _only_default(cls)}
         base = first_method(block, self.find)
         assert base["name"] != block["name"], f"{base_name(cls)} cannot have the same options"
         point = trained(1)
-        run = self._run(block)
-        whole = self._advance(run, {point}, Run.state_dict)[point]
+        run = self.run_of(block)
+        whole = self._advance(run, {point}, run.state_dict)[point]
         while not run.done:  # now, for some random numbers are those of the process
             run.advance()
         own = self._states(block, {point})[point]
         theirs = self._states(base, {point})[point]
         assert not (found := differences(own, theirs)), f"not as {base['name']}: {found}"
-        first = self._run(block)
+        first = self.run_of(block)
         first.load_shared_state({k: v for k, v in deepcopy(theirs).items() if k != "rows"})
         del whole["rows"]
         found = differences(whole, first.state_dict())
@@ -85,59 +85,57 @@ class SharingConformance:
         found = differences(run.state_dict(), first.state_dict())
         assert not found, f"it does not go on as it would have: {found}"
         known = self.find(base["name"]).Config.model_fields
-        for name in cls.Config.model_fields.keys() - known.keys() - self._only_default(cls):
+        for name in cls.Config.model_fields.keys() - known.keys() - _only_default(cls):
             changed = block | {name: self._another(cls, block, name)}
             found = differences(theirs, self._states(changed, {point})[point])
             assert not found, f"{name} = {changed[name]!r} matters in the first task: {found}"
 
+    def check(self, block: Mapping[str, Any]) -> None:
+        """Raise an error if a method refuses the values of its options."""
+        self.run_of(block)
+
     # ------------------------------------------------------------------ inside
 
-    def _claimed(self, cls: type[Method]) -> dict[str, Any]:
-        """The block of the suite, as far as the claim is about it."""
-        block: dict[str, Any] = self.config()["method"]
-        return {k: v for k, v in block.items() if k not in self._only_default(cls)}
-
-    def _only_default(self, cls: type[Method]) -> set[str]:
-        """Options of which only the default is claimed."""
-        return {name for name in cls.Config.model_fields if claim(cls.Config, name) == 0}
-
-    def _run(self, block: Mapping[str, Any]) -> Run:
-        return Run(self.config() | {"method": dict(block)}, self.data, self.device)
-
     def _states(self, block: Mapping[str, Any], points: set[int]) -> dict[int, State]:
-        return self._advance(self._run(block), points, Run.shared_state)
+        run = self.run_of(block)
+        return self._advance(run, points, run.shared_state)
 
     @staticmethod
-    def _advance(run: Run, points: set[int], state: Callable[[Run], State]) -> dict[int, State]:
+    def _advance(run: TrialRun, points: set[int], state: Callable[[], State]) -> dict[int, State]:
         """Step a run to the last of some points; its state at each."""
         found: dict[int, State] = {}
         rows: list[dict[str, Any]] = []
 
         def look(point: int) -> None:
             if point in points:
-                found[point] = deepcopy(state(run)) | {"rows": list(rows)}
+                found[point] = deepcopy(state()) | {"rows": list(rows)}
 
-        run.trained = lambda: look(trained(run.task_index + 1))
+        run.trained = lambda: look(trained(run.last_row.get("tasks_done", 0) + 1))
         while not run.done and max(points) not in found:
             row = run.advance()
             rows.append(row)
             if row["at_task_end"]:
-                look(over(run.task_index))
+                look(over(row["tasks_done"]))
         run.trained = lambda: None
         return found
 
-    def _another(self, cls: type[Method], block: Mapping[str, Any], name: str) -> Any:
+    def _another(self, cls: Any, block: Mapping[str, Any], name: str) -> Any:
         """Another value of an option than the one in a block."""
         if name in self.others:
             return self.others[name]
         value = getattr(cls.Config.model_validate(block), name)
         for other in candidates(cls.Config.model_fields[name].annotation, value):
             try:
-                self._run({**block, name: other})
+                self.check({**block, name: other})
             except Exception:  # noqa: BLE001  (the method refuses it: the next one)
                 continue
             return other
         raise AssertionError(f"the suite knows no other value of {name}: name one in `others`")
+
+
+def _only_default(cls: Any) -> set[str]:
+    """Options of which the claim of ``first_task_of`` is about the default alone."""
+    return {name for name in cls.Config.model_fields if claim(cls.Config, name) == 0}
 
 
 def candidates(annotation: Any, value: Any) -> Iterator[Any]:

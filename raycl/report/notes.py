@@ -9,6 +9,7 @@ from typing import Any
 from raycl.report.load import MATRIX, RESOLVED, TrackedRun, TrackedSweep
 from raycl.report.published import NOT_IN_FULL
 from raycl.report.statistics import LEVEL, RESAMPLES
+from raycl.trial.run import SHARED_SECONDS
 from raycl.trial.weights import named_in
 
 _ENDS = {"error": "failed", "stopped-early": "stopped early", "running": "still running"}
@@ -29,6 +30,7 @@ def notes(
         *_mixed(sweep),
         *([] if sweep.spec else [f"{RESOLVED} cannot be read: no published numbers, no search"]),
         *_search(sweep),
+        *_shared(sweep.runs),
         *_selection(sweep.spec),
         *_weights(sweep.spec),
         *_published(rows, sweep.spec.get("published") or {}),
@@ -120,6 +122,19 @@ def _search(sweep: TrackedSweep) -> Iterable[str]:
         f"{' '.join(parts)}; protocol {search.get('protocol', 'end_of_stream')}; "
         f"chosen by {metric}, without test data, and run again on the seeds counted here"
     )
+
+
+def _shared(runs: Iterable[TrackedRun]) -> Iterable[str]:
+    """Note on work that was done once for several trials; costs count it for each of them."""
+    results = [run.result for run in runs if run.result is not None]
+    shared = sum(result.get(SHARED_SECONDS, 0.0) for result in results)
+    total = sum(result.get("cost", {}).get("seconds", 0.0) for result in results)
+    if shared and total:
+        count = sum(SHARED_SECONDS in result for result in results)
+        yield (
+            f"shared: {count} trials began with what another had trained, {duration(shared)} of "
+            f"{duration(total)} of training ({shared / total:.0%}); costs count it for each"
+        )
 
 
 def _selection(spec: Mapping[str, Any]) -> Iterable[str]:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from raycl.benchmarks.base import Task
-from raycl.methods.base import Classifier, Phase
+from raycl.methods.base import Classifier, Phase, from_task
 from raycl.methods.finetune import Finetune
 from raycl.testing import MethodConformance
 
@@ -102,6 +103,77 @@ class ClaimsIsolation(Finetune):
     isolated = True
 
 
+class Weighted(Finetune):
+    """Its option matters from the first step on; it says from the second task on."""
+
+    class Config(Finetune.Config):
+        weight: float = Field(1.0, json_schema_extra=from_task(2))
+
+    def objective(self, task: Task) -> Any:
+        loss = super().objective(task)
+        return lambda batch: loss(batch) * self.config.weight
+
+
+class WeightedAtTheEnd(Finetune):
+    """Its option matters at the end of the second task; it says from the third task on."""
+
+    class Config(Finetune.Config):
+        weight: float = Field(1.0, json_schema_extra=from_task(3))
+
+    def end_task(self, task: Task) -> None:
+        if task.info.index == 1:
+            self.head.bias.data.mul_(self.config.weight)
+
+
+class HalfOfFinetune(Finetune):
+    first_task_of = "finetune"
+
+    def objective(self, task: Task) -> Any:
+        loss = super().objective(task)
+        return lambda batch: loss(batch) / 2
+
+
+class CountsBatches(Finetune):
+    """What it has besides fine-tuning changes in the first task."""
+
+    first_task_of = "finetune"
+
+    def __init__(self, config: Any, context: Any) -> None:
+        super().__init__(config, context)
+        self.register_buffer("count", torch.zeros(()))
+
+    def objective(self, task: Task) -> Any:
+        loss = super().objective(task)
+
+        def counted(batch: Any) -> Any:
+            self.count += 1
+            return loss(batch)
+
+        return counted
+
+
+class WeightedFinetune(Finetune):
+    """Fine-tuning with the default of its option alone, which it does not say."""
+
+    first_task_of = "finetune"
+
+    class Config(Finetune.Config):
+        weight: float = 1.0
+
+    def objective(self, task: Task) -> Any:
+        loss = super().objective(task)
+        return lambda batch: loss(batch) * self.config.weight
+
+
+class DrawsAtTheBeginning(Finetune):
+    """Its later random numbers are not those of fine-tuning."""
+
+    first_task_of = "finetune"
+
+    def begin_task(self, task: Task) -> None:
+        torch.rand((), generator=self.context.method_generator)
+
+
 def run(method: str, test: str) -> None:
     suite = type("Suite", (MethodConformance,), {"method": f"{FILE}:{method}"})()
     check: Callable[[], None] = getattr(suite, test)
@@ -123,12 +195,32 @@ def run(method: str, test: str) -> None:
         ("StructureFromData", "test_resumes_bitwise"),
         ("NeedsFullBatches", "test_uneven_batches"),
         ("ClaimsIsolation", "test_isolated_tasks_stay"),
+        ("Weighted", "test_options_matter_when_they_say"),
+        ("WeightedAtTheEnd", "test_options_matter_when_they_say"),
+        ("HalfOfFinetune", "test_first_task_is_that_of"),
+        ("CountsBatches", "test_first_task_is_that_of"),
+        ("WeightedFinetune", "test_first_task_is_that_of"),
+        ("DrawsAtTheBeginning", "test_first_task_is_that_of"),
         ("ForgetsItsState", "test_docstring"),
     ],
 )
 def test_a_bad_method_fails(method: str, test: str) -> None:
     with pytest.raises((AssertionError, RuntimeError)):
         run(method, test)
+
+
+@pytest.mark.parametrize("name", ["Weighted", "WeightedFinetune"])
+def test_a_claim_that_is_true_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same classes with a claim that is right."""
+    cls: Any = globals()[name]
+    if name == "Weighted":
+        monkeypatch.setattr(cls, "objective", lambda self, task: Finetune.objective(self, task))
+    else:
+        option = cls.Config.model_fields["weight"]
+        monkeypatch.setattr(option, "json_schema_extra", from_task(1))
+    suite = type("Suite", (MethodConformance,), {"method": f"{__name__}:{name}"})()
+    suite.test_options_matter_when_they_say()
+    suite.test_first_task_is_that_of()
 
 
 @pytest.mark.parametrize("test", [t for t in dir(MethodConformance) if t.startswith("test_")])

@@ -212,9 +212,11 @@ def test_as_many_trials_run_as_there_are_points(tmp_path: Path, samples: int, ru
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(sweep))
     loaded, outcomes = spec.load(tmp_path / "s.yaml"), Outcomes(tmp_path / "outcomes")
     said: list[str] = []
+    tasks = {"split-digits-2": 2}
     for stop in (1, 99):  # interrupted, and continued
         here: Any = Here(outcomes, stop)
-        optuna_search.search_adaptively(loaded, here, Outcomes(outcomes.directory), 2, said.append)
+        known = Outcomes(outcomes.directory)
+        optuna_search.search_adaptively(loaded, here, known, 2, said.append, tasks)
     assert len(Outcomes(outcomes.directory).all()) == runs
     line = "search of finetune on split-digits-2: its space has 3 points, all tried; "
     assert said == ([f"{line}num_samples: 10 asks for more"] if samples > runs else [])

@@ -53,6 +53,7 @@ class Prefixes:
         self.folder = CheckpointStore(f"{store.url.rpartition('/')[0]}/{FOLDER}")
         self.rows: list[Row] = []
         self.seconds = 0.0
+        self._damaged: set[int] = set()
 
     @property
     def _done(self) -> int:
@@ -80,6 +81,7 @@ class Prefixes:
                 found = self.folder.get(self._name(point))
             except ValueError as error:
                 notes.append(f"trains what others share, for {error}")
+                self._damaged.add(point)
                 continue
             if found is not None:
                 return found, notes
@@ -127,8 +129,10 @@ class Prefixes:
             self.rows = []
 
     def _leave(self, point: int) -> None:
-        if point not in self.plan.points or self.folder.has(self._name(point)):
+        if point not in self.plan.points:
             return
+        if point not in self._damaged and self.folder.has(self._name(point)):
+            return  # the first one stays
         names = [f"after-{task:02d}" for task in range(self._done)]
         states = {name: state for name in names if (state := self.store.get(name)) is not None}
         drawn = (known(row)["pictures"] for row in reversed(self.rows) if "pictures" in row)
@@ -164,13 +168,13 @@ class Spent:
         self._thread = ThreadPoolExecutor(1, "prefixes")  # a listener's call returns at once
 
     def started(self, plan: TrialPlan) -> None:
-        """It may need what it shares."""
+        """Do nothing: the trial may need what it shares."""
 
     def row(self, plan: TrialPlan, row: Row) -> None:
-        """It may need what it shares: its worker may be lost before it has saved."""
+        """Do nothing: its worker may be lost before it has saved."""
 
     def lost(self, plan: TrialPlan, error: str) -> None:
-        """It may need what it shares."""
+        """Do nothing: the trial may need what it shares."""
 
     def ended(self, plan: TrialPlan, status: Status, row: Row, error: str) -> None:
         """Delete what it was the last to need; one that was killed goes on later."""
