@@ -137,6 +137,8 @@ class Run:
         """
         if self.done:
             raise RuntimeError("the run is done")
+        if not self.progress:
+            self._evaluate_untrained()
         self.costs.start()
         self.pictures = {}
         task = self._enter_task()
@@ -318,8 +320,6 @@ class Run:
 
     def _enter_task(self) -> Task:
         if self._task is None:
-            if not self.progress:
-                self._evaluate_untrained()
             self.method.add_task(self.stream.info.tasks[self.task_index])
             self._placed(self.method)
             self._task = self.sets.open(self.task_index, self.method.memory)

@@ -79,6 +79,9 @@ def test_smoke_of_blip_and_its_baselines(tmp_path: Path) -> None:
     found = {o["method"]: o for o in outcomes(tmp_path, "blip-mnist5-smoke")}
     assert sorted(found) == sorted(labels)
     assert {o["status"] for o in found.values()} == {"finished"}
+    assert any("shared_seconds" in o["row"]["result"] for o in found.values())
+    assert "of training (" in table.partition("shared: ")[2]
+    assert not (tmp_path / "runs" / "blip-mnist5-smoke" / "trials" / "prefix").exists()
     metrics = {m: o["row"]["result"]["metrics"]["task"] for m, o in found.items()}
     assert metrics["sgd_frozen"]["backward_transfer"] == 0
     assert min(m["average_accuracy"] for m in metrics.values()) > 80

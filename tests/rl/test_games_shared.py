@@ -18,6 +18,8 @@ from raycl.trial.sharing import base_name
 
 pytestmark = pytest.mark.usefixtures("cluster")
 METHODS = registry.names("raycl.rl.methods")
+SLOW = {name: [pytest.mark.slow] if name in ("blip", "online_ewc") else [] for name in METHODS}
+"""Each option is two runs more, and these methods have three or four."""
 
 
 class Claims(SharingConformance):
@@ -45,7 +47,7 @@ class Claims(SharingConformance):
         find_method(block["name"]).Config.model_validate(block)  # a run takes long to be built
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [pytest.param(m, marks=SLOW[m]) for m in METHODS])
 def test_options_matter_when_they_say(make: Make, name: str) -> None:
     Claims(name, make).test_options_matter_when_they_say()
 

@@ -170,9 +170,7 @@ def _advance(
     run: TrialRun, store: CheckpointStore, settings: Settings, device: str, plan: TrialPlan
 ) -> None:
     """Step a run from its last checkpoint to its end, and report and save what it gives."""
-    prefixes = Prefixes(
-        run, plan, store, {**settings.made, **process(device)} if plan.points else {}
-    )
+    prefixes = Prefixes(run, plan, store, _world(settings, device) if plan.points else {})
     keeper = Keeper(run, store, prefixes)
     if note := keeper.load():
         made = {MADE: keeper.made} if keeper.made else {}
@@ -212,6 +210,12 @@ def _advance(
     except SystemExit:  # Tune's way to stop a trial, raised inside report; see ``signals``
         keeper.save()
         raise
+
+
+def _world(settings: Settings, device: str) -> dict[str, str]:
+    """What a state is made of besides the configuration, here and now."""
+    made_of = {"made_of": settings.made_of.key} if settings.made_of else {}
+    return {**settings.made, **made_of, **process(device)}
 
 
 def _take(prefixes: Prefixes, keeper: Keeper, settings: Settings) -> None:

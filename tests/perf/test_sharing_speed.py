@@ -1,0 +1,137 @@
+"""CPU seconds of a sweep's trials that share what they have in common, against ``share: false``.
+
+The trials run in this process, one after the other, as workers run them: training, evaluation,
+checkpoints, prefixes; Ray and tracking, which are the same with and without, are not in it. The
+sweep is as on two cores: the second trial begins with the first, so it finds nothing there yet.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from perf_helpers import random_data
+
+from tests.sweep.sharing_making import Lab, lab, seconds, text, without
+
+pytestmark = [pytest.mark.perf, pytest.mark.timeout(1800)]
+ROOT = Path(__file__).parents[2]
+CORES = 2
+TASKS = 5
+VALUES = 20
+
+
+def cpu(one: Lab, share: bool) -> float:
+    """CPU seconds of all trials, and of the plan."""
+    begun = time.process_time()
+    plans = one.plans(share)
+    first = [plans[0], *without(plans[1:CORES])] if share else plans[:CORES]
+    found = one.run([*first, *plans[CORES:]])
+    spent = time.process_time() - begun
+    took = sum(seconds(rows) > 0 for rows in found.values())
+    assert bool(took) == (share and any(plan.points for plan in plans))
+    return spent
+
+
+def ratio(folder: Path, one: Lab) -> float:
+    """CPU with sharing over CPU without; a trial of each goes before, so that nothing is new."""
+    warm = Lab(one.sweep, one.data, str(folder / "warm"))
+    warm.run(without(one.plans()[:1]))
+    alone = cpu(Lab(one.sweep, one.data, str(folder / "alone")), share=False)
+    shared = cpu(Lab(one.sweep, one.data, str(folder / "shared")), share=True)
+    return shared / alone
+
+
+def search(folder: Path, option: str, values: list[float]) -> Lab:
+    """A grid over one option of online EWC on five tasks of MNIST's size."""
+    method: dict[str, Any] = {"name": "online_ewc", "lam": 1.0, option: {"grid": values}}
+    spec = text(
+        methods=[method],
+        benchmark={"name": "split", "dataset": "digits", "tasks": TASKS, "validation": 0.1},
+        network={"name": "mlp", "hidden": [100]},
+        train={"epochs": 5, "batch_size": 64, "lr": 0.01},
+        search={"num_samples": 1},
+    )
+    one = lab(folder, spec)
+    data, _ = random_data((1, 28, 28), 10_000)
+    return Lab(one.sweep, data, one.storage)
+
+
+@pytest.mark.parametrize(
+    "option, values, bound",
+    [
+        ("lam", [0.1 * n for n in range(1, VALUES + 1)], 0.85),
+        ("gamma", [n / VALUES for n in range(1, VALUES + 1)], 0.7),  # from the third task on
+    ],
+)
+def test_search(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    values: list[float],
+    bound: float,
+) -> None:
+    found = ratio(tmp_path, search(tmp_path, option, values))
+    with capsys.disabled():
+        print(
+            f"\nsearch over {VALUES} values of {option} on {TASKS} tasks: {found:.2f} of the CPU "
+            f"seconds of share: false (at most {bound})"
+        )
+    assert found <= bound
+
+
+def test_blip_on_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One seed of five: seeds share nothing with each other."""
+    path = str(ROOT / "sweeps" / "blip" / "digits.yaml")
+    found = ratio(tmp_path, lab(tmp_path, path, "seeds=1"))
+    with capsys.disabled():
+        print(f"\nsweeps/blip/digits.yaml: {found:.2f} of the CPU seconds of share: false")
+    assert found <= 1.0
+
+
+def test_games(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    games = {
+        "name": "atari",
+        "games": ["Boxing", "KungFuMaster", "Pong"],
+        "frames": 48_000,
+        "evaluation": {"episodes": 1, "max_frames": 400},
+    }
+    spec = text(
+        benchmark=games,
+        methods=["finetune", "online_ewc", "scratch", "blip"],
+        network={"name": "atari_cnn", "channels": [8, 16, 16], "features": 64},
+        train={"envs": 16, "rollout": 50, "minibatches": 4},
+    )
+    found = ratio(tmp_path, lab(tmp_path, spec))
+    with capsys.disabled():
+        print(
+            f"\nthree games, four methods: {found:.2f} of the CPU seconds of share: false "
+            "(at most 0.87)"
+        )
+    assert found <= 0.87
+
+
+def test_nothing_to_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is looked for is looked for while the sweep is planned; trials do nothing more."""
+    method = {"name": "online_ewc"}
+    rates = {"grid": [0.01 * n for n in range(1, VALUES + 1)]}
+    train = {"epochs": 5, "batch_size": 64, "lr": rates}
+    one = search(tmp_path, "lam", [1.0, 2.0])
+    other = lab(tmp_path / "rates", text(methods=[method], train=train, search={"num_samples": 1}))
+    begun = time.process_time()
+    plans = other.plans(share=True)
+    shared = time.process_time() - begun
+    begun = time.process_time()
+    other.plans(share=False)
+    extra = shared - (time.process_time() - begun)
+    assert not any(plan.points for plan in plans)
+    trial = cpu(Lab(one.sweep, one.data, str(tmp_path / "alone")), share=False) / 2
+    found = 1 + extra / VALUES / trial
+    with capsys.disabled():
+        print(
+            f"\nnothing to share: {extra / VALUES * 1000:.1f} ms of planning for each trial of "
+            f"{trial:.1f} CPU seconds: {found:.4f} (at most 1.01)"
+        )
+    assert found <= 1.01
