@@ -9,7 +9,7 @@ from typing import Any
 from raycl.report.load import MATRIX, RESOLVED, TrackedRun, TrackedSweep
 from raycl.report.published import NOT_IN_FULL
 from raycl.report.statistics import LEVEL, RESAMPLES
-from raycl.trial.run import SHARED_SECONDS
+from raycl.trial.run import SHARED_SECONDS, TAKEN_FROM
 from raycl.trial.weights import named_in
 
 _ENDS = {"error": "failed", "stopped-early": "stopped early", "running": "still running"}
@@ -31,6 +31,7 @@ def notes(
         *([] if sweep.spec else [f"{RESOLVED} cannot be read: no published numbers, no search"]),
         *_search(sweep),
         *_shared(sweep.runs),
+        *_taken_over(sweep.runs),
         *_selection(sweep.spec),
         *_weights(sweep.spec),
         *_published(rows, sweep.spec.get("published") or {}),
@@ -134,6 +135,19 @@ def _shared(runs: Iterable[TrackedRun]) -> Iterable[str]:
         yield (
             f"shared: {count} trials began with what another had trained, {duration(shared)} of "
             f"{duration(total)} of training ({shared / total:.0%}); costs count it for each"
+        )
+
+
+def _taken_over(runs: Iterable[TrackedRun]) -> Iterable[str]:
+    """Note on trials that another sweep has run."""
+    names = Counter(
+        str(run.result[TAKEN_FROM])
+        for run in runs
+        if run.result is not None and TAKEN_FROM in run.result
+    )
+    if names:
+        yield "taken over, not run again: " + ", ".join(
+            f"{count} trials of {name}" for name, count in sorted(names.items())
         )
 
 

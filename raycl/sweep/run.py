@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
 from rich.console import Console
 
@@ -388,6 +389,8 @@ class Execution:
         """Run those of a list of plans that are not over, so that they share what they can."""
         from raycl.sweep.execution.prefixes import Spent
 
+        if self.sweep.reuse:
+            self._take_over(stage, [plan for plan in plans if plan.key not in self.outcomes])
         if self.sweep.share:
             plans = sharing.shared_points(plans, self._tasks_of)
         todo = sharing.in_order(plan for plan in plans if plan.key not in self.outcomes)
@@ -398,6 +401,24 @@ class Execution:
         finally:
             stage.hub.listeners.remove(spent)
             spent.close()
+
+    def _take_over(self, stage: Stage, plans: Sequence[TrialPlan]) -> None:
+        """Take over what other sweeps of the runs folder have finished."""
+        from raycl.sweep.execution.taken_over import finished_elsewhere, take_over
+
+        def made(plan: TrialPlan) -> Mapping[str, str] | None:
+            if plan.resources.get("gpu") and not torch.cuda.is_available():
+                return None  # the device of its worker is not known here
+            device = "cuda" if plan.resources.get("gpu") else "cpu"
+            return {**stage.settings.made, **made_of.process(device)}
+
+        assert self.made_of is not None
+        found = finished_elsewhere(self.folder, plans, made, self.made_of)
+        for plan in plans:
+            if plan.key in found:
+                take_over(plan, found[plan.key], self.storage, stage.hub)
+        if found:
+            self._say(f"{len(found)} trials were taken over from other sweeps")
 
     def _forget_prefixes(self) -> None:
         """Delete all shared states, which no trial needs any more."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+import raycl
 from raycl.datasets.base import Dataset
 from raycl.sweep.execution import trainable
 from raycl.sweep.execution.prefixes import FOLDER
@@ -17,6 +18,11 @@ from raycl.sweep.file.blocks import benchmark_configs
 from raycl.sweep.plan import expand, sharing
 from raycl.sweep.plan.check_data import check_data
 from raycl.sweep.plan.plan import TrialPlan
+from raycl.sweep.record.folder import SweepFolder
+from raycl.sweep.record.made_of import MadeOf
+from raycl.sweep.record.outcomes import Outcome
+from raycl.tracking.journal import JOURNAL, Journal, Ledger
+from raycl.tracking.lines import measured as measured_lines
 from raycl.trial.checkpoint import CheckpointStore
 from raycl.trial.run import Row
 
@@ -127,6 +133,28 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(v) for v in value]
     return value.hex() if isinstance(value, float) else value
+
+
+def finished_in(runs: Path, name: str, one: Lab, plans: Sequence[TrialPlan]) -> SweepFolder:
+    """A sweep's folder as it is when trials that a lab has run are over.
+
+    Args:
+        runs: The runs folder.
+        name: The sweep's.
+        one: The lab; its storage is the folder's.
+        plans: What it has run.
+    """
+    folder = SweepFolder(runs, name)
+    folder.claim("0123456789abcdef", one.sweep.resolved())
+    folder.record_made_of(MadeOf(raycl.__version__), [])
+    ledger, tracking = Ledger(), Journal(folder.path / JOURNAL)
+    for plan in plans:
+        rows = [row for who, row in one.rows if who == plan.name]
+        events = [event for row in rows for event in measured_lines(plan.key, row, ledger)]
+        tracking.append(events)
+        folder.outcomes.add(Outcome.of(plan, "finished", rows[-1], ""))
+    tracking.close()
+    return folder
 
 
 def seconds(rows: Sequence[Row]) -> float:

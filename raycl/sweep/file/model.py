@@ -335,6 +335,11 @@ class Sweep(_Model):
         description="trials that are the same up to a task share the work before it; matrices are "
         "the same either way",
     )
+    reuse: bool = Field(
+        False,
+        description="take over what other sweeps of the runs folder have finished: the same "
+        "trials, made with the same code, data, weights, device and versions",
+    )
     stop: Stop = Stop()
     report: Report = Report()
     published: Published | None = Field(None, description="printed beside ours by the report")

@@ -33,6 +33,7 @@ NOT_RESULTS = (
     "failures",
     "checkpoint",
     "share",
+    "reuse",
     "report",
     "published",
     "smoke",

@@ -1,0 +1,138 @@
+"""Finished trials of other sweeps in the runs folder, taken over instead of run again.
+
+A trial is the same if its key is, and what it was made with: code, data, weights, device, versions.
+Its rows come from the other sweep's journal, its checkpoints and pictures from the other's storage,
+so that it has everything that a trial of this sweep has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raycl.atomic import Damaged
+from raycl.sweep.execution.events import Hub
+from raycl.sweep.plan.plan import TrialPlan
+from raycl.sweep.record.folder import SweepFolder
+from raycl.sweep.record.made_of import MADE, MadeOf, own_code
+from raycl.sweep.record.outcomes import Outcome
+from raycl.tracking import journal
+from raycl.tracking.journal import JOURNAL
+from raycl.trial.checkpoint import CheckpointStore
+from raycl.trial.run import TAKEN_FROM, Row
+
+Made = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished trial of another sweep.
+
+    Attributes:
+        outcome: How it ended.
+        store: Its files.
+        folder: The other sweep's folder.
+    """
+
+    outcome: Outcome
+    store: CheckpointStore
+    folder: SweepFolder
+
+
+def finished_elsewhere(
+    folder: SweepFolder,
+    plans: Sequence[TrialPlan],
+    made: Callable[[TrialPlan], Made | None],
+    made_of: MadeOf,
+) -> dict[str, Finished]:
+    """Find the trials that other sweeps of a runs folder have finished, by their keys.
+
+    Args:
+        folder: The sweep that looks for them.
+        plans: What it has to run.
+        made: From a plan to what it would be made with; ``None``: that cannot be told here.
+        made_of: What the sweep is made of, for classes from files of one's own.
+    """
+    wanted = {plan.key: plan for plan in plans}
+    found: dict[str, Finished] = {}
+    for path in sorted(folder.root.glob("*/outcomes/*.json")):
+        plan = wanted.get(path.stem)
+        other = path.parent.parent.name
+        if plan is None or plan.key in found or other == folder.name:
+            continue
+        with contextlib.suppress(Damaged, OSError, KeyError):
+            one = _finished(SweepFolder(folder.root, other), path)
+            now = made(plan)
+            if one is None or now is None or not same(one.outcome.row.get(MADE, {}), now):
+                continue
+            theirs = one.folder.made_of()
+            own = set(own_code(plan.config))
+            if theirs and all(theirs.code.get(name) == made_of.code.get(name) for name in own):
+                found[plan.key] = one
+    return found
+
+
+def _finished(folder: SweepFolder, path: Path) -> Finished | None:
+    """The trial of an outcome, if it has finished and its checkpoints are there."""
+    outcome = Outcome.read(path)
+    if outcome.status != "finished":
+        return None
+    storage = folder.storage(folder.identity()["resolved"].get("storage"))
+    store = CheckpointStore(f"{storage}/{outcome.key}")
+    return Finished(outcome, store, folder) if store.paths() else None
+
+
+def same(then: Made, now: Made) -> bool:
+    """Whether a trial that was made with one thing has the bits of one made with another.
+
+    Args:
+        then: What it was made with; data and weights are those of its whole sweep.
+        now: What it would be made with.
+    """
+    if any(then.get(word) != now.get(word) for word in ("code", "device", "versions")):
+        return False
+    old, new = (_parts(one.get("data", "")) for one in (then, now))
+    if any(old[name] != new[name] for name in old.keys() & new.keys()):
+        return False
+    old, new = (_parts(one.get("weights", "")) for one in (then, now))
+    return all(new.get(name) == one for name, one in old.items())
+
+
+def _parts(text: str) -> dict[str, str]:
+    return dict(re.findall(r"(.+?) ([0-9a-f]{8,64})(?:, |$)", text))
+
+
+def take_over(plan: TrialPlan, other: Finished, storage: str, hub: Hub) -> None:
+    """Make a trial of another sweep one of this sweep.
+
+    Args:
+        plan: Its plan here.
+        other: The trial there.
+        storage: Folder of this sweep in the storage.
+        hub: Is told of the trial as if it had run.
+    """
+    store = CheckpointStore(f"{storage}/{plan.key}")
+    source = other.store
+    for path in source.fs.find(source.root):
+        name = path[len(source.root) :].lstrip("/")
+        if not name.rpartition("/")[2].startswith("."):
+            store.put_bytes(name, source.fs.cat_file(path))
+    hub.started(plan)
+    for row in _rows(other.folder.path / JOURNAL, plan.key):
+        hub.row(plan, row)
+    result: dict[str, Any] = other.outcome.row["result"]
+    last = other.outcome.row | {"result": result | {TAKEN_FROM: other.folder.name}}
+    hub.row(plan, last)
+    hub.ended(plan, "finished")
+
+
+def _rows(path: Path, key: str) -> Iterator[Row]:
+    """The rows of a trial as a journal has them: the values of each step of each axis."""
+    for _, _, event in journal.read(path):
+        if event["event"] == "metrics" and event["key"] == key:
+            ends = {"at_task_end": True} if event["axis"] == "tasks_done" else {}
+            yield {event["axis"]: event["step"], **ends, **event["values"]}

@@ -1,0 +1,117 @@
+"""Finished trials of other sweeps, taken over with all that they have left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sharing_making import Lab, finished_in, lab, text, without
+from test_events import Log
+
+import raycl
+from raycl.report.notes import _shared, _taken_over
+from raycl.sweep.execution import trainable
+from raycl.sweep.execution.events import Hub
+from raycl.sweep.execution.taken_over import finished_elsewhere, same, take_over
+from raycl.sweep.plan.plan import TrialPlan
+from raycl.sweep.record.folder import SweepFolder
+from raycl.sweep.record.made_of import MadeOf, process
+from raycl.trial.checkpoint import CheckpointStore
+
+NONE = MadeOf(raycl.__version__)
+STREAM = {"name": "split", "dataset": {"name": "digits", "limit": 40}, "tasks": 2}
+
+
+@pytest.fixture(autouse=True)
+def every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainable, "EVERY_S", 0.0)
+
+
+def two(tmp_path: Path) -> tuple[Lab, list[TrialPlan], SweepFolder]:
+    """A lab whose folder has the first of two trials, as the sweep ``first``; another folder."""
+    spec = text(methods=["finetune", "lwf_seen"], benchmark=STREAM)
+    one = lab(tmp_path, spec, storage=str(tmp_path / "runs" / "first" / "trials"))
+    plans = without(one.plans())
+    one.run(plans[:1])
+    finished_in(tmp_path / "runs", "first", one, plans[:1])
+    return one, plans, SweepFolder(tmp_path / "runs", "second")
+
+
+def here(plan: TrialPlan) -> Mapping[str, str]:
+    return process("cpu")
+
+
+def test_a_trial_comes_with_its_rows_and_its_files(tmp_path: Path) -> None:
+    one, plans, second = two(tmp_path)
+    found = finished_elsewhere(second, plans, here, NONE)
+    assert found.keys() == {plans[0].key}
+    log, storage = Log(), str(second.path / "trials")
+    take_over(plans[0], found[plans[0].key], storage, Hub([log]))
+    assert log.calls[0] == ("started", plans[0].key)
+    assert log.calls[-1] == ("ended", plans[0].key, "finished")
+    rows = [call[2] for call in log.calls if call[0] == "row"]
+    before = [row for _, row in one.rows]
+    assert rows[-1]["result"] == before[-1]["result"] | {"taken_from": "first"}
+    for name in ("train/loss", "eval/class/average_accuracy"):
+        assert {row[name] for row in rows if name in row} == {r[name] for r in before if name in r}
+    assert [row["tasks_done"] for row in rows if "tasks_done" in row][:-1] == [1, 2]
+    stores = [CheckpointStore(f"{folder}/{plans[0].key}") for folder in (one.storage, storage)]
+    names = [[path.rpartition("/")[2] for path in store.paths()] for store in stores]
+    assert names[0] == names[1] != []
+    assert stores[1].load() is not None
+
+
+def test_what_was_made_with_something_else_is_not_taken_over(tmp_path: Path) -> None:
+    _, plans, second = two(tmp_path)
+    assert finished_elsewhere(second, plans, here, NONE)
+    assert not finished_elsewhere(second, plans, lambda plan: None, NONE)
+    for word in ("device", "versions"):
+        other = {**process("cpu"), word: "another"}
+        assert not finished_elsewhere(second, plans, lambda plan, now=other: now, NONE)
+    assert not finished_elsewhere(SweepFolder(second.root, "first"), plans, here, NONE)
+    (outcome,) = (second.root / "first" / "outcomes").glob("*.json")
+    outcome.write_text("{")
+    assert not finished_elsewhere(second, plans, here, NONE)
+
+
+def test_a_trial_without_its_checkpoints_is_not_taken_over(tmp_path: Path) -> None:
+    one, plans, second = two(tmp_path)
+    for path in Path(one.storage).glob("*/step-*.pt"):
+        path.unlink()
+    assert not finished_elsewhere(second, plans, here, NONE)
+
+
+@pytest.mark.parametrize(
+    "then, now, expected",
+    [
+        ({}, {}, True),
+        ({"code": "raycl 1"}, {"code": "raycl 2"}, False),
+        ({"data": "a 0123456789ab"}, {"data": "a 0123456789ab, b ba9876543210"}, True),
+        ({"data": "a 0123456789ab"}, {"data": "b ba9876543210, a 1123456789ab"}, False),
+        ({"weights": "w 0123456789ab"}, {"weights": "v 0123456789ab"}, False),
+        ({}, {"weights": "v 0123456789ab"}, True),
+    ],
+)
+def test_what_is_the_same(then: dict[str, str], now: dict[str, str], expected: bool) -> None:
+    assert same(then, now) == expected
+
+
+class Tracked:
+    """A run of a report."""
+
+    def __init__(self, **result: Any) -> None:
+        self.result = {"cost": {"seconds": 50.0}} | result
+
+
+def test_the_report_says_what_was_not_run_here() -> None:
+    both = [Tracked(taken_from="first"), Tracked(taken_from="first")]
+    runs: Any = [Tracked(), Tracked(shared_seconds=25.0), *both]
+    assert list(_taken_over(runs)) == ["taken over, not run again: 2 trials of first"]
+    (line,) = _shared(runs)
+    assert line.startswith(
+        "shared: 1 trials began with what another had trained, 25.0 s of 3.3 min"
+    )
+    assert "(12%)" in line
+    assert not [*_shared(runs[:1]), *_taken_over(runs[:1])]
