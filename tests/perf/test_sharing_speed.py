@@ -8,12 +8,14 @@ sweep is as on two cores: the second trial begins with the first, so it finds no
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from perf_helpers import random_data
 
+from raycl.datasets.base import Arrays
 from tests.sweep.sharing_making import Lab, lab, seconds, text, without
 
 pytestmark = [pytest.mark.perf, pytest.mark.timeout(1800)]
@@ -21,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 CORES = 2
 TASKS = 5
 VALUES = 20
+IMAGES = 2_400
 
 
 def cpu(one: Lab, share: bool) -> float:
@@ -45,18 +48,22 @@ def ratio(folder: Path, one: Lab) -> float:
 
 
 def search(folder: Path, option: str, values: list[float]) -> Lab:
-    """A grid over one option of online EWC on five tasks of MNIST's size."""
+    """A grid over one option of online EWC on five tasks of images of MNIST's size.
+
+    A small convolutional network, and a sixth as many test images as training images, as in MNIST.
+    """
     method: dict[str, Any] = {"name": "online_ewc", "lam": 1.0, option: {"grid": values}}
     spec = text(
         methods=[method],
         benchmark={"name": "split", "dataset": "digits", "tasks": TASKS, "validation": 0.1},
-        network={"name": "mlp", "hidden": [100]},
+        network={"name": "cnn", "channels": [8, 16], "features": 32},
         train={"epochs": 5, "batch_size": 64, "lr": 0.01},
         search={"num_samples": 1},
     )
     one = lab(folder, spec)
-    data, _ = random_data((1, 28, 28), 10_000)
-    return Lab(one.sweep, data, one.storage)
+    data, arrays = random_data((1, 28, 28), IMAGES)
+    test = Arrays(arrays.images[: IMAGES // 6], arrays.labels[: IMAGES // 6])
+    return Lab(one.sweep, {key: replace(d, test=test) for key, d in data.items()}, one.storage)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +102,7 @@ def test_games(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     games = {
         "name": "atari",
         "games": ["Boxing", "KungFuMaster", "Pong"],
-        "frames": 48_000,
+        "frames": 24_000,
         "evaluation": {"episodes": 1, "max_frames": 400},
     }
     spec = text(
