@@ -9,7 +9,7 @@ from typing import Any
 from raycl.report.load import MATRIX, RESOLVED, TrackedRun, TrackedSweep
 from raycl.report.published import NOT_IN_FULL
 from raycl.report.statistics import LEVEL, RESAMPLES
-from raycl.trial.run import SHARED_SECONDS, TAKEN_FROM
+from raycl.trial.sharing import SHARED_SECONDS, TAKEN_FROM
 from raycl.trial.weights import named_in
 
 _ENDS = {"error": "failed", "stopped-early": "stopped early", "running": "still running"}

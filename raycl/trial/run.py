@@ -23,10 +23,6 @@ TRACEBACK: Final = "traceback"
 UNKEPT: Final = "unkept"
 PARKED: Final = "parked"
 NOTE: Final = "note"
-SHARED_SECONDS: Final = "shared_seconds"
-"""Key of a result: seconds of its cost that another trial has spent for it, if any."""
-TAKEN_FROM: Final = "taken_from"
-"""Key of a result: name of the sweep that has run the trial, if it was another one."""
 
 
 class Known(TypedDict, total=False):

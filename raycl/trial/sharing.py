@@ -17,6 +17,10 @@ from pydantic import BaseModel
 
 SHARED = "raycl_shared"
 """Key in ``json_schema_extra`` of an option: the last point at which it cannot have mattered."""
+SHARED_SECONDS = "shared_seconds"
+"""Key of a result: seconds of its cost that another trial has spent for it, if any."""
+TAKEN_FROM = "taken_from"
+"""Key of a result: name of the sweep that has run the trial, if it was another one."""
 
 
 def trained(task: int) -> int:

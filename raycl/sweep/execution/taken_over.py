@@ -23,7 +23,8 @@ from raycl.sweep.record.outcomes import Outcome
 from raycl.tracking import journal
 from raycl.tracking.journal import JOURNAL
 from raycl.trial.checkpoint import CheckpointStore
-from raycl.trial.run import TAKEN_FROM, Row
+from raycl.trial.run import Row
+from raycl.trial.sharing import TAKEN_FROM
 
 Made = Mapping[str, str]
 

@@ -38,13 +38,13 @@ from raycl.trial.run import (
     FAILED,
     NOTE,
     PARKED,
-    SHARED_SECONDS,
     TRACEBACK,
     UNKEPT,
     Row,
     TrialRun,
     known,
 )
+from raycl.trial.sharing import SHARED_SECONDS
 
 SHARED = "shared"
 """Key, in a checkpoint, of what ``Prefixes`` has to remember."""
