@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
-from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from sequence_making import Make, tiny
 
 from raycl import registry
 from raycl.rl.methods.base import find_method
 from raycl.testing_claims import SharingConformance, differences
+from raycl.trial.checkpoint import CheckpointStore
 from raycl.trial.sharing import base_name
+from tests.sweep.sharing_making import Killed, Lab, lab, measured, seconds, text, without
 
 pytestmark = pytest.mark.usefixtures("cluster")
 METHODS = registry.names("raycl.rl.methods")
@@ -52,7 +52,7 @@ def test_options_matter_when_they_say(make: Make, name: str) -> None:
     Claims(name, make).test_options_matter_when_they_say()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [pytest.param(m, marks=SLOW[m]) for m in METHODS])
 def test_the_first_game_is_that_of(make: Make, name: str) -> None:
     Claims(name, make).test_first_task_is_that_of()
 
@@ -67,26 +67,48 @@ def test_what_is_claimed() -> None:
     }
 
 
-def test_a_run_goes_on_from_the_end_of_a_game(make: Make) -> None:
-    """The state is written and read as a file, and is of a trial with another strength."""
-    weak = tiny("online_ewc")
-    strong = weak.model_copy(update={"method": {"name": "online_ewc", "lam": 1e6}})
-    first = make(weak)
-    while not first.last_row.get("at_task_end"):
-        first.advance()
-    file = io.BytesIO()
-    torch.save(first.shared_state(), file)
-    file.seek(0)
-    alone = make(strong)
-    while not alone.last_row.get("at_task_end"):
-        alone.advance()
-    before = deepcopy(alone.state_dict())
-    while not alone.done:  # now, for some random numbers are those of the process
-        alone.advance()
-    other = make(strong)
-    other.load_shared_state(torch.load(file, weights_only=True))
-    assert other.last_row["tasks_done"] == 1
-    assert not (found := differences(before, other.state_dict())), found
-    while not other.done:
-        other.advance()
-    assert not (found := differences(alone.state_dict(), other.state_dict())), found
+def test_every_matrix_of_a_sweep_is_the_same_also_under_kills(tmp_path: Path) -> None:
+    """Trials die when a game is over, where their state is kept, and while they repeat rows."""
+    evaluation = {"episodes": 1, "max_frames": 400, "validation_episodes": 1}
+    small = tiny().model_dump(mode="json")
+    spec = text(
+        benchmark=small["benchmark"] | {"evaluation": evaluation},
+        methods=[
+            {"name": "online_ewc", "label": "weak", "lam": 1.0},
+            {"name": "online_ewc", "label": "strong", "lam": 1e6},
+            "scratch",
+        ],
+        network=small["network"],
+        train=small["train"],
+    )
+    one = lab(tmp_path, spec)
+    plans = one.plans()
+    assert {plan.name: plan.points for plan in plans} == {
+        "weak-s0": [1, 2],
+        "strong-s0": [1, 2],
+        "scratch-s0": [1],
+    }
+    killed: list[str] = []
+
+    def kill(name: str, row: dict[str, Any]) -> None:
+        if row.get("at_task_end") and not row["finished"] and name not in killed:
+            killed.append(name)
+            raise Killed
+
+    one.kill = kill
+    shared = one.run(plans)
+    other = Lab(one.sweep, one.data, str(tmp_path / "alone"))
+    alone = other.run(without(plans))
+    assert len(killed) == 3
+    assert {n: measured(rows) for n, rows in shared.items()} == {
+        n: measured(rows) for n, rows in alone.items()
+    }
+    took = [name for name, rows in shared.items() if seconds(rows)]
+    assert sorted(took) == ["scratch-s0", "strong-s0"]
+    for plan in plans:
+        stores = (CheckpointStore(f"{where}/{plan.key}") for where in (one.storage, other.storage))
+        first, second = (store.get("after-00") for store in stores)
+        assert first is not None
+        assert second is not None
+        assert first["config"]["method"] == second["config"]["method"] == plan.config["method"]
+        assert not (found := differences(first, second)), found
