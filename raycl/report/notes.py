@@ -203,7 +203,7 @@ def _intervals(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
         f"{unit}mean ± standard deviation over n seeds, {LEVEL:g} % interval of the mean by "
         f"bootstrap over seeds ({RESAMPLES:,} resamples, percentiles); differences pair the seeds"
     )
-    fewest = min(row["n"] for row in rows)
+    fewest = min((row["n"] for row in rows if row["n"]), default=_FEW_SEEDS)
     if fewest == 1:
         yield "one seed has neither a deviation nor an interval, and proves little"
     elif fewest < _FEW_SEEDS:

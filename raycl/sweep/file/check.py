@@ -16,7 +16,7 @@ from raycl.sweep.file.model import MethodEntry, Resources, Sweep
 from raycl.sweep.file.source import dotted, get, put, undotted
 from raycl.sweep.file.spaces import Space, SpaceError, walk
 from raycl.sweep.file.validate import validate
-from raycl.training.config import PROBE_READOUTS
+from raycl.training.config import PROBE_READOUTS, EvaluateConfig
 from raycl.training.run import build_benchmark
 
 
@@ -81,6 +81,11 @@ class _Checked:
             labels.append(label)
         if self.sweep.readouts is not None and not self.kind.asks:
             raise self.error(("readouts",), f"{self.kind.name} have no readouts to choose from")
+        for name, value in EvaluateConfig():
+            asked = name != "probe" and getattr(self.sweep.evaluate, name) != value
+            if asked and self.kind.evaluation != "evaluate":
+                what = f"is for images; {self.kind.name} have {self.kind.evaluation} instead"
+                raise self.error(("evaluate", name), what)
 
     def _of_one_kind(self, index: int, config: dict[str, Any]) -> None:
         kind = kinds.of(config)
@@ -130,6 +135,7 @@ class _Checked:
         for chosen, culprit in _representatives(spaces):
             done = _finish(blocks, chosen, culprit, at, self.kind)
             selects |= done["train"].get("select", "last") != "last"
+            self._precision(index, done["train"])
             self._fits(done, asked, at)
         named_spaces = {dotted(path): space for path, space in spaces.items()}
         settings, predictors = self.kind.settings(method), tuple(getattr(method, "predictors", ()))
@@ -160,6 +166,14 @@ class _Checked:
         if searched and found.spaces and searched not in found.settings:
             what = f"methods[{index}] cannot be evaluated by '{searched}'"
             raise self.error(("search", "metric"), what, supported)
+
+    def _precision(self, index: int, train: Mapping[str, Any]) -> None:
+        """Refuse to evaluate in bfloat16 what is trained in float32."""
+        if self.sweep.evaluate.precision == "bfloat16" != train.get("precision", "bfloat16"):
+            label = self.sweep.methods[index].label
+            what = f"methods[{index}] ({label}) is trained in {train['precision']}"
+            hint = "set train.precision: bfloat16, or leave it out"
+            raise self.error(("evaluate", "precision"), what, hint)
 
     def _probe(self, index: int, method: Any) -> None:
         """Refuse a linear probe for a method without features."""

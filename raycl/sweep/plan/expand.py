@@ -121,10 +121,18 @@ def _group(sweep: Sweep, benchmark: dict[str, Any], index: int, entry: MethodEnt
 
 
 def search_base(sweep: Sweep, group: Group) -> TrialPlan:
-    """A group's base for search trials: without a probe, maybe on the first tasks only."""
+    """A group's base for search trials: without a probe, maybe on the first tasks only.
+
+    Every row is measured where a scheduler or the search metric reads rows in the middle.
+    """
     limits = [n for n in (sweep.stop.tasks, sweep.search.tasks) if n is not None]
     config = group.base.config | {"tasks": min(limits, default=None)}
-    config.pop("evaluate", None)
+    metric = sweep.kind.all_metrics()[sweep.search.metric.rpartition("/")[2]]
+    ends = sweep.scheduler.name == "fifo" and metric.entries in ("last", "diagonal", "ends")
+    kept = ("limit", "every", "precision") if ends else ("limit", "precision")
+    evaluate = {k: v for k, v in config.pop("evaluate", {}).items() if k in kept}
+    if evaluate:
+        config["evaluate"] = evaluate
     return replace(group.base, config=config, kind="search")
 
 
