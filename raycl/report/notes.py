@@ -116,9 +116,13 @@ def _search(sweep: TrackedSweep) -> Iterable[str]:
             f"(not counting {len(runs) - len(costs)} that ended before their first task did)"
         )
     metric = search.get("metric", "validation/average_accuracy")
+    where, again = "", "the seeds counted here"
+    if search.get("benchmark"):
+        where = f" on {', '.join(sorted({run.benchmark for run in runs}))}, another stream"
+        again = f"the stream and {again}"
     yield (
         f"{' '.join(parts)}; protocol {search.get('protocol', 'end_of_stream')}; "
-        f"chosen by {metric}, without test data, and run again on the seeds counted here"
+        f"chosen{where} by {metric}, without test data, and run again on {again}"
     )
 
 

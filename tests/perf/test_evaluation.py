@@ -38,7 +38,7 @@ def cpu_of_tasks(data: dict[str, Dataset], evaluate: dict[str, int]) -> tuple[li
     config = {
         "benchmark": {"name": "permuted", "dataset": "digits", "tasks": TASKS, "validation": 0.0},
         "method": {"name": "finetune"},
-        "network": {"name": "mlp", "hidden": [400, 400]},
+        "network": {"name": "mlp", "hidden": [100]},
         "train": {"epochs": 1, "batch_size": 64, "lr": 0.01},
         "evaluate": evaluate,
     }
@@ -68,8 +68,8 @@ def test_cost_per_task_is_flat(capsys: pytest.CaptureFixture[str]) -> None:
     seconds, of_which = (", ".join(f"{value:.1f}" for value in part) for part in (totals, ends))
     with capsys.disabled():
         print(
-            f"\nfinetune, {TASKS} tasks of {TRAIN:,} images, {TEST:,} to test on, one epoch: CPU-s "
-            f"per task, {span}: {flat:.2f} with limit 500 and every {EVERY} (at most 1.3), "
+            f"\nmlp 100, finetune, {TASKS} tasks of {TRAIN:,} images, {TEST:,} to test on, one epoch: "
+            f"CPU-s per task, {span}: {flat:.2f} with limit 500 and every {EVERY} (at most 1.3), "
             f"{each:.2f} with limit 500, {today:.2f} with neither; the runs {seconds} CPU-s, of "
             f"which the last task, whose row is whole, {of_which}"
         )
