@@ -118,7 +118,7 @@ def _search(sweep: TrackedSweep) -> Iterable[str]:
     metric = search.get("metric", "validation/average_accuracy")
     where, again = "", "the seeds counted here"
     if search.get("benchmark"):
-        where = f" on {', '.join(sorted({run.benchmark for run in runs}))}, another stream"
+        where = f" on {', '.join(sorted({run.benchmark for run in runs}))}, another stream,"
         again = f"the stream and {again}"
     yield (
         f"{' '.join(parts)}; protocol {search.get('protocol', 'end_of_stream')}; "

@@ -56,7 +56,7 @@ def test_cost_per_task_is_flat(capsys: pytest.CaptureFixture[str]) -> None:
     cheap, one = cpu_of_tasks(data, {"limit": 500, "every": EVERY})
     rows, two = cpu_of_tasks(data, {"limit": 500})
     whole, three = cpu_of_tasks(data, {})
-    states = [tensors(run.method.state_dict()) for run in (one, two, three)]
+    states = [list(tensors(run.method.state_dict())) for run in (one, two, three)]
     for other in states[1:]:
         assert all(torch.equal(a, b) for a, b in zip(states[0], other, strict=True))
     # as many rows in the first ten tasks from the second on as in the last ten before the last one,
@@ -68,10 +68,10 @@ def test_cost_per_task_is_flat(capsys: pytest.CaptureFixture[str]) -> None:
     seconds, of_which = (", ".join(f"{value:.1f}" for value in part) for part in (totals, ends))
     with capsys.disabled():
         print(
-            f"\nmlp 100, finetune, {TASKS} tasks of {TRAIN:,} images, {TEST:,} to test on, one epoch: "
-            f"CPU-s per task, {span}: {flat:.2f} with limit 500 and every {EVERY} (at most 1.3), "
-            f"{each:.2f} with limit 500, {today:.2f} with neither; the runs {seconds} CPU-s, of "
-            f"which the last task, whose row is whole, {of_which}"
+            f"\nmlp 100, finetune, {TASKS} tasks of {TRAIN:,} images and {TEST:,} to test on, one "
+            f"epoch: CPU-s per task, {span}: {flat:.2f} with limit 500 and every {EVERY} (at most "
+            f"1.3), {each:.2f} with limit 500, {today:.2f} with neither; the runs {seconds} CPU-s, "
+            f"of which the last task, whose row is whole, {of_which}"
         )
     assert flat <= 1.3
     assert sum(cheap) <= 0.5 * sum(whole)

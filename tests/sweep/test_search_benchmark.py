@@ -58,13 +58,18 @@ def test_search_trials_are_of_the_other_stream_and_the_others_are_not() -> None:
     assert len(search) == len(before) == 4
     for plan in search:
         assert plan.benchmark == "permuted-digits-3"
-        assert (plan.config["benchmark"]["name"], plan.config["benchmark"]["tasks"]) == ("permuted", 3)
+        assert (plan.config["benchmark"]["name"], plan.config["benchmark"]["tasks"]) == (
+            "permuted",
+            3,
+        )
         assert plan.config["fixed_seeds"]["class_order"] is None
         assert plan.config["seed"] in sweep.search_seeds()
     assert {plan.key for plan in search}.isdisjoint(plan.key for plan in before)
     won = {("permuted-digits-3", "online_ewc"): {"method.lam": 3.0}}
     finals = expand.final_plans(sweep, won)
-    assert finals == expand.final_plans(plain, {("split-digits-5", "online_ewc"): {"method.lam": 3.0}})
+    assert finals == expand.final_plans(
+        plain, {("split-digits-5", "online_ewc"): {"method.lam": 3.0}}
+    )
     assert {plan.config["fixed_seeds"]["class_order"] for plan in finals} == {7}
     assert expand.searches(sweep) == {
         ("split-digits-5", "online_ewc"): ("permuted-digits-3", "online_ewc")
@@ -102,7 +107,9 @@ def test_the_list_of_trials_says_which_stream(
 def test_trials_of_the_search_see_the_other_data_only() -> None:
     """Both streams are checked and loaded; a search trial gets, and needs, its own data alone."""
     glyphs = "search.benchmark={name: split, dataset: glyphs, tasks: 2, label: tuning}"
-    sweep = load(PLAIN, glyphs, "train.epochs=1", "search.benchmark.dataset={name: glyphs, limit: 20}")
+    sweep = load(
+        PLAIN, glyphs, "train.epochs=1", "search.benchmark.dataset={name: glyphs, limit: 20}"
+    )
     both = check_data(sweep, Path("data"))
     other = data_of(sweep.for_search, both)
     main_key = datasets.key(DatasetConfig(name="digits"))
@@ -124,7 +131,11 @@ def test_trials_of_the_search_see_the_other_data_only() -> None:
     "text, overrides, expected",
     [
         (PLAIN, ["search.benchmark=splt"], "search.benchmark: unknown benchmark 'splt'"),
-        (PLAIN, [OTHER, "search.benchmark.taks=3"], "search.benchmark.taks: benchmark permuted has"),
+        (
+            PLAIN,
+            [OTHER, "search.benchmark.taks=3"],
+            "search.benchmark.taks: benchmark permuted has",
+        ),
         (
             PLAIN,
             [OTHER, "search.benchmark.dataset=digit"],
@@ -133,7 +144,7 @@ def test_trials_of_the_search_see_the_other_data_only() -> None:
         (
             PLAIN,
             ["search.benchmark={name: split, tasks: 5, class_order: none}"],
-            "search.benchmark.label: the label 'split-digits-5' is taken by benchmark[0]; give each",
+            "search.benchmark.label: the label 'split-digits-5' is taken by benchmark[0]; give",
         ),
         (
             PLAIN,
@@ -182,7 +193,10 @@ def test_it_is_refused_as_the_sweeps_own_would_be(
         ([OTHER, "search.benchmark.dataset=mnist"], "search.benchmark.dataset"),
         (["search.benchmark={name: split, tasks: 11, label: a}"], "search.benchmark.tasks"),
         ([OTHER, "search.metric=validation/class/average_accuracy"], "search.metric"),
-        ([OTHER, "search.protocol=first_tasks", "search.tasks=4"], "search.tasks: 4 tasks, but perm"),
+        (
+            [OTHER, "search.protocol=first_tasks", "search.tasks=4"],
+            "search.tasks: 4 tasks, but perm",
+        ),
     ],
 )
 def test_its_data_are_checked_like_the_sweeps_own(overrides: list[str], expected: str) -> None:
