@@ -62,7 +62,7 @@ def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
 
 
 def data_of(sweep: Sweep, data: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """Those of the loaded data sets that the sweep's own streams are made of; games have none."""
+    """The loaded data sets that the sweep's own streams are made of; games have none."""
     if not sweep.kind.needs_data:
         return {}
     wanted = [one for c in benchmark_configs(sweep) for one in build_benchmark(c).datasets()]
