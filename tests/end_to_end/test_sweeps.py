@@ -177,19 +177,19 @@ def test_values_are_chosen_on_another_stream_and_reported_on_the_own(tmp_path: P
         [o for o in found if (o["kind"] == "search") == searched] for searched in (True, False)
     )
     assert {(o["benchmark"], o["config"]["benchmark"]["name"]) for o in search} == {
-        ("permuted-digits40-4", "permuted")
+        ("permuted-digits-4", "permuted")
     }
-    assert {o["benchmark"] for o in final} == {"split-digits40-3"}
+    assert {o["benchmark"] for o in final} == {"split-digits-3"}
     winners = json.loads((tmp_path / "runs" / "tuned" / "winners.json").read_text())
     assert [(w["benchmark"], w["method"]) for w in winners] == [
-        ("permuted-digits40-4", "online_ewc")
+        ("permuted-digits-4", "online_ewc")
     ]
     (won,) = [o["varied"] for o in final if o["kind"] == "winner"]
     assert won == winners[0]["values"]
-    assert "winner of online_ewc on permuted-digits40-4" in progress
+    assert "winner of online_ewc on permuted-digits-4" in progress
     words = " ".join(table.split())
     assert "search: 2 trials" in words
-    assert "chosen on permuted-digits40-4, another stream, by validation/average_accuracy" in words
+    assert "chosen on permuted-digits-4, another stream, by validation/average_accuracy" in words
 
     ended = next(o["row"]["result"] for o in search if o["status"] == "finished")
     assert [len([n for n in row if n]) for row in ended["images"]] == [2, 3, 4, 4], "asha reads all"
