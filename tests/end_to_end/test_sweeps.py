@@ -181,9 +181,7 @@ def test_values_are_chosen_on_another_stream_and_reported_on_the_own(tmp_path: P
     }
     assert {o["benchmark"] for o in final} == {"split-digits-3"}
     winners = json.loads((tmp_path / "runs" / "tuned" / "winners.json").read_text())
-    assert [(w["benchmark"], w["method"]) for w in winners] == [
-        ("permuted-digits-4", "online_ewc")
-    ]
+    assert [(w["benchmark"], w["method"]) for w in winners] == [("permuted-digits-4", "online_ewc")]
     (won,) = [o["varied"] for o in final if o["kind"] == "winner"]
     assert won == winners[0]["values"]
     assert "winner of online_ewc on permuted-digits-4" in progress
