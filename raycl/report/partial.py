@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from raycl.report import words
 from raycl.report.load import TrackedRun
-from raycl.training.metrics import AGAINST_BOUND, METRICS
+from raycl.training.metrics import AGAINST_BOUND, METRICS, readable
 from raycl.trial.matrix import needed
 
 Result = Mapping[str, Any]
@@ -32,13 +32,11 @@ def absent(result: Result, readout: str) -> list[str]:
     images = _images(result, readout)
     if images is None:
         return []
-    tasks = len(images)
+    known = readable(images > 0)
     return [
         name
         for name, metric in METRICS.items()
-        if metric.also in ("", "sizes")
-        and tasks >= metric.min_tasks
-        and (needed(metric.entries, tasks) & (images == 0)).any()
+        if metric.also in ("", "sizes") and len(images) >= metric.min_tasks and name not in known
     ]
 
 

@@ -131,8 +131,12 @@ class Matrices:
         chose = self.sets["validation"][readout][:rows, :rows] if self.selects else None
         if name != "test" or chose is None or np.isnan(np.diag(chose)).any():
             chose = None
-        measured = self._measured(name, readout)[:rows, :rows]
-        return metrics.compute(r, sizes, baseline if ahead else None, measured, chose)
+        measured = self._measured(name, readout)
+        lasting = metrics.readable(measured)  # the last value of any other would be taken for whole
+        values = metrics.compute(
+            r, sizes, baseline if ahead else None, measured[:rows, :rows], chose
+        )
+        return {metric: value for metric, value in values.items() if metric in lasting}
 
     def _measured(self, name: str, readout: str) -> Mask:
         """Entries that are measured once their row has been filled, (T, T)."""

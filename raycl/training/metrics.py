@@ -218,8 +218,18 @@ def compute(
         for name, metric in METRICS.items()
         if tasks >= metric.min_tasks
         and given[metric.also] is not None
-        and (measured is None or not (needed(metric.entries, tasks) & ~measured).any())
+        and (measured is None or name in readable(measured))
     }
+
+
+def readable(measured: Mask) -> list[str]:
+    """Names of the metrics of which every entry that they read was measured.
+
+    Args:
+        measured: Entries of R that were measured, (T, T).
+    """
+    tasks = len(measured)
+    return [n for n, m in METRICS.items() if not (needed(m.entries, tasks) & ~measured).any()]
 
 
 def _lower(values: ArrayLike, tasks: int = 1) -> Matrix:

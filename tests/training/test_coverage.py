@@ -142,7 +142,11 @@ def test_rows_have_numbers_only_for_what_was_measured() -> None:
     for row in rows:
         numbers = [value for value in row.values() if isinstance(value, float)]
         assert all(map(math.isfinite, numbers))
-    third, fourth = rows[2], rows[3]
+    third, fourth, last = rows[2], rows[3], rows[4]
+    for way in ("eval/domain/", "validation/domain/", "eval/task/"):
+        final = {name for name in last if name.startswith(way)}
+        ever = {name for row in rows for name in row if name.startswith(way)}
+        assert ever == final, "what is said last of a metric is of the whole stream"
     assert {name for name in third if name.startswith("eval/domain/")} == {
         "eval/domain/learning_accuracy",
         "eval/domain/forward_transfer",
