@@ -185,6 +185,5 @@ def test_images_that_are_drawn_for_evaluation_have_values_too():
         found.append((finish(built)["matrices"], counter[0]))
     assert found[0][0] == found[1][0]
     whole = sum(len(d.train) + len(d.validation) + len(d.test) for d in built.stream.data)
-    before = 4 * 5  # of the untrained network, in the constructor
-    assert found[0][1] == whole + (4 + 2) * 5 - before
+    assert found[0][1] == whole + (4 + 2) * 5  # the untrained network's are of the first step
     assert found[1][1] > 2 * found[0][1]
