@@ -83,13 +83,13 @@ def losses(
         batch: ``obs`` uint8 (B, C, H, W), ``actions`` int64 (B,); and float32 (B,), from when the
             rollout was played, ``log_probs``, ``values`` (V_old), ``advantages`` (normalised over
             the whole rollout) and ``returns`` (R).
-        config: ``clip``, ``value_coef`` and ``entropy_coef`` are used.
+        config: ``clip``, ``value_coef``, ``entropy_coef`` and ``precision`` are used.
 
     Returns:
         Scalars: ``loss``, ``policy_loss``, ``value_loss``, ``entropy``; without gradient,
         ``approx_kl``, mean(r - 1 - log r), and ``clip_fraction``, the share of |r - 1| > c.
     """
-    logits, values = policy.heads(policy.features(batch["obs"]), game)
+    logits, values = policy.heads(policy.features(batch["obs"], config.precision), game)
     log_probs = torch.log_softmax(logits, 1)
     chosen = log_probs.gather(1, batch["actions"].unsqueeze(1)).squeeze(1)
     log_ratio = chosen - batch["log_probs"]
