@@ -1,3 +1,3 @@
 """Continual-learning experiments as sweeps on Ray, tracked in MLflow."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

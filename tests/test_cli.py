@@ -73,6 +73,40 @@ def test_help_is_quick():
     assert done.stdout.splitlines()[-1] == "light"
 
 
+@pytest.mark.parametrize(
+    "main, code, out",
+    [
+        ("print('said', end='')", 0, "said, last words"),
+        ("print('said', end=''); sys.exit()", 0, "said, last words"),
+        ("print('said', end=''); sys.exit(3)", 3, "said, last words"),
+        ("threading.Thread(target=later).start(); sys.exit(2)", 2, "later, last words"),
+        ("print('said', end=''); raise ValueError('ours')", 1, "said, last words"),
+        ("print('said', end=''); sys.exit('in words')", 1, "said, last words"),
+    ],
+)
+def test_the_process_ends_with_its_code_and_all_it_said(main, code, out):
+    script = (
+        "import atexit, sys, threading, time\n"
+        "import raycl.__main__ as process\n"
+        "def later(): time.sleep(0.3); print('later', end='')\n"
+        "def main():\n"
+        "    atexit.register(print, ', last words', end='')\n"
+        f"    {main}\n"
+        "process.main = main\n"
+        "process.run()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, out), done.stderr
+    assert ("ours" in done.stderr) == ("ours" in main)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is full")
+def test_output_that_cannot_be_written_is_not_a_success():
+    command = [sys.executable, "-m", "raycl", "list", "methods"]
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run(command, stdout=full, stderr=subprocess.PIPE).returncode != 0
+
+
 def test_dry_run_lists_every_trial(cli):
     code, out, _ = cli("run", str(SWEEPS / "quickstart.yaml"), "--dry-run", "--set", "seeds=2")
     lines = out.splitlines()

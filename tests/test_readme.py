@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MAP = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
 PAGES = [ROOT / ".github" / "CONTRIBUTING.md", ROOT / "tests" / "README.md"]
-PAGES += sorted((ROOT / "sweeps").glob("*/README.md"))
+RESULTS = ROOT / "sweeps" / "README.md"
+PAGES += [RESULTS, *sorted((ROOT / "sweeps").glob("*/README.md"))]
 
 
 def blocks(language: str) -> list[str]:
@@ -93,6 +94,12 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         path = link.partition("#")[0]
         assert path.startswith("http") or (page.parent / path).exists(), link
+
+
+def test_the_page_of_results_has_every_sweep_once() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", RESULTS.read_text()) if ".yaml" in link]
+    sweeps = [path for path in RESULTS.parent.rglob("*.yaml") if path.parent.name != "cluster"]
+    assert sorted(links) == sorted(str(path.relative_to(RESULTS.parent)) for path in sweeps)
 
 
 def test_the_map_names_every_package_and_module() -> None:

@@ -88,10 +88,11 @@ def jitter_crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, bright_first: Tensor) -> Tensor:
-    """Change brightness and contrast as torchvision does, with factors for each image.
+    """Change brightness and contrast as torchvision does for PIL images, each image by its factors.
 
-    Values are cut to whole numbers after each of the two, as there. (For PIL images, which the code
-    of arXiv 2106.09701 has, torchvision also rounds the mean grey value.)
+    Grey values and their mean are rounded to whole numbers, blended values are cut to them, to the
+    last bit of Pillow's. (torchvision's functions for tensors cut all three; the code of arXiv
+    2106.09701 has PIL images.)
 
     Args:
         images: uint8 (B, C, H, W).
@@ -102,14 +103,8 @@ def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, bright_first: T
     factors = torch.stack([brightness.where(bright_first, 1), brightness.where(~bright_first, 1)])
     before, after = factors.view(2, -1, 1, 1, 1)  # a factor of 1 changes nothing
     pixels = images.float().mul_(before).clamp_(0, 255).floor_()
-    if images.shape[1] == 3:
-        red, green, blue = pixels.unbind(1)
-        grey = (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
-    else:
-        grey = pixels
-    contrast = contrast.view(-1, 1, 1, 1)
-    mean = grey.flatten(1).mean(1).view(-1, 1, 1, 1)
-    pixels = pixels.mul_(contrast).add_(mean * (1 - contrast)).clamp_(0, 255).floor_()
+    mean = _mean(_grey(pixels) if images.shape[1] == 3 else pixels)
+    pixels = pixels.sub_(mean).mul_(_per_image(contrast)).add_(mean).clamp_(0, 255).floor_()
     return pixels.mul_(after).clamp_(0, 255).to(torch.uint8)
 
 
@@ -153,7 +148,7 @@ def colour_jitter(images: Tensor, factors: Tensor, hue: Tensor, places: Tensor) 
     Brightness, contrast and saturation blend an image with black, with its mean grey value, and
     with the grey of each pixel. So any order is at most three blends, one change of hue, and at
     most three blends. All images go through all seven: a factor of 1 and a shift of 0 change
-    nothing. Values are cut to whole numbers after each, as in torchvision's functions for uint8.
+    nothing. Values are those of PIL images, which the code of HCL has; see ``jitter``.
 
     Args:
         images: uint8 (B, C, H, W).
@@ -179,7 +174,7 @@ def colour_jitter(images: Tensor, factors: Tensor, hue: Tensor, places: Tensor) 
 
 
 def greyscale(images: Tensor, chosen: Tensor) -> Tensor:
-    """Make some images grey in three equal channels, as torchvision's ``rgb_to_grayscale`` does.
+    """Make some images grey in three equal channels, as torchvision does with PIL images.
 
     Args:
         images: uint8 (B, C, H, W); without three channels nothing is changed.
@@ -216,10 +211,15 @@ def _blur_matrices(sigma: Tensor, reach: int, side: int) -> Tensor:
 
 
 def _grey(pixels: Tensor) -> Tensor:
-    """Grey values (B, 1, H, W) of colours, in whole numbers."""
+    """Grey values (B, 1, H, W) of colours, rounded to whole numbers as Pillow does."""
     red, green, blue = pixels.unbind(1)
-    grey = (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
-    return grey.unsqueeze(1)
+    grey = (19595 * red).add_(green, alpha=38470).add_(blue, alpha=7471)  # below 2^24: exact
+    return grey.add_(2**15).mul_(2**-16).floor_().unsqueeze(1)
+
+
+def _mean(grey: Tensor) -> Tensor:
+    """Mean grey value of each image (B, 1, 1, 1), rounded half up to a whole number."""
+    return grey.mean((1, 2, 3), keepdim=True).add_(0.5).floor_()
 
 
 def _blend(pixels: Tensor, factors: Tensor) -> Tensor:
@@ -230,30 +230,30 @@ def _blend(pixels: Tensor, factors: Tensor) -> Tensor:
         factors: Factors of the three, (3, B); at most one of them is not 1.
     """
     grey = _grey(pixels)
-    saturates = _per_image((factors[2] != 1).float())
-    reference = grey.mean((1, 2, 3), keepdim=True).lerp(grey, saturates)
-    weight = _per_image(1 - factors[1] * factors[2])
-    pixels = pixels.mul_(_per_image(factors.prod(0))).addcmul_(reference, weight)
+    darkens, _, saturates = (_per_image(chosen) for chosen in (factors != 1).float())
+    reference = _mean(grey).lerp(grey, saturates).mul_(1 - darkens)  # with black: nothing
+    pixels = pixels.sub_(reference).mul_(_per_image(factors.prod(0))).add_(reference)
     return pixels.clamp_(0, 255).floor_()
 
 
 def _shift_hue(pixels: Tensor, shift: Tensor) -> Tensor:
-    """Shift the hue as torchvision's ``adjust_hue`` does, in the same order of operations.
+    """Shift the hue as torchvision's ``adjust_hue`` does for PIL images, in their 256 steps.
 
     Args:
         pixels: Whole numbers (B, 3, H, W).
-        shift: Turns of the colour circle (B,).
+        shift: Turns of the colour circle (B,); with 0 an image keeps its colours.
     """
-    hue, saturation, value = _to_hsv(pixels * (1 / 255))
-    hue.add_(shift.view(-1, 1, 1))
-    return _to_rgb(hue.sub_(hue.floor()), saturation, value).mul_(256 - 1e-3).floor_()
+    hue, saturation, value = _to_hsv(pixels)
+    steps = (shift * 255).trunc_().view(-1, 1, 1)
+    shifted = _to_rgb((hue + steps).remainder_(256).div_(255), saturation.div_(255), value)
+    return pixels.lerp_(shifted.round_(), _per_image((shift != 0).float()))
 
 
 def _to_hsv(colours: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hue, saturation and value (B, H, W) of colours (B, 3, H, W), all in 0..1.
+    """Hue, saturation and value (B, H, W) of colours (B, 3, H, W), whole numbers of 0..255.
 
-    Choices are interpolations with a weight of 0 or 1, which are exact: several times as fast as
-    ``torch.where`` on a CPU.
+    Quotients that are cut are multiplied as float64, as Pillow does. Choices are interpolations
+    with a weight of 0 or 1, which are exact: several times as fast as ``torch.where`` on a CPU.
     """
     red, green, blue = colours.unbind(1)
     value = torch.maximum(torch.maximum(red, green), blue)
@@ -262,8 +262,13 @@ def _to_hsv(colours: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     lack = (value.unsqueeze(1) - colours).div_(spread.clamp_(min=TINY).unsqueeze(1))
     red, green, blue = lack.unbind(1)  # 0 where that channel is the highest, else up to 1
     hue = (red + 2).sub_(blue).lerp_((green + 4).sub_(red), green.ceil())
-    hue = (blue - green).lerp_(hue, red.ceil()).mul_(1 / 6).add_(1)
-    return hue.sub_(hue.floor()), saturation, value
+    hue = (blue - green).lerp_(hue, red.ceil()).double().div_(6).add_(1)
+    hue = hue.sub_(hue.floor()).float()
+    return _cut(hue), _cut(saturation), value
+
+
+def _cut(shares: Tensor) -> Tensor:
+    return shares.double().mul_(255).floor_().float()
 
 
 def _to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:

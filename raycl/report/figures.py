@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -248,7 +249,14 @@ def _forgetting(axis: Axes, table: Table, benchmark: str, readout: str, first: b
         ends = [row["mean"]]
         if row["low"] is not None:
             ends += [row["low"], row["high"]]
-            axis.plot(ends[1:], [i, i], color="#333333", linewidth=1.4, solid_capstyle="butt")
+            axis.plot(
+                ends[1:],
+                [i, i],
+                color="#333333",
+                linewidth=1.4,
+                solid_capstyle="butt",
+                path_effects=[withStroke(linewidth=2.6, foreground="white")],  # on dark bars, too
+            )
         axis.annotate(
             f"{row['mean']:z.1f}",  # z: no minus sign before a zero
             (max(0.0, *ends), i),

@@ -18,9 +18,8 @@ OPERATIONS = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv
 ORDERS = torch.tensor(list(permutations(range(4)))).T
 """Places of the four operations, (4, 24)."""
 RARE = 0.001
-"""Share of values that may be off by one: a sum just at a whole number can be rounded to either
-side of it, and whether a product and a sum are rounded together depends on the processor. (On one
-that has fused multiply-add, none is.)"""
+"""Share of values that may differ: a value just at a whole number can be cut to either side of it.
+One step of the hue is worth some levels of a colour."""
 
 
 def images(batch: int, channels: int = 3, height: int = 32, width: int = 0) -> Tensor:
@@ -43,10 +42,11 @@ def wrong(found: Tensor, expected: Tensor) -> float:
 
 
 def jittered(image: Tensor, parameters: list[float], places: list[int]) -> Tensor:
-    """One image (C, H, W) through torchvision's functions in an order."""
-    for operation in sorted(range(4), key=lambda operation: places[operation]):
-        image = OPERATIONS[operation](image, parameters[operation])
-    return image
+    """One image (C, H, W) through torchvision's functions for PIL images in an order."""
+    picture = tv.to_pil_image(image)
+    for operation in sorted(range(len(places)), key=lambda operation: places[operation]):
+        picture = OPERATIONS[operation](picture, parameters[operation])
+    return tv.pil_to_tensor(picture)
 
 
 # ------------------------------------------------------------------ every stage
@@ -60,12 +60,10 @@ def test_one_operation_is_torchvisions(operation: int) -> None:
     (factors[operation] if operation < 3 else hue).copy_(drawn)
     y = colour_jitter(x, factors, hue, ORDERS.repeat(1, 2))
     assert y.dtype == torch.uint8
-    expected = torch.stack(
-        [OPERATIONS[operation](image, float(p)) for image, p in zip(x, drawn, strict=True)]
-    )
-    if operation in (0, 3):  # no product and sum in one
+    pairs = zip((tv.to_pil_image(image) for image in x), drawn.tolist(), strict=True)
+    expected = torch.stack([tv.pil_to_tensor(OPERATIONS[operation](*pair)) for pair in pairs])
+    if operation < 3:
         assert torch.equal(y, expected)
-    assert (y.int() - expected.int()).abs().max() <= 1
     assert wrong(y, expected) < RARE
     assert wrong(y, x) > 0.5
 
@@ -75,11 +73,13 @@ def test_every_order_is_torchvisions() -> None:
     parameters = torch.cat([uniform(3, 96), uniform(1, 96, low=-0.1, high=0.1)])
     places = ORDERS.repeat(1, 4)
     y = colour_jitter(x, parameters[:3], parameters[3], places)
+    differ = 0.0
     for i, image in enumerate(x):
         own, order = parameters[:, i].tolist(), places[:, i].tolist()
-        assert wrong(y[i], jittered(image, own, order)) < RARE
+        differ += wrong(y[i], jittered(image, own, order)) / len(x)
         others = [jittered(image, own, other) for other in ORDERS.T.tolist() if other != order]
         assert sum(wrong(y[i], other) for other in others) / 23 > 0.1
+    assert differ < RARE
 
 
 def test_factors_of_one_and_no_shift_change_no_colour() -> None:
@@ -102,7 +102,8 @@ def test_grey_is_torchvisions() -> None:
     chosen = torch.arange(16) % 3 == 0
     y = greyscale(x, chosen)
     assert torch.equal(y[~chosen], x[~chosen])
-    assert torch.equal(y[chosen], tv.rgb_to_grayscale(x[chosen], 3))
+    grey = [tv.to_grayscale(tv.to_pil_image(image), 3) for image in x[chosen]]
+    assert torch.equal(y[chosen], torch.stack([tv.pil_to_tensor(image) for image in grey]))
 
 
 @pytest.mark.parametrize("height, width", [(64, 64), (40, 40), (36, 90)])
@@ -124,11 +125,7 @@ def test_one_channel_has_brightness_and_contrast_only() -> None:
     factors = uniform(3, 24)
     y = colour_jitter(x, factors, uniform(24, low=-0.1, high=0.1), ORDERS)
     for i, image in enumerate(x):
-        first, second = sorted((0, 1), key=lambda operation: int(ORDERS[operation, i]))
-        expected = OPERATIONS[first](image, float(factors[first, i]))
-        expected = OPERATIONS[second](expected, float(factors[second, i]))
-        assert wrong(y[i], expected) < 0.01
-        assert (y[i].int() - expected.int()).abs().max() <= 1
+        assert torch.equal(y[i], jittered(image, factors[:2, i].tolist(), ORDERS[:2, i].tolist()))
     assert torch.equal(greyscale(x, torch.ones(24, dtype=torch.bool)), x)
 
 

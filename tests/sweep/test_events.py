@@ -5,6 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from ray.tune.experiment import Trial
+
+from raycl.sweep.execution import events as module
 from raycl.sweep.execution.events import Events, Hub
 from raycl.sweep.plan.plan import TrialPlan, packed
 
@@ -30,7 +34,12 @@ class Log:
 
 def trial(key: str, trial_id: str) -> Any:
     plan = TrialPlan(key, key, key, "m", "b", 0, "search", {}, {"cpu": 1.0})
-    return SimpleNamespace(config={"plan": packed(plan)}, trial_id=trial_id, get_error=lambda: None)
+    return SimpleNamespace(
+        config={"plan": packed(plan)},
+        trial_id=trial_id,
+        get_error=lambda: None,
+        run_metadata=SimpleNamespace(num_failures=0),
+    )
 
 
 def test_a_configuration_that_is_proposed_twice_counts_once() -> None:
@@ -57,3 +66,32 @@ def test_a_retried_trial_goes_on_under_its_name() -> None:
     events.on_trial_complete(0, [], one)
     assert [call[0] for call in log.calls] == ["started", "lost", "started", "row", "ended"]
     assert log.calls[-1] == ("ended", "k", "error")
+
+
+@pytest.mark.parametrize(
+    "gaps, counted",
+    [
+        ([], 1),
+        ([60, 60], 3),
+        ([9, 9, 9], 1),  # a node that dies slowly
+        ([9, 60, 9], 2),
+        ([1] * 8, 1 + 3),  # a worker that dies whenever it starts has used up its retries, too
+    ],
+)
+def test_the_losses_of_one_accident_count_once(
+    monkeypatch: pytest.MonkeyPatch, gaps: list[float], counted: int
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    events, one = Events(Hub([Log()]), lambda: None, 0), trial("k", "t1")
+    for gap in [0.0, *gaps]:
+        clock[0] += gap
+        one.run_metadata.num_failures += 1
+        events.on_trial_recover(0, [], one)
+    assert one.run_metadata.num_failures == counted
+
+
+def test_tune_counts_failures_where_they_are_taken_back() -> None:
+    one = Trial("x", stub=True)
+    one.run_metadata.num_failures += 1
+    assert one.num_failures == 1

@@ -5,6 +5,7 @@ How a sweep stops, from the signal to the exit code, is told in ``signals``.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -17,6 +18,11 @@ from ray import tune
 from raycl.sweep.plan.plan import TrialPlan, plan_of
 from raycl.sweep.record.outcomes import Status
 from raycl.trial.run import FAILED, PARKED, UNKEPT, Row, known
+
+AFTERSHOCK_S = 10.0
+"""Seconds after the loss of a trial's worker in which another one is part of the same accident."""
+AFTERSHOCKS = 5
+"""Largest number of losses of a trial that are not counted for that reason."""
 
 
 class Listener(Protocol):
@@ -53,6 +59,7 @@ class Hub:
         self.owners: dict[str, str] = {}
         self.running: dict[str, tuple[TrialPlan, Row]] = {}
         self.over: set[str] = set()
+        self._lost_at: dict[str, list[float]] = {}
 
     @property
     def ending(self) -> bool:
@@ -75,9 +82,19 @@ class Hub:
         if not row.get(PARKED):
             self._tell(lambda listener: listener.row(plan, row))
 
-    def lost(self, plan: TrialPlan, error: str) -> None:
-        """Tell every listener that a trial's worker died."""
+    def lost(self, plan: TrialPlan, error: str) -> bool:
+        """Tell every listener that a trial's worker died; whether by the accident before this one.
+
+        A node that dies takes with it what is started on it until Ray has noticed, and would spend
+        all retries of a trial at once.
+        """
         self._tell(lambda listener: listener.lost(plan, error))
+        times = self._lost_at.setdefault(plan.key, [])
+        times.append(time.monotonic())
+        pairs = itertools.pairwise(times)
+        aftershocks = sum(later - earlier < AFTERSHOCK_S for earlier, later in pairs)
+        soon = len(times) > 1 and times[-1] - times[-2] < AFTERSHOCK_S
+        return soon and aftershocks <= AFTERSHOCKS
 
     def _tell(self, call: Callable[[Listener], None]) -> None:
         """Call every listener; if one cannot write, no trial's end can be kept."""
@@ -186,8 +203,8 @@ class Events(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Tune's hook: a worker or node was lost."""
-        if plan := self._plan(trial):
-            self._hub.lost(plan, _one_line(trial))
+        if (plan := self._plan(trial)) and self._hub.lost(plan, _one_line(trial)):
+            trial.run_metadata.num_failures -= 1
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Tune's hook: all retries are used up."""
