@@ -130,7 +130,6 @@ class SequencePPO(PPO):  # type: ignore[misc]
         game: Index of the current game.
         update: Updates made on it.
         rollouts: Rollouts of the last update, in the order of the runners.
-        observations: All observations in them, uint8 (n, C, H, W).
         seconds: Time of the last update by its part, ``sample`` and ``learn``.
     """
 
@@ -143,7 +142,6 @@ class SequencePPO(PPO):  # type: ignore[misc]
         super().setup(config)
         self.game = self.update = 0
         self.rollouts: list[Rollout] = []
-        self.observations: NDArray[np.uint8] = np.empty(0, np.uint8)
         self.seconds = {"sample": 0.0, "learn": 0.0}
         self._version = 0
         self._session = ""
@@ -207,10 +205,20 @@ class SequencePPO(PPO):  # type: ignore[misc]
         batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=count)
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             self.learner_group.update(batch=batch)
-        self.observations = columns["obs"]
         self.update += 1
         self.changed()
         self.seconds = {"sample": sampled - started, "learn": time.perf_counter() - sampled}
+
+    @property
+    def observations(self) -> NDArray[np.uint8]:
+        """The newest observations, uint8 (n, C, H, W): those after each step of the last rollout.
+
+        BLIP's code, too, has moved on by one step when it looks at them at a game's end.
+        """
+        found = [
+            (rollout.arrays["obs"][len(rollout.last) :], rollout.last) for rollout in self.rollouts
+        ]
+        return np.concatenate([part for parts in found for part in parts])
 
     def end_game(self, generator: torch.Generator) -> None:
         """Hand the method the last rollout, collected just before the last update."""

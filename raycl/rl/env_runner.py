@@ -75,12 +75,14 @@ class Rollout:
         worker: The runner's index.
         arrays: ``obs`` uint8 (T N, C, H, W), ``actions`` int64, ``log_probs``, ``values``,
             ``advantages`` and ``returns`` float32, each (T N,).
+        last: The observations after the last step, uint8 (N, C, H, W).
         scores: Raw scores of the games that ended meanwhile.
         lengths: Agent steps of those games.
     """
 
     worker: int
     arrays: Arrays
+    last: NDArray[np.uint8]
     scores: list[float]
     lengths: list[int]
 
@@ -175,7 +177,7 @@ class ArrayEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]
         }
         games = self.env.finished_games()
         scores, lengths = [game.score for game in games], [game.steps for game in games]
-        return Rollout(self.worker_index, arrays, scores, lengths)
+        return Rollout(self.worker_index, arrays, self._obs, scores, lengths)
 
     def evaluate(self, weights: Weights, jobs: list[Job]) -> list[tuple[Job, list[float]]]:
         """Play full games, one for each seed, and return their raw scores."""

@@ -5,6 +5,14 @@ et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimat
 1506.02438. The constants and the clipped value loss are those of the Atari experiments of arXiv
 2105.04444 (BLIP).
 
+With ``precision: bfloat16`` the trunk computes under autocast while it learns, and so does a copy
+of it, with weights rounded once per rollout, that plays; heads and all that follows are float32.
+``log_probs`` and ``values`` of a rollout stay those it was played with. They belong to the
+probabilities that the actions were drawn from, by which the ratio has to divide, and the learner
+rounds where the player does, so that the ratio begins at 1: to the last bit on the CPU where it was
+measured, where a trunk that plays in float32 would begin up to 0.002 beside it. To compute them
+anew would cost a pass over the rollout, and give no better ratio.
+
 Departures from BLIP's code:
     * A game that is cut (preset ``fast``) is not over: what was still to come counts with the value
       of its last observation. There a limit of frames is an end, as in preset ``faithful``.
