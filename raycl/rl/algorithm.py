@@ -142,6 +142,7 @@ class SequencePPO(PPO):  # type: ignore[misc]
         super().setup(config)
         self.game = self.update = 0
         self.rollouts: list[Rollout] = []
+        self._newest: NDArray[np.uint8] | None = None
         self.seconds = {"sample": 0.0, "learn": 0.0}
         self._version = 0
         self._session = ""
@@ -189,7 +190,7 @@ class SequencePPO(PPO):  # type: ignore[misc]
         """RLlib's hook: one rollout of all environments and one update."""
         started = time.perf_counter()
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-            self.rollouts = self._collect()
+            self.rollouts, self._newest = self._collect(), None
         sampled = time.perf_counter()
         names = self.rollouts[0].arrays
         columns = {
@@ -215,10 +216,14 @@ class SequencePPO(PPO):  # type: ignore[misc]
 
         BLIP's code, too, has moved on by one step when it looks at them at a game's end.
         """
-        found = [
-            (rollout.arrays["obs"][len(rollout.last) :], rollout.last) for rollout in self.rollouts
-        ]
-        return np.concatenate([part for parts in found for part in parts])
+        if self._newest is None:
+            pairs = [(one.arrays["obs"][len(one.last) :], one.last) for one in self.rollouts]
+            self._newest = np.concatenate([part for pair in pairs for part in pair])
+        return self._newest
+
+    @observations.setter
+    def observations(self, restored: NDArray[np.uint8]) -> None:
+        self._newest = restored
 
     def end_game(self, generator: torch.Generator) -> None:
         """Hand the method the last rollout, collected just before the last update."""

@@ -28,8 +28,9 @@ class OnlineEWC(SequenceMethod):
 
         F is taken from the last rollout, played just before the last update: the n observations
         after its steps, at the weights after that update, in ``fisher_batches`` minibatches of
-        n // ``fisher_batches`` in random order (the rest is dropped), actions drawn anew from the policy, g_b the gradient of the
-        minibatch's mean log pi(a|s), F = mean_b g_b^2. Neither critic nor entropy is in it.
+        n // ``fisher_batches`` in random order (the rest is dropped), actions drawn anew from the
+        policy, g_b the gradient of the minibatch's mean log pi(a|s), F = mean_b g_b^2. Neither
+        critic nor entropy is in it.
 
     Symbols:
         lambda: ``lam``. F*: the buffer ``fisher``. theta*: the buffer ``anchor``. theta: the trunk;
