@@ -50,7 +50,7 @@ def console() -> Console:
 def print_preview(sweep: spec.Sweep) -> None:
     """Print every trial that would run, its resources, and their number."""
     lines = expand.preview(sweep)
-    several = len(sweep.benchmark) > 1
+    several = len({line.benchmark for line in lines}) > 1
     asked = ["cpu", "gpu"]
     asked += [n for n in ("memory", "env_runners") if any(line.resources[n] for line in lines)]
     columns = [

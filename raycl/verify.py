@@ -116,9 +116,9 @@ def plan_again(sweep: spec.Sweep, outcome: Outcome) -> TrialPlan:
     Raises:
         UserError: Its method, benchmark or options are no longer there.
     """
-    for group in expand.groups(sweep):
+    searching = outcome.kind == "search"
+    for group in expand.groups(sweep.for_search if searching else sweep):
         if (group.benchmark, group.method) == (outcome.benchmark, outcome.method):
-            searching = outcome.kind == "search"
             base = expand.search_base(sweep, group) if searching else group.base
             try:
                 plan = fill(base, outcome.varied, outcome.seed, outcome.kind)

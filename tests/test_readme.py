@@ -52,6 +52,14 @@ def test_the_sweep_file_is_valid(mine: Path) -> None:
     assert len(expand.search_plans(sweep)) == 2 * 8
 
 
+def test_the_search_on_another_stream_is_valid(tmp_path: Path) -> None:
+    (text,) = [b for b in blocks("yaml") if "dataset: glyphs" in b]
+    (tmp_path / "tuned.yaml").write_text(f"name: tuned\nnetwork: mlp\n{text}")
+    sweep = spec.load(tmp_path / "tuned.yaml")
+    assert {plan.benchmark for plan in expand.search_plans(sweep)} == {"split-glyphs-5"}
+    assert {plan.benchmark for plan in expand.final_plans(sweep, {})} == {"split-digits-5"}
+
+
 def test_the_plain_loop_runs(tmp_path: Path) -> None:
     (code,) = [b for b in blocks("python") if "toy_data()" in b]
     done = subprocess.run(

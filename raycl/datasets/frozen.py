@@ -67,6 +67,11 @@ class FrozenSet(Examples):
         """See ``Examples.subset``; the images alone."""
         return self.examples.subset(index)
 
+    def sample(self, index: Tensor) -> FrozenSet:
+        """The same as ``subset``, with values that are kept apart from those of this set."""
+        chosen = self.examples.subset(index)
+        return FrozenSet(chosen, self.function, self.budget, self.alone, self.at_once)
+
     def prepare(self, raw: Tensor) -> Tensor:
         """See ``Examples.prepare``."""
         return self.examples.prepare(raw)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from raycl.report import partial
 from raycl.report.load import TrackedRun
 from raycl.training.metrics import AGAINST_BOUND
 
@@ -28,7 +29,8 @@ def notes(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> Iterable[str]:
     label = _label(spec)
     if label is None or not runs:
         return
-    if not _bounds(runs, spec):
+    bounds = _bounds(runs, spec)
+    if not bounds:
         yield f"no omega: {label}, the upper bound, has not finished"
         return
     yield (
@@ -37,13 +39,22 @@ def notes(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> Iterable[str]:
         "paper, arXiv 2106.09701, whose deviations are over n, ours over n - 1"
     )
     several = len({run.benchmark for run in runs}) > 1
-    lacking = [
-        f"{run.method} seed {run.seed}" + (f" on {run.benchmark}" if several else "")
-        for run in runs
-        if run.result is not None and not any(map(_has, run.result["metrics"].values()))
-    ]
-    if lacking:
-        yield f"omega leaves out {', '.join(lacking)}: {label} has not finished with that seed"
+    lacking: dict[str, list[str]] = {}
+    for run in runs:
+        if run.result is not None and not any(map(_has, run.result["metrics"].values())):
+            name = f"{run.method} seed {run.seed}" + (f" on {run.benchmark}" if several else "")
+            lacking.setdefault(_why(run, bounds, label), []).append(name)
+    for why, names in lacking.items():
+        yield f"omega leaves out {', '.join(names)}: {why}"
+
+
+def _why(run: TrackedRun, bounds: Mapping[tuple[str, int], TrackedRun], label: str) -> str:
+    """Why a run has no omega."""
+    bound = bounds.get((run.benchmark, run.seed))
+    both = [one.result for one in (run, bound) if one is not None and one.result is not None]
+    if bound is not None and any(map(partial.leaves_out, both)):
+        return "not every row of the matrices was measured"
+    return f"{label} has not finished with that seed"
 
 
 def _has(metrics: Mapping[str, float]) -> bool:
@@ -71,7 +82,8 @@ def _with_bound(run: TrackedRun, bound: TrackedRun | None) -> TrackedRun:
         readout: {**found, **_relative(run.result, bound.result, readout)}
         for readout, found in run.result["metrics"].items()
     }
-    return replace(run, result={**run.result, "metrics": metrics})
+    images = partial.prepare_bound(run.result, bound.result)
+    return replace(run, result={**run.result, **images, "metrics": metrics})
 
 
 def _relative(result: Result, bound: Result, readout: str) -> dict[str, float]:

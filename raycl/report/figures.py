@@ -193,7 +193,8 @@ def _average(axis: Axes, table: Table, benchmark: str, readout: str, first: bool
     known = words.of(readout)
     for group, lines in _averages(table, benchmark, readout):
         style = _style(table, group.method)
-        tasks = np.arange(1, lines.shape[1] + 1)
+        known_rows = ~np.isnan(lines).any(axis=0)
+        tasks, lines = np.arange(1, lines.shape[1] + 1)[known_rows], lines[:, known_rows]
         if len(lines) > 1:
             low, high = bootstrap(lines)
             axis.fill_between(tasks, low, high, color=style["color"], alpha=alpha, linewidth=0)
@@ -217,15 +218,18 @@ def _average(axis: Axes, table: Table, benchmark: str, readout: str, first: bool
 
 
 def _averages(table: Table, benchmark: str, readout: str) -> Iterator[tuple[Group, Array]]:
-    """Average after each task, (n, T), of each method that has one; ``scratch`` has none."""
+    """Average after each task, (n, T), of each method that has one in the end.
+
+    NaN where a row was not measured. ``scratch`` and a probe of the last task have one row or none.
+    """
     for group in _of(table, benchmark):
         lines = after_each_task(stack) if len(stack := matrices(group, readout)) else None
-        if lines is not None and not np.isnan(lines).any():
+        if lines is not None and not np.isnan(lines[:, [0, -1]]).any():
             yield group, lines
 
 
 def _forgotten(table: Table) -> list[Row]:
-    return [row for row in table.rows if row["metric"] == "forgetting"]
+    return [row for row in table.rows if row["metric"] == "forgetting" and row["n"]]
 
 
 def _forgetful(table: Table) -> list[str]:

@@ -135,6 +135,7 @@ def _cells(row: Row, baseline: str | None) -> Cells:
     """Cells of one row; ``None`` where a cell stays empty."""
     digits = words.of(row["readout"]).decimals(row["readout"])
     spread = "" if row["std"] is None else f" ± {row['std']:.{digits}f}"
+    about = "~" if row["sampled"] and row["n"] else ""
     interval = _interval(row["low"], row["high"], digits)
     difference = None
     if row["baseline"] is not None:
@@ -144,7 +145,7 @@ def _cells(row: Row, baseline: str | None) -> Cells:
     return {
         "metric": words.of(row["readout"]).metric(row["metric"]),
         "method": row["method"],
-        "mean ± std": _number(row["mean"], f".{digits}f") + spread,
+        "mean ± std": about + _number(row["mean"], f".{digits}f") + spread,
         "95 % interval": interval,
         "n": str(row["n"]),
         f"vs {baseline}": difference,

@@ -56,7 +56,8 @@ def join_published(
             row["published"], row["published_std"] = printed["mean"], printed.get("std")
             row["published_source"] = printed.get("source")
             spread = printed.get("std") if printed.get("error") is None else printed["error"]
-            row["verdict"] = verdict(row, spread, whole and row["n"] >= asked)
+            full = whole and row["n"] >= max(1, asked) and not row["sampled"]
+            row["verdict"] = verdict(row, spread, full)
     return spared
 
 
@@ -73,7 +74,8 @@ def verdict(row: Mapping[str, Any], spread: float | None, whole: bool) -> str | 
     Args:
         row: A row of the table, of which ``mean`` and ``published`` are read.
         spread: Published standard deviation, or error of a value that was read off a plot.
-        whole: Whether all seeds of the sweep ran, with everything that ``in_full`` asks for.
+        whole: Whether all seeds of the sweep ran, with everything that ``in_full`` asks for, and
+            were measured on all test images.
 
     Returns:
         ``not run in full``; else ``within``, if the two differ by at most the spread, or

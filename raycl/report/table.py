@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycl.errors import UserError, nearest
-from raycl.report import bounds, games
+from raycl.report import bounds, games, partial
 from raycl.report.load import TrackedRun, TrackedSweep
 from raycl.report.notes import notes, pretrained_notes
 from raycl.report.published import join_published
@@ -18,6 +18,9 @@ from raycl.trial.costs import TASK_PARTS
 
 COSTS = ("seconds", "peak_memory_mb", "stored_bytes", "extra_parameters", *TASK_PARTS.values())
 DEFAULT_BASELINE = "finetune"
+
+NO_VALUE = {"n": 0, "mean": None, "std": None, "low": None, "high": None}
+"""Summary of a metric that reads entries which were not measured."""
 
 Row = dict[str, Any]
 
@@ -46,7 +49,8 @@ class Table:
         baseline: Method that differences are taken to, or ``None`` if nothing finished.
         rows: Flat, JSON-able, ordered by benchmark, readout, metric and then method as in the
             sweep file. Metrics in percent, but for raw scores of games, which are metrics of
-            the readout ``score``; absent values are ``None``.
+            the readout ``score``; absent values are ``None``. ``sampled``: the metric reads entries
+            of the matrix that are of some of the test images only.
         groups: Groups of runs that were averaged, in the same order.
         notes: Lines below the table: what is left out and why, and what a reader must know.
     """
@@ -80,6 +84,7 @@ def make_table(sweep: TrackedSweep, baseline: str | None = None) -> Table:
     spared = join_published(rows, sweep.spec, own)
     rows.sort(key=_sort_key(rows))
     above = [*games.notes(usable, sweep.spec), *bounds.notes(usable, sweep.spec)]
+    above += partial.notes((run for g in groups for run in g.runs), sweep.spec)
     above += pretrained_notes([run for g in groups for run in g.runs], spared)
     below = [*above, *notes(sweep, rows, repeated, baseline)]
     return Table(sweep.name, baseline, rows, groups, below)
@@ -163,12 +168,13 @@ def values(group: Group, readout: str, metric: str) -> dict[int, float]:
 def _rows(group: Group, baseline: Group | None) -> Iterable[Row]:
     results = [run.result for run in group.runs if run.result is not None]
     names = dict.fromkeys(
-        (r, m) for result in results for r, ms in result["metrics"].items() for m in ms
+        (r, m) for result in results for r in result["metrics"] for m in partial.names(result, r)
     )
+    absent = {(r, m) for result in results for r, m in names if m in partial.absent(result, r)}
     costs = {name: _mean(result["cost"].get(name) for result in results) for name in COSTS}
     for readout, metric in names:
         by_seed = values(group, readout, metric)
-        if not by_seed:
+        if not by_seed and (readout, metric) not in absent:
             continue
         pair = paired(by_seed, values(baseline, readout, metric)) if baseline else {}
         yield {
@@ -176,7 +182,8 @@ def _rows(group: Group, baseline: Group | None) -> Iterable[Row]:
             "method": group.method,
             "readout": readout,
             "metric": metric,
-            **summary(by_seed),
+            **(summary(by_seed) if by_seed else NO_VALUE),
+            "sampled": any(partial.is_sampled(result, readout, metric) for result in results),
             "published": None,
             "published_std": None,
             "published_source": None,

@@ -25,7 +25,7 @@ from raycl.sweep.execution.storage import Lease
 from raycl.sweep.file import spec
 from raycl.sweep.file.blocks import benchmark_configs
 from raycl.sweep.plan import expand
-from raycl.sweep.plan.check_data import check_data, read_weights
+from raycl.sweep.plan.check_data import check_data, data_of, read_weights
 from raycl.sweep.plan.expand import Preview
 from raycl.sweep.plan.plan import TrialPlan
 from raycl.sweep.record import local, made_of
@@ -206,10 +206,11 @@ class Execution:
         except Damaged as error:
             search = self.sweep.search
             chosen = {}
-            if any(group.spaces for group in expand.groups(self.sweep)):
+            if searches := expand.searches(self.sweep):
                 known = self.outcomes.all()
                 chosen = choose_winners(known, search.metric, search.mode, search.seeds)
-                chosen |= {(o.benchmark, o.method): o.varied for o in known if o.kind == "winner"}
+                ran = [outcome for outcome in known if outcome.kind == "winner"]
+                chosen |= {searches[one.benchmark, one.method]: one.varied for one in ran}
             self.folder.record_winners(chosen)
             return [f"{error.path} {error.what}: written again from the outcomes"]
         return []
@@ -326,12 +327,12 @@ class Execution:
         )
         retries, grace_s = sweep.failures.max_retries, sweep.checkpoint.grace_s
         scratch, weights = folder / "tune" / "last", read_weights(sweep)
-        stage = Stage(data, settings, retries, grace_s, scratch, hub, weights)
-        tasks = self._tasks(data)
+        stage = Stage(data_of(sweep, data), settings, retries, grace_s, scratch, hub, weights)
         try:
             if self._missing_search():
-                self._search(stage, tasks)
-            self._final(stage, tasks)
+                other = sweep.for_search
+                self._search(replace(stage, data=data_of(other, data)), self._tasks(other, data))
+            self._final(stage, self._tasks(sweep, data))
         except (KeyboardInterrupt, OSError):
             hub.end_all("killed")
             raise
@@ -392,14 +393,13 @@ class Execution:
 
     def _winners(self) -> dict[Labels, dict[str, Any]] | None:
         """Winners of the search; none needed: empty; not chosen yet: ``None``."""
-        searched = any(group.spaces for group in expand.groups(self.sweep))
-        return self.folder.winners() if searched else {}
+        return self.folder.winners() if expand.searches(self.sweep) else {}
 
-    def _tasks(self, data: Mapping[str, Dataset]) -> int:
+    @staticmethod
+    def _tasks(sweep: spec.Sweep, data: Mapping[str, Dataset]) -> int:
         """Tasks of the longest stream."""
-        kind, blocks = self.sweep.kind, benchmark_configs(self.sweep)
-        longest = max(kind.tasks(block, data) for block in blocks)
-        return min(longest, self.sweep.stop.tasks or longest)
+        longest = max(sweep.kind.tasks(block, data) for block in benchmark_configs(sweep))
+        return min(longest, sweep.stop.tasks or longest)
 
     def _missing_search(self) -> bool:
         return self.reopened or self._winners() is None
@@ -407,7 +407,7 @@ class Execution:
     def _without_winner(self) -> list[Labels]:
         """Groups whose search is over and has finished no configuration."""
         winners = self._winners()
-        searched = [(g.benchmark, g.method) for g in expand.groups(self.sweep) if g.spaces]
+        searched = dict.fromkeys(expand.searches(self.sweep).values())
         return [] if winners is None else [group for group in searched if group not in winners]
 
     def _final_plans(self) -> list[TrialPlan] | None:

@@ -30,10 +30,29 @@ class ProbeConfig(BaseModel):
 
 
 class EvaluateConfig(BaseModel):
-    """Measurements beside the readouts; nothing is ever selected by them."""
+    """What is measured after each task: on how many images, how often, and what beside.
+
+    The diagonal of the matrices and their last row are always whole, and training never depends on
+    what is measured.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="images per task of all entries that are neither on the diagonal nor in the "
+        "last row, drawn once; default: all images",
+    )
+    every: int = Field(
+        1,
+        ge=1,
+        description="tasks between two rows that are measured below the diagonal; the last row is",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="arithmetic of the method's answers; bfloat16 goes with train.precision",
+    )
     probe: ProbeConfig | None = Field(
         None, description="linear probe on the frozen features, a diagnostic; default: none"
     )

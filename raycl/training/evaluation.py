@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ class Evaluator:
     With ``class_outputs = "all"``, the outputs of tasks still to come compete as well in ``class``
     and ``domain``.
 
+    With ``precision = "bfloat16"``, answers are computed under ``torch.autocast``: logits have 8
+    bits of significand, so that two outputs are equal more often, and the first of them counts.
+
     With ``top_k``, one of the k best outputs has to be right instead of the best; where fewer than
     k compete, all of them count.
 
@@ -56,8 +60,10 @@ class Evaluator:
         device: torch.device,
         top_k: int = 1,
         class_outputs: ClassOutputs = "seen",
+        precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         self.stream, self.readouts, self.device = stream, tuple(readouts), device
+        self.precision = precision
         self.top_k, self.class_outputs = top_k, class_outputs
         self.asked: dict[str, list[str]] = {}
         for readout in self.readouts:
@@ -85,13 +91,20 @@ class Evaluator:
         competing = torch.tensor(sorted(self.stream.seen(last - 1)), device=self.device)
         right = {r: torch.zeros((), dtype=torch.int64, device=self.device) for r in self.readouts}
         for batch in examples.batches(self.stream.at_once(BATCH)):
-            known, unknown = self._logits(method, batch, index)
+            with self._arithmetic():
+                known, unknown = self._logits(method, batch, index)
             for predictor, ways in self.asked.items():
                 logits = known.get(predictor), unknown.get(predictor)
                 counts = self._right(*logits, batch.labels, own, competing, ways)
                 for way, count in counts.items():
                     right[f"{predictor}/{way}" if predictor else way] += count
         return {readout: 100 * int(n) / len(examples) for readout, n in right.items()}
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        """The context of the method's answers; float32 leaves it to the caller."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def _right(
         self,

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from raycl.training import metrics
-from raycl.trial.matrix import Rows, plain
+from raycl.training.coverage import Coverage
+from raycl.trial.matrix import Mask, Rows, needed, plain
 
 
 class Matrices:
@@ -22,6 +23,7 @@ class Matrices:
         diagnostics: Further readouts, such as ``probe/class``, to which of their rows are measured;
             on test data only, so that nothing can be selected by them.
         selects: Whether a task's epoch is the one with the best accuracy on validation data.
+        coverage: What is measured of the readouts; ``None``: everything on and below the diagonal.
 
     Attributes:
         tested: All readouts on test data, diagnostics last.
@@ -33,8 +35,9 @@ class Matrices:
         tasks: int,
         diagnostics: Mapping[str, Rows] = {},
         selects: bool = False,
+        coverage: Coverage | None = None,
     ) -> None:
-        self.selects = selects
+        self.selects, self.coverage = selects, coverage
         self.readouts, self.tasks = tuple(readouts), tasks
         self.diagnostics = dict(diagnostics)
         self.tested = (*self.readouts, *self.diagnostics)
@@ -88,20 +91,28 @@ class Matrices:
         return None if math.isnan(value) else value
 
     def validation_average(self) -> float | None:
-        """Average validation accuracy over the tasks learnt so far, primary readout."""
+        """Average validation accuracy over the tasks learnt so far, primary readout.
+
+        ``None`` where it was not measured: nothing is validated, or the last row is left out.
+        """
         if not self.rows_done:
             return None
         seen = self.sets["validation"][self.readouts[0]][self.rows_done - 1, : self.rows_done]
         return None if np.isnan(seen).any() else float(seen.mean())
 
     def as_dict(self, sizes: Sequence[int]) -> dict[str, Any]:
-        """Plain JSON: matrices, baselines, sizes and all metrics."""
+        """Plain JSON: matrices, baselines, sizes and all metrics.
+
+        Where not everything is measured on all images, ``images`` is how many stand behind each
+        entry of the readouts, ``None`` for one that is not measured.
+        """
         test, validation = self.sets["test"], self.sets["validation"]
         return {
             "matrices": {r: plain(test[r]) for r in self.tested},
             "validation_matrices": {r: plain(validation[r]) for r in self.readouts},
             "baseline": {r: plain(self.baseline[r]) for r in self.readouts},
             "sizes": list(sizes),
+            **self._images(),
             "metrics": {r: self._compute("test", r, self.tasks, sizes) for r in self.tested},
             "validation_metrics": {
                 r: self._compute("validation", r, self.tasks, None) for r in self.readouts
@@ -112,15 +123,35 @@ class Matrices:
         self, name: str, readout: str, rows: int, sizes: Sequence[int] | None
     ) -> dict[str, float]:
         r = self.sets[name][readout][:rows, :rows]
-        measured = self.diagnostics.get(readout, "all")
-        if np.isnan(np.diag(r) if measured == "all" else r[-1, -1]).any():
+        found = self.diagnostics.get(readout, "all")
+        if np.isnan(np.diag(r) if found == "all" else r[-1, -1]).any():
             return {}  # no validation set, or a row that a diagnostic leaves out
         baseline = self.baseline[readout][:rows]
         ahead = name == "test" and not (np.isnan(baseline).any() or np.isnan(np.diag(r, 1)).any())
         chose = self.sets["validation"][readout][:rows, :rows] if self.selects else None
         if name != "test" or chose is None or np.isnan(np.diag(chose)).any():
             chose = None
-        return metrics.compute(r, sizes, baseline if ahead else None, measured, chose)
+        measured = self._measured(name, readout)
+        lasting = metrics.readable(measured)  # the last value of any other would be taken for whole
+        values = metrics.compute(
+            r, sizes, baseline if ahead else None, measured[:rows, :rows], chose
+        )
+        return {metric: value for metric, value in values.items() if metric in lasting}
+
+    def _measured(self, name: str, readout: str) -> Mask:
+        """Entries that are measured once their row has been filled, (T, T)."""
+        if self.diagnostics.get(readout) == "last":
+            return needed("last", self.tasks)
+        if self.coverage is None or readout in self.diagnostics:
+            return np.tri(self.tasks, k=1, dtype=np.bool_)
+        found: Mask = self.coverage.images(name) > 0
+        return found
+
+    def _images(self) -> dict[str, Any]:
+        if self.coverage is None or not self.coverage.is_partial:
+            return {}
+        images = self.coverage.images("test").tolist()
+        return {"images": [[n or None for n in row] for row in images]}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -16,7 +16,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from raycl.trial.matrix import Matrix, Metric, Rows, backward_transfer, gains, known, square
+from raycl.trial.matrix import (
+    Mask,
+    Matrix,
+    Metric,
+    backward_transfer,
+    gains,
+    known,
+    needed,
+    square,
+)
 
 
 def average_accuracy(R: ArrayLike) -> float:
@@ -127,19 +136,20 @@ def omega(R: ArrayLike, upper: ArrayLike) -> float:
 
 
 METRICS: dict[str, Metric] = {
-    "average_accuracy": Metric("mean_i R[T,i]", True, average_accuracy, rows="last"),
+    "average_accuracy": Metric("mean_i R[T,i]", True, average_accuracy, entries="last"),
     "average_accuracy_by_item": Metric(
         "sum_i n_i R[T,i] / sum_i n_i",
         True,
         average_accuracy_by_item,
         also="sizes",
-        rows="last",
+        entries="last",
     ),
     "selection_accuracy": Metric(
         "mean_i V[i,i], V on the data that chose the epoch",
         True,
         selection_accuracy,
         also="selection",
+        entries="diagonal",
     ),
     "average_incremental_accuracy": Metric(
         "mean_t mean_{i<=t} R[t,i]", True, average_incremental_accuracy
@@ -151,15 +161,24 @@ METRICS: dict[str, Metric] = {
         "mean_{i<T} (max_{i<=k<=T} R[k,i] - R[T,i])", False, forgetting_nonnegative, min_tasks=2
     ),
     "backward_transfer": Metric(
-        "mean_{i<T} (R[T,i] - R[i,i])", True, backward_transfer, min_tasks=2
+        "mean_{i<T} (R[T,i] - R[i,i])", True, backward_transfer, min_tasks=2, entries="ends"
     ),
     "backward_transfer_all": Metric(
-        "mean_{i<=T} (R[T,i] - R[i,i])", True, backward_transfer_all, min_tasks=2
+        "mean_{i<=T} (R[T,i] - R[i,i])",
+        True,
+        backward_transfer_all,
+        min_tasks=2,
+        entries="ends",
     ),
     "forward_transfer": Metric(
-        "mean_{i>=2} (R[i-1,i] - b_i)", True, forward_transfer, also="baseline", min_tasks=2
+        "mean_{i>=2} (R[i-1,i] - b_i)",
+        True,
+        forward_transfer,
+        also="baseline",
+        min_tasks=2,
+        entries="ahead",
     ),
-    "learning_accuracy": Metric("mean_i R[i,i]", True, learning_accuracy),
+    "learning_accuracy": Metric("mean_i R[i,i]", True, learning_accuracy, entries="diagonal"),
     "one_step_forgetting": Metric(
         "mean_{t>=2} mean_{i<t} (R[t-1,i] - R[t,i])", False, one_step_forgetting, min_tasks=2
     ),
@@ -176,16 +195,17 @@ def compute(
     R: ArrayLike,
     sizes: Sequence[int] | None = None,
     baseline: ArrayLike | None = None,
-    rows: Rows = "all",
+    measured: Mask | None = None,
     selection: ArrayLike | None = None,
 ) -> dict[str, float]:
-    """Compute every metric that is defined for this many tasks and for the arguments given.
+    """Compute every metric that is defined for this many tasks and for what was measured.
 
     Args:
         R: The matrix.
         sizes: Test items of each task; without it nothing is weighted by item.
         baseline: Performance before any training; without it there is no forward transfer.
-        rows: Rows of R that were measured; with ``last`` only the metrics that need no other.
+        measured: Entries of R that were measured, (T, T), so that metrics that read others are left
+            out; ``None``: all.
         selection: The matrix on validation data, where accuracy on it chose the epochs.
 
     Raises:
@@ -198,8 +218,18 @@ def compute(
         for name, metric in METRICS.items()
         if tasks >= metric.min_tasks
         and given[metric.also] is not None
-        and rows in ("all", metric.rows)
+        and (measured is None or name in readable(measured))
     }
+
+
+def readable(measured: Mask) -> list[str]:
+    """Names of the metrics of which every entry that they read was measured.
+
+    Args:
+        measured: Entries of R that were measured, (T, T).
+    """
+    tasks = len(measured)
+    return [n for n, m in METRICS.items() if not (needed(m.entries, tasks) & ~measured).any()]
 
 
 def _lower(values: ArrayLike, tasks: int = 1) -> Matrix:

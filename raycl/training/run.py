@@ -23,6 +23,7 @@ from raycl.networks.base import Backbone, Tensors, networks_of
 from raycl.training import pictures, probe
 from raycl.training.check import check_networks, find_method
 from raycl.training.config import TrialConfig
+from raycl.training.coverage import SETS, Coverage
 from raycl.training.evaluation import Evaluator
 from raycl.training.frozen import with_frozen
 from raycl.training.matrices import Matrices
@@ -87,15 +88,17 @@ class Run:
         self.method = self._placed(self._build_method())
         self.readouts = choose_readouts(info.readouts, type(self.method), self.config.readouts)
         rule = benchmark.config.top_k, benchmark.config.class_outputs
+        evaluate = self.config.evaluate
         asked = (*self.readouts, *further_readouts(self.readouts, self.method.predictors))
-        self.evaluator = Evaluator(info, asked, self.device, *rule)
-        self.own_evaluator = Evaluator(info, self.readouts, self.device, *rule)
+        self.evaluator = Evaluator(info, asked, self.device, *rule, evaluate.precision)
+        self.own_evaluator = Evaluator(info, self.readouts, self.device, *rule, evaluate.precision)
         self.selector = Evaluator(info, self._selecting(), self.device, *rule)
         self.costs = Costs(self.device)
-        self.sets = with_frozen(self.stream, self.method, self.config.evaluate.cache_mb)
+        self.sets = with_frozen(self.stream, self.method, evaluate.cache_mb)
         self.probe = probe.Probe(self.config, self.stream, self.method, self.evaluator)
         selects = self.config.train.select == "validation_accuracy"
-        self.matrices = Matrices(asked, self.num_tasks, self.probe.rows, selects)
+        self.coverage = Coverage(evaluate, self.sets, self.num_tasks, self.method)
+        self.matrices = Matrices(asked, self.num_tasks, self.probe.rows, selects, self.coverage)
         self._plain_sizes = PlainSizes(self._build_network, info.num_outputs)
         self.histograms: dict[str, list[list[int]]] = {}
         self.pictures: dict[str, Tensor] = {}
@@ -146,7 +149,7 @@ class Run:
             row |= self._validate_current(task)
         row |= {"progress": self.progress, "tasks_done": self.task_index, "finished": self.done}
         average = self.matrices.validation_average()
-        if average is None:  # before the first task ends, the accuracy so far
+        if not self.matrices.rows_done:  # before the first task ends, the accuracy so far
             average = row.get("validation/accuracy_current")
         if average is not None:
             row["validation/average_accuracy"] = average
@@ -362,13 +365,12 @@ class Run:
                 raise ValueError(f"histogram {name} must have the same bins after every task")
 
     def _evaluate(self, row_index: int, column: int) -> None:
-        data = self.sets.data[column]
-        seen = row_index + 1
-        accuracy = self.evaluator.accuracy(self.method, data.test, column, seen)
-        self.matrices.fill("test", row_index, column, accuracy)
-        if data.validation is not None and column <= row_index:
-            accuracy = self.evaluator.accuracy(self.method, data.validation, column, seen)
-            self.matrices.fill("validation", row_index, column, accuracy)
+        for name in SETS if column <= row_index else ("test",):
+            examples = self.coverage.examples(name, row_index, column)
+            if examples is not None:
+                seen = row_index + 1
+                accuracy = self.evaluator.accuracy(self.method, examples, column, seen)
+                self.matrices.fill(name, row_index, column, accuracy)
 
     def _evaluate_untrained(self) -> None:
         """Measure the accuracy before any training, the reference of forward transfer."""
@@ -376,7 +378,8 @@ class Run:
             return
         self.method.eval()
         for i in range(self.num_tasks):
-            test = self.sets.data[i].test  # against the outputs that R[i-1, i] is measured with
+            test = self.coverage.examples("test", -1, i)  # those of R[i-1, i]; its outputs, too
+            assert test is not None
             self.matrices.fill_baseline(i, self.evaluator.accuracy(self.method, test, i, max(i, 1)))
 
     def _selecting(self) -> list[str]:
@@ -412,8 +415,12 @@ class Run:
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that two states must share; the number of threads may differ."""
-    return {k: v for k, v in config.items() if k != "threads"}
+    """The part of a configuration that two states must share; the number of threads may differ.
+
+    An option that an earlier raycl did not have is at its default.
+    """
+    whole = TrialConfig.model_validate(config).model_dump(mode="json")
+    return {k: v for k, v in whole.items() if k != "threads"}
 
 
 def _with_hashes(method: Mapping[str, Any]) -> dict[str, Any]:

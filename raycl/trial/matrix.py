@@ -18,7 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 Matrix = NDArray[np.float64]
 
 
+Mask = NDArray[np.bool_]
 Rows = Literal["last", "all"]
+Entries = Literal["last", "diagonal", "ends", "ahead", "all"]
+"""Entries of R that a metric reads; see ``needed``."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Metric:
         also: Further arguments beside R; ``evaluation`` and ``training`` are curves of games, see
             ``raycl.rl.metrics``.
         min_tasks: Smallest T it is defined for.
-        rows: Rows of R it reads: the last one only, or all of them.
+        entries: Entries of R it reads, see ``needed``; games measure every entry, and do not say.
     """
 
     formula: str
@@ -40,7 +43,29 @@ class Metric:
     function: Callable[..., float]
     also: Literal["", "sizes", "baseline", "selection", "evaluation", "training"] = ""
     min_tasks: int = 1
-    rows: Rows = "all"
+    entries: Entries = "all"
+
+
+def needed(entries: Entries, tasks: int) -> Mask:
+    """Entries of R of which a metric reads every one, bool (T, T).
+
+    Args:
+        entries: ``last`` row; ``diagonal``; ``ends``, which are both; ``ahead``: right above the
+            diagonal; ``all`` on and below the diagonal.
+        tasks: T.
+
+    >>> needed("ends", 3).astype(int).tolist()
+    [[1, 0, 0], [0, 1, 0], [1, 1, 1]]
+    """
+    row, column = np.indices((tasks, tasks))
+    found: dict[Entries, Mask] = {
+        "last": row == tasks - 1,
+        "diagonal": row == column,
+        "ends": (row == column) | (row == tasks - 1),
+        "ahead": row + 1 == column,
+        "all": row >= column,
+    }
+    return found[entries]
 
 
 def backward_transfer(R: ArrayLike) -> float:

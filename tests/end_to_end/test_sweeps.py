@@ -159,6 +159,57 @@ def test_optuna_and_its_continuation(tmp_path: Path) -> None:
     assert not list(folder.rglob("verify-*")), "nothing is left of it"
 
 
+def test_values_are_chosen_on_another_stream_and_reported_on_the_own(tmp_path: Path) -> None:
+    """The protocol of arXiv 2403.09066; and matrices that are not measured whole."""
+    other = {"name": "permuted", "dataset": {"name": "digits", "limit": 40}, "tasks": 4}
+    sweep = write(
+        tmp_path,
+        "tuned",
+        methods=["joint", {"name": "online_ewc", "lam": {"grid": [1, 10]}, "fisher_samples": 50}],
+        search={"benchmark": other},
+        scheduler={"name": "asha", "grace_period": 1, "reduction_factor": 2},
+        evaluate={"limit": 5, "every": 9},
+        seeds=1,
+    )
+    table, progress = raycl(tmp_path, "run", sweep)
+    found = outcomes(tmp_path, "tuned")
+    search, final = (
+        [o for o in found if (o["kind"] == "search") == searched] for searched in (True, False)
+    )
+    assert {(o["benchmark"], o["config"]["benchmark"]["name"]) for o in search} == {
+        ("permuted-digits-4", "permuted")
+    }
+    assert {o["benchmark"] for o in final} == {"split-digits-3"}
+    winners = json.loads((tmp_path / "runs" / "tuned" / "winners.json").read_text())
+    assert [(w["benchmark"], w["method"]) for w in winners] == [("permuted-digits-4", "online_ewc")]
+    (won,) = [o["varied"] for o in final if o["kind"] == "winner"]
+    assert won == winners[0]["values"]
+    assert "winner of online_ewc on permuted-digits-4" in progress
+    words = " ".join(table.split())
+    assert "search: 2 trials" in words
+    assert "chosen on permuted-digits-4, another stream, by validation/average_accuracy" in words
+
+    ended = next(o["row"]["result"] for o in search if o["status"] == "finished")
+    assert [len([n for n in row if n]) for row in ended["images"]] == [2, 3, 4, 4], "asha reads all"
+    result = next(o["row"]["result"] for o in final if o["kind"] == "winner")
+    assert result["matrices"]["class"][1][0] is None
+    assert "below the diagonal only one row in 9 was measured" in words
+    out, _ = raycl(tmp_path, "report", "tuned", "--format", "json")
+    means = {row["metric"]: row["mean"] for row in json.loads(out) if row["readout"] == "class"}
+    assert means["forgetting"] is None
+    assert means["average_accuracy"] > 0
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("tuned")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`raycl.kind` = 'winner'")
+    assert "eval/class/backward_transfer" in run.data.metrics
+    assert not run.data.metrics.keys() & {
+        f"{way}/class/{name}"
+        for way in ("eval", "validation")
+        for name in ("forgetting", "average_incremental_accuracy")
+    }
+    assert run.data.params["evaluate.limit"] == "5"
+
+
 @pytest.mark.slow
 def test_first_tasks_protocol(tmp_path: Path) -> None:
     sweep = write(

@@ -14,7 +14,7 @@ from raycl.report.formats import render
 from raycl.report.load import load
 from raycl.report.table import Table, make_table
 from raycl.training import metrics
-from raycl.trial.matrix import Rows
+from raycl.trial.matrix import needed
 
 TITLES = [
     "class-incremental (task unknown)",
@@ -35,8 +35,8 @@ def with_probe(value: float, every: str) -> dict[str, Any]:
             matrix[0] = [None, None]
         found["matrices"][readout] = matrix
         r = np.array(matrix, dtype=float)
-        rows: Rows = "last" if every == "end" else "all"
-        found["metrics"][readout] = metrics.compute(r, rows=rows)
+        measured = needed("last" if every == "end" else "all", len(r))
+        found["metrics"][readout] = metrics.compute(r, measured=measured)
     return found
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from raycl import atomic, cli
+from raycl.cli import showing
 from raycl.errors import UserError
 from raycl.report.load import TrackedRun, TrackedSweep
 from raycl.report.local import joined
@@ -430,7 +431,7 @@ def test_lists_of_runs_and_doctor_live_with_damage(
 ) -> None:
     for path in (ended.folder.path / "outcomes").glob("*.json"):
         path.write_text("")
-    cli.list_("runs", ended.folder.root)
+    showing.list_("runs", ended.folder.root)
     assert "s" in capsys.readouterr().out
 
 

@@ -170,3 +170,21 @@ def test_batches_without_images_come_in_the_order_of_those_with(drop_last):
     for batch, other in zip(images.batches(8), flipped, strict=True):
         assert torch.equal(batch.images.flip(3), other.images)
         assert torch.equal(other.images.mean((1, 2)), other.frozen)
+
+
+def test_images_that_are_drawn_for_evaluation_have_values_too():
+    """Kept apart from those of the whole sets, and computed once as well."""
+    found = []
+    for cache_mb in (100, 0):
+        settings = config("Projected", cache_mb)
+        settings["benchmark"] |= {"name": "permuted", "tasks": 4}
+        settings["evaluate"]["limit"] = 5
+        built = Run(settings, toy_data())
+        counter = type(built.method).frozen_values.__globals__["CALLS"]
+        counter[0] = 0
+        found.append((finish(built)["matrices"], counter[0]))
+    assert found[0][0] == found[1][0]
+    whole = sum(len(d.train) + len(d.validation) + len(d.test) for d in built.stream.data)
+    before = 4 * 5  # of the untrained network, in the constructor
+    assert found[0][1] == whole + (4 + 2) * 5 - before
+    assert found[1][1] > 2 * found[0][1]

@@ -1,4 +1,4 @@
-"""Metrics of a matrix of which only the last row was measured, and diagnostics beside readouts."""
+"""Metrics of a matrix that was not measured whole, and diagnostics beside readouts."""
 
 from __future__ import annotations
 
@@ -6,37 +6,54 @@ import math
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from raycl.training.matrices import Matrices
 from raycl.training.metrics import METRICS, compute
+from raycl.trial.matrix import needed
 
+Array = NDArray[np.float64]
 LAST_ONLY = np.array([[math.nan, math.nan], [60.0, 90.0]])
 
 
-def test_metrics_say_which_rows_they_read() -> None:
-    last = {name for name, metric in METRICS.items() if metric.rows == "last"}
-    assert last == {"average_accuracy", "average_accuracy_by_item"}
-    for metric in METRICS.values():
-        also = {
-            "sizes": [1, 2],
-            "baseline": [0.0, 0.0],
-            "selection": LAST_ONLY,
-            "": None,
-        }[metric.also]
-        given = () if also is None else (also,)
-        if metric.rows == "last":
-            assert metric.function(LAST_ONLY, *given) > 0
-        else:
-            with pytest.raises(ValueError, match="NaN"):
-                metric.function(LAST_ONLY, *given)
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_say_which_entries_they_read(name: str) -> None:
+    """Each entry that is named is needed, and nothing else is."""
+    metric = METRICS[name]
+    entries = needed(metric.entries, 4)
+    whole = np.arange(16, dtype=float).reshape(4, 4) + 1
+
+    def value(r: Array) -> float:
+        also = {"sizes": [1, 2, 3, 4], "baseline": np.zeros(4), "selection": r, "": None}
+        given = also[metric.also]
+        return metric.function(r, *(() if given is None else (given,)))
+
+    assert value(np.where(entries, whole, math.nan)) == pytest.approx(value(whole))
+    for t, i in zip(*np.nonzero(entries), strict=True):
+        r = whole.copy()
+        r[t, i] = math.nan
+        with pytest.raises(ValueError, match="NaN"):
+            value(r)
 
 
 def test_only_those_that_need_the_last_row() -> None:
-    assert compute(LAST_ONLY, rows="last") == {"average_accuracy": 75.0}
-    found = compute(LAST_ONLY, sizes=[10, 20], rows="last")
+    last = needed("last", 2)
+    assert compute(LAST_ONLY, measured=last) == {"average_accuracy": 75.0}
+    found = compute(LAST_ONLY, sizes=[10, 20], measured=last)
     assert found == {"average_accuracy": 75.0, "average_accuracy_by_item": 80.0}
     with pytest.raises(ValueError, match="NaN"):
         compute(LAST_ONLY)
+
+
+def test_only_those_that_need_both_ends() -> None:
+    r = np.array([[80.0, math.nan, 0], [math.nan, 78, 0], [70, 74, 82]])
+    found = compute(r, measured=needed("ends", 3))
+    assert found == {
+        "average_accuracy": pytest.approx(226 / 3),
+        "backward_transfer": -7.0,
+        "backward_transfer_all": pytest.approx(-14 / 3),
+        "learning_accuracy": 80.0,
+    }
 
 
 def test_diagnostics_have_rows_of_their_own_and_no_validation() -> None:

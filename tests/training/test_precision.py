@@ -294,3 +294,24 @@ def test_methods_run_with_both(method: str) -> None:
         finish(resumed)
     states = (tensors(r.method.state_dict()) for r in (reference, resumed))
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+# ---------------------------------------------------------------------- evaluation
+
+
+@pytest.mark.parametrize("select", ["validation_loss", "seen_accuracy"])
+def test_evaluation_is_rounded_where_that_is_asked_for_and_training_stays(select: str) -> None:
+    train = {"epochs": 2, "batch_size": 16, "lr": 0.05, "precision": "bfloat16", "select": select}
+    states = []
+    for evaluate in ({}, {"precision": "bfloat16"}):
+        config = build(HERE + "Spy").config.model_dump(mode="json")
+        run = Run(config | {"train": train, "evaluate": evaluate}, toy_data())
+        result = finish(run)
+        rounded = {True, torch.bfloat16}
+        inside = run.method.seen["evaluation"]
+        assert inside == rounded if evaluate else inside >= {False, torch.float32}
+        assert run.method.seen["end"] == {False, torch.float32}
+        states.append((tensors(run.method.state_dict()), run.state_dict()["random"]["own"]))
+        assert min(result["matrices"]["task"][t][t] for t in range(2)) > 80
+    for plain, other in zip(*states, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))

@@ -58,7 +58,7 @@ def search_adaptively(
     proposals = Proposals(outcomes.directory.parent / "proposals.jsonl")
     stage.hub.listeners.append(proposals)
     try:
-        searched = [group for group in expand.groups(sweep) if group.spaces]
+        searched = [group for group in expand.groups(sweep.for_search) if group.spaces]
         started, budget = time.monotonic(), sweep.search.time_budget
         for i, group in enumerate(searched):
             if budget is not None:  # what is left of it, shared by the groups that are left

@@ -16,7 +16,7 @@ from raycl.sweep.file.model import MethodEntry, Resources, Sweep
 from raycl.sweep.file.source import dotted, get, put, undotted
 from raycl.sweep.file.spaces import Space, SpaceError, walk
 from raycl.sweep.file.validate import validate
-from raycl.training.config import PROBE_READOUTS
+from raycl.training.config import PROBE_READOUTS, EvaluateConfig
 from raycl.training.run import build_benchmark
 
 
@@ -33,6 +33,7 @@ def check(sweep: Sweep) -> None:
     checked.labels()
     checked.seeds()
     checked.search()
+    checked.search_benchmark()
     checked.references()
 
 
@@ -40,6 +41,7 @@ def check(sweep: Sweep) -> None:
 class _Searched:
     """What the checks of a method found out about it."""
 
+    index: int
     entry: MethodEntry
     settings: frozenset[str]
     spaces: dict[str, Space]
@@ -50,10 +52,15 @@ class _Searched:
 
 
 class _Checked:
-    """The checks of one sweep; each method raises ``UserError``."""
+    """The checks of one sweep; each method raises ``UserError``.
 
-    def __init__(self, sweep: Sweep) -> None:
-        self.sweep, self.error = sweep, sweep.source.error
+    Args:
+        sweep: The sweep.
+        kind: Kind that its benchmarks have to be of; ``None``: the same for all.
+    """
+
+    def __init__(self, sweep: Sweep, kind: kinds.Kind | None = None) -> None:
+        self.sweep, self.error, self.expected = sweep, sweep.source.error, kind
         self.found: list[_Searched] = []
         self.configs: list[dict[str, Any]] = []
 
@@ -66,7 +73,7 @@ class _Checked:
                 what = "a search space is for methods, network and train"
                 raise self._in_benchmark(i, path, what, "list benchmarks to compare them")
         self.configs = benchmark_configs(self.sweep)
-        self.kind = self.sweep.kind
+        self.kind = self.expected or self.sweep.kind
         labels: list[str] = []
         for i, config in enumerate(self.configs):
             self._of_one_kind(i, config)
@@ -81,6 +88,11 @@ class _Checked:
             labels.append(label)
         if self.sweep.readouts is not None and not self.kind.asks:
             raise self.error(("readouts",), f"{self.kind.name} have no readouts to choose from")
+        for name, value in EvaluateConfig():
+            asked = name != "probe" and getattr(self.sweep.evaluate, name) != value
+            if asked and self.kind.evaluation != "evaluate":
+                what = f"is for images; {self.kind.name} have {self.kind.evaluation} instead"
+                raise self.error(("evaluate", name), what)
 
     def _of_one_kind(self, index: int, config: dict[str, Any]) -> None:
         kind = kinds.of(config)
@@ -130,10 +142,13 @@ class _Checked:
         for chosen, culprit in _representatives(spaces):
             done = _finish(blocks, chosen, culprit, at, self.kind)
             selects |= done["train"].get("select", "last") != "last"
+            self._precision(index, done["train"])
             self._fits(done, asked, at)
         named_spaces = {dotted(path): space for path, space in spaces.items()}
         settings, predictors = self.kind.settings(method), tuple(getattr(method, "predictors", ()))
-        self.found.append(_Searched(entry, settings, named_spaces, selects, predictors))
+        self.found.append(_Searched(index, entry, settings, named_spaces, selects, predictors))
+        if self.sweep.tunes:
+            return  # what follows does not depend on the stream
         self._readouts(index)
         self._probe(index, method)
 
@@ -160,6 +175,14 @@ class _Checked:
         if searched and found.spaces and searched not in found.settings:
             what = f"methods[{index}] cannot be evaluated by '{searched}'"
             raise self.error(("search", "metric"), what, supported)
+
+    def _precision(self, index: int, train: Mapping[str, Any]) -> None:
+        """Refuse to evaluate in bfloat16 what is trained in float32."""
+        if self.sweep.evaluate.precision == "bfloat16" != train.get("precision", "bfloat16"):
+            label = self.sweep.methods[index].label
+            what = f"methods[{index}] ({label}) is trained in {train['precision']}"
+            hint = "set train.precision: bfloat16, or leave it out"
+            raise self.error(("evaluate", "precision"), what, hint)
 
     def _probe(self, index: int, method: Any) -> None:
         """Refuse a linear probe for a method without features."""
@@ -226,6 +249,25 @@ class _Checked:
         if search.algorithm != "random":
             self._no_grid()
 
+    def search_benchmark(self) -> None:
+        """Check the stream of a search as the sweep's own, with the methods that are searched."""
+        path = ("search", "benchmark")
+        if self.sweep.search.benchmark is None:
+            return
+        searched = [found.index for found in self.found if found.spaces]
+        if not searched:
+            what = "no value is searched, so nothing would run on it"
+            raise self.error(path, what, "leave it out, or give an option a search space")
+        other = _Checked(self.sweep.for_search, self.kind)
+        other.benchmarks()
+        label = other.configs[0]["label"]
+        if label in (taken := [config["label"] for config in self.configs]):
+            what = f"the label '{label}' is taken by benchmark[{taken.index(label)}]"
+            raise self.error((*path, "label"), what, "give each stream a label of its own")
+        for index in searched:
+            other.method(index)
+        other._validation()
+
     def _metric(self) -> None:
         """Check the search metric: a metric of validation data, under a known readout."""
         *_, metric = self.sweep.search.metric.split("/")
@@ -244,10 +286,12 @@ class _Checked:
 
     def _validation(self) -> None:
         path = self.kind.validation
-        for i, found in enumerate(self.found):
-            if not (found.spaces or found.selects):
+        here = self.sweep.search.benchmark is None
+        for found in self.found:
+            i, searched = found.index, here and bool(found.spaces)
+            if not (searched or found.selects):
                 continue
-            needs = "is searched" if found.spaces else "selects epochs (train.select)"
+            needs = "is searched" if searched else "selects epochs (train.select)"
             for b, config in enumerate(self.configs):
                 if get(config, path) == 0:
                     what = (
@@ -393,9 +437,11 @@ def _find(tree: Any, value: str, path: KeyPath = ()) -> KeyPath | None:
 
 def check_length(sweep: Sweep, label: str, tasks: int) -> None:
     """Refuse to stop after more tasks than there are."""
-    for path, wanted in (
-        (("stop", "tasks"), sweep.stop.tasks),
-        (("search", "tasks"), sweep.search.tasks),
-    ):
+    wanted_of = {("stop", "tasks"): sweep.stop.tasks, ("search", "tasks"): sweep.search.tasks}
+    if sweep.search.benchmark is not None:
+        del wanted_of["search", "tasks"]
+    if sweep.tunes:  # which may be shorter than the sweep's own
+        del wanted_of["stop", "tasks"]
+    for path, wanted in wanted_of.items():
         if wanted is not None and wanted > tasks:
             raise sweep.source.error(path, f"{wanted} tasks, but {label} has {tasks}")

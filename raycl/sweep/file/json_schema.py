@@ -35,6 +35,9 @@ def schema() -> Schema:
         top["properties"][key].setdefault("description", annotation.description or key)
         top["properties"][key].pop("default", None)
     search = top["properties"]["search"]
+    search["properties"]["benchmark"] |= {
+        "anyOf": [{"$ref": "#/$defs/benchmark"}, {"type": "null"}]
+    }
     search["required"] = [key for key in search.get("required", ()) if key != "mode"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -158,6 +159,11 @@ class Search(_Model):
     tasks: int | None = Field(None, ge=1, description="first_tasks: how many")
     seeds: int = Field(1, ge=1, le=100, description="search seeds per draw, none of `seeds`")
     seed: int = Field(0, ge=0, description="seed of the draws")
+    benchmark: Annotated[dict[str, Any] | None, BeforeValidator(_named)] = Field(
+        None,
+        description="another stream, on which values are chosen; default: the sweep's own. Its "
+        "class orders are those of the search's seeds, whatever fixed_seeds says",
+    )
     max_concurrent: int | None = Field(None, ge=1, description="search trials at the same time")
     time_budget: float | None = Field(None, gt=0, description="seconds for the search stage")
 
@@ -337,6 +343,7 @@ class Sweep(_Model):
         None, description="overrides (dotted path: value) that --smoke applies"
     )
     _source: Source | None = PrivateAttr(None)
+    _tunes: bool = PrivateAttr(False)
 
     @model_validator(mode="before")
     @classmethod
@@ -380,6 +387,26 @@ class Sweep(_Model):
     def resources_of(self, entry: MethodEntry) -> Resources:
         """What a trial of this method asks for."""
         return Resources.model_validate(self.resources.model_dump() | entry.resources)
+
+    @property
+    def tunes(self) -> bool:
+        """Whether this is the sweep of a search on a stream of its own, see ``for_search``."""
+        return self._tunes
+
+    @property
+    def for_search(self) -> Sweep:
+        """The sweep that search trials belong to: this one, or the same on ``search.benchmark``."""
+        if self.search.benchmark is None:
+            return self
+        changed = {
+            "benchmark": (self.search.benchmark,),
+            "search": self.search.model_copy(update={"benchmark": None}),
+            "fixed_seeds": self.fixed_seeds.model_copy(update={"class_order": None}),
+        }
+        found = self.model_copy(update=changed)
+        found._source = replace(self.source, benchmark=("search", "benchmark"))
+        found._tunes = True
+        return found
 
     def search_seeds(self) -> tuple[int, ...]:
         """Seeds of search trials: none of ``seeds``, and the same however many those are."""

@@ -60,12 +60,14 @@ class Source:
         text: The file's text.
         data: Its top-level mapping, overrides applied.
         origins: Line (from 1) of each path, or the ``--set`` that put the value there.
+        benchmark: Where the benchmarks stand; see ``Sweep.for_search``.
     """
 
     file: str
     text: str
     data: dict[str, Any]
     origins: dict[KeyPath, int | str] = field(default_factory=dict)
+    benchmark: KeyPath = ("benchmark",)
 
     def error(self, path: KeyPath, what: str, hint: str = "") -> UserError:
         """A ``UserError`` at a path of the file, with its line or its override."""
@@ -95,6 +97,8 @@ class Source:
         """
         tree: Any = self.data
         found: list[str | int] = []
+        if path[:1] == ("benchmark",):
+            path = self.benchmark + path[1:]
         for position, part in enumerate(path):
             last = position == len(path) - 1
             if isinstance(part, int):

@@ -97,6 +97,10 @@ def automatic_smoke(data: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"seeds": 1, "search.num_samples": 2}
     found |= sweep.kind.smoke(data, benchmark_configs(sweep))
+    if sweep.search.benchmark is not None:
+        other = {"benchmark": data["search"]["benchmark"]}
+        small = sweep.kind.smoke(other, benchmark_configs(sweep.for_search))
+        found |= {f"search.{k}": v for k, v in small.items() if k.startswith("benchmark")}
     if data.get("search", {}).get("tasks"):
         found["search.tasks"] = 1
     if "scheduler" in data:

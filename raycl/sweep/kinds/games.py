@@ -147,4 +147,5 @@ GAMES = Kind(
     published=published,
     build=build,
     shown=SHOWN,
+    evaluation="benchmark.evaluation (episodes, every)",
 )

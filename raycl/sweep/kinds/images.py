@@ -75,9 +75,10 @@ def _cells(row: Row, tasks: int) -> list[str]:
 def _where(row: Row, tasks: int) -> str:
     if "task" not in row:
         return "starting"
-    accuracy = row.get("validation/average_accuracy", 0.0)
+    accuracy = row.get("validation/average_accuracy")
     task = min(row["task"] + 1, tasks)
-    return f"task {task}/{tasks} epoch {row.get('epoch', 0) + 1} ({accuracy:.1f} %)"
+    known = "" if accuracy is None else f" ({accuracy:.1f} %)"
+    return f"task {task}/{tasks} epoch {row.get('epoch', 0) + 1}{known}"
 
 
 def _headline(row: Row) -> str:
@@ -122,4 +123,5 @@ IMAGES = Kind(
     published=lambda benchmarks: {},
     build=build,
     shown=SHOWN,
+    evaluation="evaluate",
 )

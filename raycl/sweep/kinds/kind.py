@@ -93,6 +93,7 @@ class Kind:
         build: Function that makes the run, of a finished configuration, data, device, resources and
             the tensors of weights files by hash.
         shown: How progress is told.
+        evaluation: Where a sweep file says how its trials are evaluated.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Kind:
         [Config, Mapping[str, Dataset], str, Config, Mapping[str, Tensors] | None], TrialRun
     ]
     shown: Shown
+    evaluation: str
 
     def named(self, block: str, data: Config) -> Any:
         """The class a ``method``, ``network`` or ``benchmark`` block names.

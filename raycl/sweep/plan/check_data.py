@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
     """Load every data set and build every stream once, for the first seed; games need none.
 
+    The stream of a search counts like the sweep's own.
+
     What was passed over while images were looked for is one line of the log.
 
     Args:
@@ -48,14 +50,23 @@ def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
     data: dict[str, Dataset] = {}
     left_out: list[LeftOut] = []
     try:
-        if sweep.kind.needs_data:
-            _check_images(sweep, root, data, left_out)
-        else:
-            _check_games(sweep)
+        for one in [sweep] if sweep.search.benchmark is None else [sweep, sweep.for_search]:
+            if one.kind.needs_data:
+                _check_images(one, root, data, left_out)
+            else:
+                _check_games(one)
     finally:
         if said := LeftOut.merged(left_out):
             log.warning("warning: left out: %s", said)
     return data
+
+
+def data_of(sweep: Sweep, data: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """The loaded data sets that the sweep's own streams are made of; games have none."""
+    if not sweep.kind.needs_data:
+        return {}
+    wanted = [one for c in benchmark_configs(sweep) for one in build_benchmark(c).datasets()]
+    return {key: data[key] for key in map(datasets.key, wanted)}
 
 
 def _check_images(
@@ -185,7 +196,8 @@ def _check_stream(sweep: Sweep, label: str, info: StreamInfo) -> None:
         if readout not in info.readouts:
             what = f"{label} has no readout '{readout}'"
             raise sweep.source.error(("readouts", i), what, defined)
-    for i, entry in enumerate(sweep.methods):
+    for i in sorted({group.index for group in groups(sweep)}):
+        entry = sweep.methods[i]
         settings = sweep.kind.settings(sweep.kind.named("method", {"name": entry.name}))
         if not settings & set(info.readouts):
             what = f"{entry.label} can be evaluated by none of the readouts of {label}"
@@ -194,6 +206,7 @@ def _check_stream(sweep: Sweep, label: str, info: StreamInfo) -> None:
     searched = sweep.search.readout
     if (
         searched is not None
+        and sweep.search.benchmark is None
         and any(g.spaces for g in groups(sweep))
         and searched not in info.readouts
     ):

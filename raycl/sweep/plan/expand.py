@@ -82,9 +82,22 @@ class Preview:
 
 
 def groups(sweep: Sweep) -> list[Group]:
-    """Every method on every benchmark, in the order of the file."""
+    """Every method on every benchmark, in the order of the file.
+
+    On the stream of a search, ``Sweep.for_search``, every method that is searched.
+    """
     pairs = itertools.product(benchmark_configs(sweep), enumerate(sweep.methods))
-    return [_group(sweep, b, i, entry) for b, (i, entry) in pairs]
+    found = [_group(sweep, b, i, entry) for b, (i, entry) in pairs]
+    return [group for group in found if group.spaces or not sweep.tunes]
+
+
+def searches(sweep: Sweep) -> dict[tuple[str, str], tuple[str, str]]:
+    """Benchmark and method of all that is searched, to those of the search that chooses for it."""
+    searched = [g for g in groups(sweep) if g.spaces]
+    if sweep.search.benchmark is None:
+        return {(g.benchmark, g.method): (g.benchmark, g.method) for g in searched}
+    (other,) = benchmark_configs(sweep.for_search)
+    return {(g.benchmark, g.method): (other["label"], g.method) for g in searched}
 
 
 def _group(sweep: Sweep, benchmark: dict[str, Any], index: int, entry: MethodEntry) -> Group:
@@ -121,10 +134,18 @@ def _group(sweep: Sweep, benchmark: dict[str, Any], index: int, entry: MethodEnt
 
 
 def search_base(sweep: Sweep, group: Group) -> TrialPlan:
-    """A group's base for search trials: without a probe, maybe on the first tasks only."""
+    """A group's base for search trials: without a probe, maybe on the first tasks only.
+
+    Every row is measured where a scheduler or the search metric reads rows in the middle.
+    """
     limits = [n for n in (sweep.stop.tasks, sweep.search.tasks) if n is not None]
     config = group.base.config | {"tasks": min(limits, default=None)}
-    config.pop("evaluate", None)
+    metric = sweep.kind.all_metrics()[sweep.search.metric.rpartition("/")[2]]
+    ends = sweep.scheduler.name == "fifo" and metric.entries in ("last", "diagonal", "ends")
+    kept = ("limit", "every", "precision") if ends else ("limit", "precision")
+    evaluate = {k: v for k, v in config.pop("evaluate", {}).items() if k in kept}
+    if evaluate:
+        config["evaluate"] = evaluate
     return replace(group.base, config=config, kind="search")
 
 
@@ -133,13 +154,13 @@ def search_plans(sweep: Sweep) -> list[TrialPlan]:
     if sweep.search.algorithm != "random":
         return []
     plans: dict[str, TrialPlan] = {}  # a configuration drawn twice runs once
-    for group in groups(sweep):
+    for group in groups(sweep.for_search):
         base = search_base(sweep, group)
         for values in _samples(sweep, group):
             for seed in sweep.search_seeds():
                 plan = _fill(sweep, group, base, values, seed, "search")
                 plans.setdefault(plan.key, plan)
-    return _distinct_names(plans.values(), len(sweep.benchmark) > 1)
+    return _distinct_names(plans.values(), len(sweep.for_search.benchmark) > 1)
 
 
 def final_plans(
@@ -149,12 +170,12 @@ def final_plans(
 
     Args:
         sweep: The sweep.
-        winners: (benchmark label, method label) to the ``varied`` chosen by the search. Methods
-            that are searched and have no winner are left out.
+        winners: (benchmark label, method label) to the ``varied`` chosen by the search there; see
+            ``searches``. Methods that are searched and have no winner are left out.
     """
-    plans = []
+    plans, chosen = [], searches(sweep)
     for group in groups(sweep):
-        values = winners.get((group.benchmark, group.method)) if group.spaces else {}
+        values = winners.get(chosen[group.benchmark, group.method]) if group.spaces else {}
         if values is None:
             continue
         if values.keys() != group.spaces.keys():
@@ -169,7 +190,7 @@ def preview(sweep: Sweep) -> list[Preview]:
     lines = []
     for plan in search_plans(sweep):
         lines.append(_line("search", plan, plan.varied))
-    searched = [group for group in groups(sweep) if group.spaces]
+    searched = [group for group in groups(sweep.for_search) if group.spaces]
     if sweep.search.algorithm != "random":
         for group, sample in itertools.product(searched, range(sweep.search.num_samples)):
             for seed in sweep.search_seeds():
@@ -187,7 +208,7 @@ def preview(sweep: Sweep) -> list[Preview]:
 
 def own_files(sweep: Sweep) -> bool:
     """Whether a method, benchmark or network is in a Python file of the user's."""
-    blocks: list[Mapping[str, Any]] = [*sweep.benchmark, sweep.network]
+    blocks: list[Mapping[str, Any]] = [*sweep.benchmark, *sweep.for_search.benchmark, sweep.network]
     blocks += [block for m in sweep.methods for block in ({"name": m.name}, m.network)]
     for group in groups(sweep):
         blocks += [named_block(one) for one in networks_in(group.base.config).values()]
@@ -209,7 +230,10 @@ def spec_hash(sweep: Sweep) -> str:
         "seeds": sorted(sweep.seeds),
     }
     if any(g.spaces for g in found):
-        payload["search"] = sweep.search.model_dump(mode="json", exclude={"max_concurrent"})
+        search = sweep.search.model_dump(mode="json", exclude={"max_concurrent", "benchmark"})
+        if sweep.search.benchmark is not None:
+            search["benchmark"] = benchmark_configs(sweep.for_search)[0]
+        payload["search"] = search
         payload["scheduler"] = sweep.scheduler.model_dump(mode="json")
     return hashed(payload)
 

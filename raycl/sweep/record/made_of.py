@@ -66,11 +66,12 @@ class MadeOf:
             root: The data root.
             runs: Folder of all runs.
         """
-        trials = [group.base.config for group in groups(sweep)]
+        both = [sweep] if sweep.search.benchmark is None else [sweep, sweep.for_search]
+        trials = [group.base.config for one in both for group in groups(one)]
         code = {name: sources(name) for name in sorted(set(own_code(trials)))}
         data = {}
         if sweep.kind.needs_data:
-            for config in benchmark_configs(sweep):
+            for config in [config for one in both for config in benchmark_configs(one)]:
                 for wanted in build_benchmark(config).datasets():
                     name = f"data set {wanted.path or wanted.name}"
                     data[name] = fingerprint(wanted, root, runs / CACHE)

@@ -35,7 +35,8 @@ class Provenance:
 
     @cached_property
     def _blocks(self) -> Mapping[str, Mapping[str, Any]]:
-        return {config["label"]: config for config in benchmark_configs(self.sweep)}
+        configs = [*benchmark_configs(self.sweep.for_search), *benchmark_configs(self.sweep)]
+        return {config["label"]: config for config in configs}
 
     def tags(self, plan: TrialPlan) -> dict[str, str]:
         """Tags of a trial, without the prefix; none for weights from elsewhere."""
@@ -44,7 +45,7 @@ class Provenance:
     def lines(self) -> list[str]:
         """What to say before anything is trained: a line for each benchmark and kind of weights."""
         found: dict[str, None] = {}
-        for group in groups(self.sweep):
+        for group in [*groups(self.sweep), *groups(self.sweep.for_search)]:
             tags = self._tags(group.benchmark, networks_in(group.base.config).values())
             if seen := tags.get("seen_images"):
                 found[f"images of {group.benchmark} that were seen in pre-training: {seen}"] = None
