@@ -10,6 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from raycl.nn.precision import Precision
+
 Augmentation = Literal[
     "none",
     "flip",
@@ -83,7 +85,7 @@ class TrainConfig(BaseModel):
     patience: int | None = Field(
         None, ge=1, description="end a task's training so many epochs after the kept one"
     )
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Precision = Field(
         "float32", description="precision of losses; bfloat16: autocast, weights stay float32"
     )
     channels_last: bool = Field(

@@ -130,7 +130,6 @@ class SequencePPO(PPO):  # type: ignore[misc]
         game: Index of the current game.
         update: Updates made on it.
         rollouts: Rollouts of the last update, in the order of the runners.
-        observations: All observations in them, uint8 (n, C, H, W).
         seconds: Time of the last update by its part, ``sample`` and ``learn``.
     """
 
@@ -143,7 +142,7 @@ class SequencePPO(PPO):  # type: ignore[misc]
         super().setup(config)
         self.game = self.update = 0
         self.rollouts: list[Rollout] = []
-        self.observations: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._newest: NDArray[np.uint8] | None = None
         self.seconds = {"sample": 0.0, "learn": 0.0}
         self._version = 0
         self._session = ""
@@ -191,7 +190,7 @@ class SequencePPO(PPO):  # type: ignore[misc]
         """RLlib's hook: one rollout of all environments and one update."""
         started = time.perf_counter()
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-            self.rollouts = self._collect()
+            self.rollouts, self._newest = self._collect(), None
         sampled = time.perf_counter()
         names = self.rollouts[0].arrays
         columns = {
@@ -207,10 +206,24 @@ class SequencePPO(PPO):  # type: ignore[misc]
         batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=count)
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             self.learner_group.update(batch=batch)
-        self.observations = columns["obs"]
         self.update += 1
         self.changed()
         self.seconds = {"sample": sampled - started, "learn": time.perf_counter() - sampled}
+
+    @property
+    def observations(self) -> NDArray[np.uint8]:
+        """The newest observations, uint8 (n, C, H, W): those after each step of the last rollout.
+
+        BLIP's code, too, has moved on by one step when it looks at them at a game's end.
+        """
+        if self._newest is None:
+            pairs = [(one.arrays["obs"][len(one.last) :], one.last) for one in self.rollouts]
+            self._newest = np.concatenate([part for pair in pairs for part in pair])
+        return self._newest
+
+    @observations.setter
+    def observations(self, restored: NDArray[np.uint8]) -> None:
+        self._newest = restored
 
     def end_game(self, generator: torch.Generator) -> None:
         """Hand the method the last rollout, collected just before the last update."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from raycl.nn.precision import Precision
 from raycl.trial.randomness import FixedSeeds, Seed
 
 
@@ -27,6 +28,12 @@ class PPOConfig(BaseModel):
     value_coef: float = Field(0.5, ge=0, description="weight of the value loss, which has a 1/2")
     entropy_coef: float = Field(0.01, ge=0, description="weight of the entropy")
     max_grad_norm: float = Field(0.5, gt=0, description="bound on the norm of all gradients")
+    precision: Precision = Field(
+        "float32",
+        exclude_if=lambda value: value == "float32",  # so that the keys of trials stay
+        description="precision of the trunk while it plays for training and learns; bfloat16: "
+        "heads, losses, weights and scores stay float32",
+    )
 
     @property
     def batch_size(self) -> int:

@@ -6,6 +6,8 @@ in place, which halves the time that is not the emulator's or the network's.
 
 from __future__ import annotations
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
+from raycl.nn.precision import round_weights
 from raycl.rl.benchmarks.base import build_games
 from raycl.rl.config import SequenceConfig
 from raycl.rl.player import Player
@@ -72,12 +75,14 @@ class Rollout:
         worker: The runner's index.
         arrays: ``obs`` uint8 (T N, C, H, W), ``actions`` int64, ``log_probs``, ``values``,
             ``advantages`` and ``returns`` float32, each (T N,).
+        last: The observations after the last step, uint8 (N, C, H, W).
         scores: Raw scores of the games that ended meanwhile.
         lengths: Agent steps of those games.
     """
 
     worker: int
     arrays: Arrays
+    last: NDArray[np.uint8]
     scores: list[float]
     lengths: list[int]
 
@@ -114,20 +119,31 @@ class ArrayEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]
         )
         self._needs_initial_reset = True
         self._at = ""
-        self._version = -1
+        self._versions: dict[Policy, int] = {}
+        self._rounded: Policy | None = None
         self._obs: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._buffer: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._generator = torch.Generator()
 
     @property
     def policy(self) -> Policy:
-        """The policy that the runner plays with."""
+        """The policy that is scored."""
         found: Policy = self.module.policy
         return found
 
+    @property
+    def acting(self) -> Policy:
+        """The policy that plays for training: with rounded weights where it also learns so."""
+        if self.trial.train.precision == "float32":
+            return self.policy
+        if self._rounded is None:
+            self._rounded = copy.deepcopy(self.policy)
+            round_weights(self._rounded.trunk)
+        return self._rounded
+
     def collect(self, order: Order) -> Rollout:
         """Play one rollout of the current game, and compute the advantages."""
-        self._load(order.weights)
+        self._load(order.weights, self.acting)
         if self._at != order.session:
             self._start(order)
         steps, envs = self.trial.train.rollout, self.num_envs
@@ -161,19 +177,19 @@ class ArrayEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]
         }
         games = self.env.finished_games()
         scores, lengths = [game.score for game in games], [game.steps for game in games]
-        return Rollout(self.worker_index, arrays, scores, lengths)
+        return Rollout(self.worker_index, arrays, self._obs, scores, lengths)
 
     def evaluate(self, weights: Weights, jobs: list[Job]) -> list[tuple[Job, list[float]]]:
         """Play full games, one for each seed, and return their raw scores."""
-        self._load(weights)
+        self._load(weights, self.policy)
         return [(job, self._scores(job)) for job in jobs]
 
     # ------------------------------------------------------------------ parts
 
-    def _load(self, weights: Weights) -> None:
-        if self._version != weights.version:
-            self.policy.load_state_dict(weights.load())
-            self._version = weights.version
+    def _load(self, weights: Weights, policy: Policy) -> None:
+        if self._versions.get(policy) != weights.version:
+            policy.load_state_dict(weights.load())
+            self._versions[policy] = weights.version
 
     def _start(self, order: Order) -> None:
         """Start the game from its first frame, on seeds that no other start of it has."""
@@ -190,33 +206,43 @@ class ArrayEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]
         return torch.from_numpy(obs).to(self._device)
 
     def _act(self, game: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        a, p, v = self.policy.act(self._tensor(self._obs), game, self._generator)
+        obs, precision = self._tensor(self._obs), self.trial.train.precision
+        a, p, v = self.acting.act(obs, game, self._generator, precision)
         return a.cpu().numpy(), p.cpu().numpy(), v.cpu().numpy()
 
     def _values(self, obs: NDArray[np.uint8], game: int) -> NDArray[Any]:
         """Values (B,) of observations; B may be 0."""
-        _, values = self.policy.heads(self.policy.features(self._tensor(obs)), game)
+        features = self.acting.features(self._tensor(obs), self.trial.train.precision)
+        _, values = self.acting.heads(features, game)
         found: NDArray[Any] = values.cpu().numpy()
         return found
 
     def _scores(self, job: Job) -> list[float]:
-        count = len(job.seeds)
+        """Play each game to its end, in an environment of its own, which then rests."""
+        envs: list[Any] = [self.benchmark.make(1, training=False) for _ in job.seeds]
         threads = self.config.env_config["threads"]
-        env: Any = self.benchmark.make(count, training=False, num_threads=threads)
+        obs = np.empty((len(envs), *self.benchmark.input_shape), np.uint8)
+        scores: dict[int, float] = {}
+        player = Player(self.policy, self.benchmark.config.evaluation.actions, job.seeds)
+
+        def begin(i: int, seed: int) -> None:
+            envs[i].set_task(job.game)
+            obs[i : i + 1], _ = envs[i].reset(seed=[seed])
+
+        def step(i: int, action: NDArray[np.int64]) -> None:
+            obs[i : i + 1], *_ = envs[i].step(action)
+            for game in envs[i].finished_games():
+                scores[i] = game.score
+
         try:
-            env.set_task(job.game)
-            obs, _ = env.reset(seed=list(job.seeds))
-            scores: dict[int, float] = {}
-            player = Player(self.policy, self.benchmark.config.evaluation.actions, job.seeds)
-            with torch.inference_mode():
-                while len(scores) < count:
-                    actions = np.zeros(count, np.int64)
-                    left = [i for i in range(count) if i not in scores]
-                    chosen = player.actions(self._tensor(obs[left]), job.game, left)
-                    actions[left] = chosen.cpu().numpy()
-                    obs, *_ = env.step(actions)
-                    for game in env.finished_games():
-                        scores.setdefault(game.env, game.score)
+            with ThreadPoolExecutor(threads) as pool:
+                each = pool.map if threads > 1 else map
+                list(each(begin, range(len(envs)), job.seeds))
+                while left := [i for i in range(len(envs)) if i not in scores]:
+                    with torch.inference_mode():
+                        chosen = player.actions(self._tensor(obs[left]), job.game, left)
+                    list(each(step, left, chosen.cpu().numpy()[:, None]))
         finally:
-            env.close()
-        return [scores[i] for i in range(count)]
+            for env in envs:
+                env.close()
+        return [scores[i] for i in range(len(envs))]

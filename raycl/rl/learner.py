@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raycl.rl.config import SequenceConfig
 from raycl.rl.methods.base import SequenceMethod, build_method
-from raycl.rl.policy import Policy
+from raycl.rl.policy import Policy, layout_of
 from raycl.rl.ppo import losses, normalised
 
 
@@ -124,12 +124,15 @@ class SequenceLearner(TorchLearner):  # type: ignore[misc]
         batch = {name: torch.as_tensor(columns[name]).to(self.device) for name in columns}
         batch["advantages"] = normalised(batch["advantages"])
         train = self.trial.train
+        if layout_of(train.precision, self.device) is torch.channels_last:
+            # once here instead of in every minibatch; stack is the fastest way
+            batch["obs"] = torch.stack(batch["obs"].unbind(1), -1).permute(0, 3, 1, 2)
         count = len(batch["actions"])
         size = count // train.minibatches
         for _ in range(train.epochs):
             for index in torch.split(torch.randperm(count)[: size * train.minibatches], size):
                 index = index.to(self.device)
-                part = SampleBatch({name: column[index] for name, column in batch.items()})
+                part = SampleBatch({name: _rows(column, index) for name, column in batch.items()})
                 yield MultiAgentBatch({DEFAULT_MODULE_ID: part}, env_steps=size)
 
     def compute_loss_for_module(
@@ -162,3 +165,10 @@ class SequenceLearner(TorchLearner):  # type: ignore[misc]
     def _add(self, name: str, value: Tensor) -> None:
         value = value.detach()
         self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+
+def _rows(column: Tensor, index: Tensor) -> Tensor:
+    """``column[index]`` in the same memory format, copied row by row and not number by number."""
+    if column.dim() == 4 and column.is_contiguous(memory_format=torch.channels_last):
+        return column.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+    return column.index_select(0, index)

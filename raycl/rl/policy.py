@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raycl.networks.atari_cnn import orthogonal
 from raycl.networks.base import Backbone
+from raycl.nn.precision import Precision, autocast
 from raycl.rl.benchmarks.base import build_games
 from raycl.rl.config import SequenceConfig
 from raycl.trial.weights import build_network
@@ -22,6 +23,17 @@ DORMANT = 0.025
 """Share of a layer's mean activation up to which a unit counts as dormant."""
 CHUNK = 250
 """Number of observations at a time; a larger one only takes more memory."""
+
+
+def layout_of(precision: Precision, device: torch.device) -> torch.memory_format:
+    """The order in memory of the pixels that a trunk learns from.
+
+    In float32, convolutions learn in 0.6 to 0.85 of the time on a CPU if channels come last; they
+    only play a little more slowly. In bfloat16 nothing is gained, and in the order in which games
+    are played, learning starts from the same bits as playing.
+    """
+    plain = precision == "float32" and device.type == "cpu"
+    return torch.channels_last if plain else torch.preserve_format
 
 
 class Policy(nn.Module):
@@ -59,19 +71,22 @@ class Policy(nn.Module):
             super().train(False)
         return self
 
-    def features(self, obs: Tensor) -> Tensor:
+    def features(self, obs: Tensor, precision: Precision = "float32") -> Tensor:
         """Compute the features of the trunk.
 
         Args:
             obs: uint8 (B, C, H, W), as the emulator gives them.
+            precision: Precision of the layers; ``bfloat16``: see ``raycl.nn.precision.autocast``.
 
         Returns:
             float32 (B, F).
         """
-        # With this layout convolutions learn in 0.6 to 0.85 of the time on a CPU; they only play
-        # a little more slowly.
-        learning = torch.is_grad_enabled() and obs.device.type == "cpu"
-        layout = torch.channels_last if learning else torch.preserve_format
+        if precision == "bfloat16":
+            with autocast(obs.device):
+                rounded: Tensor = self.trunk(obs.to(torch.bfloat16).div_(255))
+            return rounded.float()
+        learning = torch.is_grad_enabled()
+        layout = layout_of(precision, obs.device) if learning else torch.preserve_format
         features: Tensor = self.trunk(obs.to(torch.float32, memory_format=layout).div_(255))
         return features
 
@@ -89,7 +104,11 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def act(
-        self, obs: Tensor, game: int, generator: torch.Generator | None = None
+        self,
+        obs: Tensor,
+        game: int,
+        generator: torch.Generator | None = None,
+        precision: Precision = "float32",
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Sample actions, for training.
 
@@ -97,6 +116,7 @@ class Policy(nn.Module):
             obs: uint8 (B, C, H, W).
             game: Index in the sequence.
             generator: On the device of ``obs``; ``None``: torch's own.
+            precision: Precision of the trunk.
 
         Returns:
             Actions int64, their log-probabilities, and values, each (B,).
@@ -104,7 +124,7 @@ class Policy(nn.Module):
         Raises:
             RuntimeError: The network has diverged: its probabilities are no numbers.
         """
-        logits, values = self.heads(self.features(obs), game)
+        logits, values = self.heads(self.features(obs, precision), game)
         log_probs = torch.log_softmax(logits, 1)
         actions = torch.multinomial(log_probs.exp(), 1, generator=generator)
         return actions.squeeze(1), log_probs.gather(1, actions).squeeze(1), values

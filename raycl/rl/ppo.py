@@ -5,6 +5,14 @@ et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimat
 1506.02438. The constants and the clipped value loss are those of the Atari experiments of arXiv
 2105.04444 (BLIP).
 
+With ``precision: bfloat16`` the trunk computes under autocast while it learns, and so does a copy
+of it, with weights rounded once per rollout, that plays; heads and all that follows are float32.
+``log_probs`` and ``values`` of a rollout stay those it was played with. They belong to the
+probabilities that the actions were drawn from, by which the ratio has to divide, and the learner
+rounds where the player does, so that the ratio begins at 1: to the last bit on the CPU where it was
+measured, where a trunk that plays in float32 would begin up to 0.002 beside it. To compute them
+anew would cost a pass over the rollout, and give no better ratio.
+
 Departures from BLIP's code:
     * A game that is cut (preset ``fast``) is not over: what was still to come counts with the value
       of its last observation. There a limit of frames is an end, as in preset ``faithful``.
@@ -83,13 +91,13 @@ def losses(
         batch: ``obs`` uint8 (B, C, H, W), ``actions`` int64 (B,); and float32 (B,), from when the
             rollout was played, ``log_probs``, ``values`` (V_old), ``advantages`` (normalised over
             the whole rollout) and ``returns`` (R).
-        config: ``clip``, ``value_coef`` and ``entropy_coef`` are used.
+        config: ``clip``, ``value_coef``, ``entropy_coef`` and ``precision`` are used.
 
     Returns:
         Scalars: ``loss``, ``policy_loss``, ``value_loss``, ``entropy``; without gradient,
         ``approx_kl``, mean(r - 1 - log r), and ``clip_fraction``, the share of |r - 1| > c.
     """
-    logits, values = policy.heads(policy.features(batch["obs"]), game)
+    logits, values = policy.heads(policy.features(batch["obs"], config.precision), game)
     log_probs = torch.log_softmax(logits, 1)
     chosen = log_probs.gather(1, batch["actions"].unsqueeze(1)).squeeze(1)
     log_ratio = chosen - batch["log_probs"]

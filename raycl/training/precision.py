@@ -9,14 +9,14 @@ from torch import nn
 
 from raycl.methods.base import Phase
 from raycl.nn.optim import TrainConfig
+from raycl.nn.precision import autocast
 
 
 def with_precision(phase: Phase, train: TrainConfig, device: torch.device) -> Phase:
     """Make a phase compute its loss and its score in ``train.precision``.
 
-    Under ``torch.autocast`` to bfloat16, convolutions and matrix products take their inputs rounded
-    to 8 bits of significand and give such numbers; the backward pass follows. Parameters, gradients
-    of parameters, the optimiser, what happens between phases, and evaluation stay float32. On every
+    See ``raycl.nn.precision.autocast`` for what bfloat16 rounds. Parameters, their gradients, the
+    optimiser, what happens between phases, and evaluation stay float32. On every
     device these functions of ``torch.nn.functional`` stay float32, too: ``cross_entropy``,
     ``nll_loss``, ``binary_cross_entropy_with_logits``, ``kl_div`` and ``mse_loss``. Measured with
     PyTorch 2.13: softmax, log_softmax, exp, log, sum and norms are float32 on CUDA but have the
@@ -30,9 +30,7 @@ def with_precision(phase: Phase, train: TrainConfig, device: torch.device) -> Ph
     """
     if train.precision == "float32":
         return phase
-    # The cache of rounded weights would hand weights rounded without gradients to a later pass with
-    # gradients in the same loss, which then trains nothing.
-    context = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+    context = autocast(device)
     score = phase.score
     return replace(phase, loss=context(phase.loss), score=None if score is None else context(score))
 

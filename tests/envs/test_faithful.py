@@ -14,6 +14,7 @@ import pytest
 from ale_py.env import AtariEnv
 from atari_playing import play
 
+import envs.faithful
 from envs import games
 from envs.base import Finished
 from envs.faithful import EpisodicLife, FaithfulGames, FireReset, Frames, Score
@@ -46,6 +47,49 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Frames, "step", noted)
     return actions
+
+
+# ---------------------------------------------------------------- pixels of the two presets
+
+
+@pytest.mark.parametrize(
+    "game, levels, screens",
+    [
+        ("KungFuMaster", 15, 0.57),
+        ("Boxing", 0, 0.0),
+        ("Jamesbond", 36, 0.33),
+        ("Krull", 25, 0.87),
+        ("Riverraid", 34, 0.86),
+        ("SpaceInvaders", 0, 0.0),
+    ],
+)
+def test_pixels_differ_as_the_docstring_says(game: str, levels: int, screens: float) -> None:
+    """The maximum of two screens before they are made grey, or after: half of the 1,000 steps."""
+
+    def small(grey: Any) -> Any:
+        return cv2.resize(grey, (84, 84), interpolation=cv2.INTER_AREA).astype(int)
+
+    env = raw(game)
+    env.reset(seed=0)
+    actions, draw = env.ale.getMinimalActionSet(), np.random.default_rng(0)
+    largest, differing = 0, 0
+    for _ in range(500):
+        action = actions[draw.integers(len(actions))]
+        colours, greys = [], []
+        for i in range(4):
+            env.ale.act(action)
+            if env.ale.game_over():
+                env.reset()
+            if i >= 2:
+                colours.append(env.ale.getScreenRGB())
+                greys.append(env.ale.getScreenGrayscale())
+        faithful = small(cv2.cvtColor(np.maximum(*colours), cv2.COLOR_RGB2GRAY))
+        found = int(np.abs(faithful - small(np.maximum(*greys))).max())
+        largest, differing = max(largest, found), differing + bool(found)
+    assert levels / 2 <= largest <= levels
+    assert differing / 500 == pytest.approx(screens, abs=0.2)
+    text = " ".join(str(envs.faithful.__doc__).split()).partition("random play:")[2]
+    assert not levels or f"{levels} grey" in text.partition(game)[2] or f"{levels} levels" in text
 
 
 # ---------------------------------------------------------------- 1: limit of frames

@@ -1,4 +1,6 @@
-"""RLlib's share of the cost of PPO on Atari, against a loop of one process without any of it.
+"""RLlib's share of the cost of PPO on Atari, and what bfloat16 saves of all of it.
+
+RLlib is compared with a loop of one process without any of it, bfloat16 with float32.
 
 CPU time, so that other load on the machine does not count; the same games, network, batch and
 epochs. Run alone: pytest tests/perf -m perf -s -k rl_speed
@@ -9,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ import torch
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
+from raycl.nn.precision import emulated
 from raycl.rl.config import PPOConfig, SequenceConfig
 from raycl.rl.policy import Policy, build_policy
 from raycl.rl.sequence import SequenceRun
@@ -28,6 +31,7 @@ ROUNDS, UPDATES = 4, 2
 NETWORKS = {
     "null": {"channels": [1], "kernels": [8], "strides": [40], "features": 4},
     "small": {"channels": [16, 32], "kernels": [8, 4], "strides": [4, 2], "features": 256},
+    "paper": {},
 }
 
 
@@ -38,13 +42,14 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def trial(network: str) -> SequenceConfig:
+def trial(network: str, precision: str = "float32") -> SequenceConfig:
     """Pong with the reference's batch: 16 x 125 steps, 8 minibatches, 4 epochs."""
     return SequenceConfig.model_validate(
         {
             "benchmark": {"name": "atari", "games": "Pong"},
             "method": {"name": "finetune"},
             "network": {"name": "atari_cnn", **NETWORKS[network]},
+            "train": {"precision": precision},
         }
     )
 
@@ -177,3 +182,29 @@ def test_the_cost_of_a_step(network: str, env_runners: int, least: float) -> Non
         f"the emulator alone {1e6 * bare / steps:.0f}: {steps / bare:.0f} steps per CPU second"
     )
     assert plain / mine >= least
+
+
+@pytest.mark.skipif(emulated(torch.device("cpu")), reason="no units for bfloat16")
+@pytest.mark.parametrize("network, least", [("small", 1.15), ("paper", 1.5)])
+def test_a_trial_in_bfloat16(network: str, least: float) -> None:
+    """Updates as a trial makes them, emulator, playing and learning, in the trial's process."""
+    torch.set_num_threads(1)
+    times: list[float] = []
+    with ExitStack() as stack:
+        sides = []
+        for precision in ("float32", "bfloat16"):
+            run = stack.enter_context(closing(SequenceRun(trial(network, precision))))
+            run.algorithm.begin_game(0)
+
+            def update(run: SequenceRun = run) -> None:
+                run.algorithm.train()
+                run.algorithm.learner.means()
+
+            update()
+            sides.append((update, time.process_time))
+        times = [seconds / (UPDATES * 2000) for seconds in cheapest(*sides)]
+    print(
+        f"\n{network} network, CPU microseconds per step: float32 {1e6 * times[0]:.0f}, "
+        f"bfloat16 {1e6 * times[1]:.0f}, ratio {times[0] / times[1]:.2f} (at least {least})"
+    )
+    assert times[0] / times[1] >= least

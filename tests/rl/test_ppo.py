@@ -23,7 +23,7 @@ class Fixed(nn.Module):
         super().__init__()
         self.logits, self.values = nn.Parameter(logits), nn.Parameter(values)
 
-    def features(self, obs):
+    def features(self, obs, precision):
         return obs
 
     def heads(self, features, game):

@@ -89,6 +89,20 @@ def test_a_frozen_trunk_and_the_returns_of_the_game_before(make: Make) -> None:
     assert not same(before, state(run), "actors.1.")
 
 
+def test_a_game_ends_with_the_newest_observations(make: Make) -> None:
+    """Those after each step of the last rollout, as in BLIP's code, not those before it."""
+    run = make(tiny())
+    runner = run.algorithm.env_runner_group.local_env_runner
+    step, after, told = runner.env.step, [], []
+    runner.env.step = lambda actions: (after.append((found := step(actions))[0].copy()), found)[1]
+    method = run.algorithm.learner.method
+    method.end_game = lambda _policy, _game, obs, _generator: told.append(obs.numpy())  # type: ignore[assignment,method-assign]
+    for _ in range(UPDATES):
+        run.advance()
+    assert np.array_equal(told[0], np.concatenate(after[-16:]))
+    assert not np.array_equal(told[0], run.algorithm.rollouts[0].arrays["obs"])
+
+
 def test_every_step_of_the_optimiser_is_followed_by_one_projection(make: Make) -> None:
     run = make(tiny("blip"))
     method, calls = run.algorithm.learner.method, []

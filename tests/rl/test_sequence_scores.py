@@ -12,6 +12,7 @@ from sequence_making import UPDATES, Make, same, state, tiny
 
 from envs.base import Finished
 from raycl.rl.env_runner import Job, Order
+from raycl.rl.player import Player
 from raycl.rl.seeds import game_seeds, training_seeds
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -67,35 +68,67 @@ def test_a_row_is_played_with_what_the_end_of_the_game_left(make: Make) -> None:
     assert row["method/consolidation_cost"] == pytest.approx(100 * (3 - 1) / (high - low))
 
 
-def test_a_score_is_of_the_first_whole_game_on_each_seed(make: Make) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_game_that_is_over_rests_while_the_others_are_played(make: Make, threads: int) -> None:
     runner = make(tiny()).algorithm.env_runner_group.local_env_runner
-    ends = [[], [Finished(1, 5.0, 2)], [Finished(1, 99.0, 1), Finished(0, 7.0, 3)]]
+    runner.config.env_config = runner.config.env_config | {"threads": threads}
+    left = {11: 3, 12: 2, 13: 5}  # steps of the game on each seed
+    closed: list[int] = []
 
     class Scripted:
         def set_task(self, game: int) -> None:
             assert game == 1
 
         def reset(self, seed: list[int]) -> Any:
-            assert seed == [11, 12]
-            return np.zeros((2, 4, 84, 84), np.uint8), {}
+            (self.seed,) = seed
+            return np.zeros((1, 4, 84, 84), np.uint8), {}
 
         def step(self, actions: Any) -> Any:
-            self.now = ends.pop(0)
-            return np.zeros((2, 4, 84, 84), np.uint8), None, None, None, {}
+            assert actions.shape == (1,)
+            left[self.seed] -= 1
+            assert left[self.seed] >= 0, "a game that is over was stepped"
+            return np.zeros((1, 4, 84, 84), np.uint8), None, None, None, {}
 
         def finished_games(self) -> list[Finished]:
-            return self.now
+            return [] if left[self.seed] else [Finished(0, float(self.seed), 1)]
 
         def close(self) -> None:
-            ends.append([])
+            closed.append(self.seed)
 
-    def made(count: int, *, training: bool, num_threads: int) -> Scripted:
-        assert (count, training) == (2, False)  # raw rewards, no end at a lost life
+    def made(count: int, *, training: bool) -> Scripted:
+        assert (count, training) == (1, False)  # raw rewards, no end at a lost life
         return Scripted()
 
     runner.benchmark.make = made
-    assert runner._scores(Job(1, (11, 12))) == [7.0, 5.0]
-    assert ends == [[]]  # closed
+    assert runner._scores(Job(1, (11, 12, 13))) == [11.0, 12.0, 13.0]
+    assert closed == [11, 12, 13]
+    assert set(left.values()) == {0}
+
+
+def test_scores_are_those_of_games_that_go_on_side_by_side(make: Make) -> None:
+    """To the bit: the same games in one environment that plays on until the last one is over."""
+    seeds, game = (3, 4, 5), 1
+    games = {"games": ["Boxing", "SpaceInvaders"], "evaluation": {"actions": "sampled"}}
+    run = make(tiny(benchmark=games))
+    run.algorithm.changed()
+    found = run.algorithm.scores([Job(game, seeds)])[Job(game, seeds)]
+    policy = run.algorithm.learner.policy
+    env: Any = run.benchmark.make(3, training=False)
+    env.set_task(game)
+    obs, _ = env.reset(seed=list(seeds))
+    player = Player(policy, "sampled", seeds)
+    ends: dict[int, Finished] = {}
+    while len(ends) < 3:
+        left = [i for i in range(3) if i not in ends]
+        chosen = np.zeros(3, np.int64)
+        with torch.inference_mode():
+            chosen[left] = player.actions(torch.from_numpy(obs[left]), game, left).numpy()
+        obs, *_ = env.step(chosen)
+        for end in env.finished_games():
+            ends.setdefault(end.env, end)
+    env.close()
+    assert found == [ends[i].score for i in range(3)]
+    assert len({end.steps for end in ends.values()}) > 1  # some rested
 
 
 def test_scores_are_played_as_the_sweep_file_says(make: Make) -> None:

@@ -16,6 +16,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from rich.console import Console
 
 from raycl.errors import UserError
+from raycl.rl.benchmarks.base import build_games
 from raycl.sweep import kinds
 from raycl.sweep import run as sweep_run
 from raycl.sweep.execution import cluster, trainable
@@ -68,6 +69,40 @@ def test_a_trial_is_a_sequence() -> None:
     assert plan.config["benchmark"]["evaluation"]["episodes"] == 10
     assert plan.resources == {"cpu": 1.0, "gpu": 0.0, "memory": 0.0, "env_runners": 2}
     assert check_data(sweep, Path("nowhere")) == {}
+
+
+def test_the_key_of_a_trial_is_what_it_was_before_games_had_a_precision() -> None:
+    keys = ["84ecf8fc1aa08fb2", "2955c1490e0c2d42", "d45baa95ce5bf52c"]
+    for override in ("seeds=1", "train.precision=float32"):
+        plans = expand.final_plans(load("seeds=1", override), {})
+        assert [plan.key for plan in plans] == keys
+    plans = expand.final_plans(load("seeds=1", "train.precision=bfloat16"), {})
+    assert not {plan.key for plan in plans} & set(keys)
+    assert plans[0].config["train"]["precision"] == "bfloat16"
+
+
+def test_a_search_over_the_precision_says_which_one_it_was() -> None:
+    validated = ("benchmark.evaluation.validation_episodes=1", "seeds=1")
+    sweep = load("train.precision={grid: [float32, bfloat16]}", "search.num_samples=1", *validated)
+    plans = expand.search_plans(sweep)[:2]
+    assert [plan.varied for plan in plans] == [
+        {"train.precision": "float32"},
+        {"train.precision": "bfloat16"},
+    ]
+    winner = {("atari-KungFuMaster-Boxing", "finetune"): plans[0].varied}
+    (plan,) = expand.final_plans(sweep, winner)
+    assert plan.key == expand.final_plans(load(*validated), {})[0].key
+
+
+def test_the_limit_of_a_scored_game_may_be_that_of_training() -> None:
+    def limit(*overrides: str) -> object:
+        sweep = load("benchmark.games=SpaceInvaders", "benchmark.preset=faithful", *overrides)
+        (block,) = benchmark_configs(sweep)
+        env: Any = build_games(block).make(1, training=False)
+        return env._playing._emulators[0].frames._max_frames
+
+    assert limit() == 108_000
+    assert limit("benchmark.evaluation.max_frames=null") == 300_000  # of the reference
 
 
 def test_env_runners_are_no_part_of_a_trials_identity() -> None:
@@ -415,6 +450,24 @@ def test_the_policy_after_each_game_is_kept(
     assert store.get("after-02") is None
     assert [row["progress"] for row in reports if row["at_task_end"]] == [3000, 6000]
     assert "failed" not in reports[-1]
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_a_device_that_has_to_emulate_bfloat16_is_told_of_once(
+    made: list[FakeRun],
+    reports: list[dict[str, Any]],
+    settings: trainable.Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    units: bool,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": units})
+    for precision in ("float32", "bfloat16"):
+        plan = expand.final_plans(load(f"train.precision={precision}"), {})[0]
+        trainable.trial({"plan": packed(plan)}, {}, settings)
+        assert reports[-1]["finished"]
+    notes = [row["note"] for row in reports if "note" in row]
+    wanted = "computes bfloat16 on a device without units for it: float32 would be faster"
+    assert notes == ([] if units else [wanted])
 
 
 def test_lost_runners_are_for_tune_to_retry_and_the_retry_goes_on(

@@ -17,9 +17,15 @@ if TYPE_CHECKING:
 class Evaluation(BaseModel):
     """Options of scoring a policy: in full games, on seeds it never trains on.
 
-    Departures from BLIP's code: every seed is played once, where the code takes the first ten games
-    that end among ten side by side, so that short ones count more often; the score after a game is
-    that of what its end leaves (BLIP rounds), and a game has none before its first update.
+    Departures from BLIP's code:
+        * Every seed is played once, where the code takes the first ten games that end among ten
+          side by side, so that short ones count more often.
+        * No game is scored on a seed that is trained on. There, ten games on the seeds S+10 to S+19
+          are scored, and sixteen environments train from S to S+15.
+        * The score after a game is that of what its end leaves (BLIP rounds), and a game has none
+          before its first update.
+        * Games are cut after ``max_frames`` of 108,000, half an hour, by default: the code's limit
+          is that of its environments, ``max_frames: null`` with the preset ``faithful``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,10 +45,11 @@ class Evaluation(BaseModel):
     validation_episodes: int = Field(
         0, ge=0, description="further games, on seeds of their own, for a search to look at"
     )
-    max_frames: int = Field(
+    max_frames: int | None = Field(
         108_000,
         ge=400,
-        description="emulator frames after which a game is cut (108,000: half an hour)",
+        description="emulator frames after which a game is cut (108,000: half an hour); null: the "
+        "limit that training has",
     )
 
 

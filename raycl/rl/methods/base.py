@@ -76,8 +76,8 @@ class SequenceMethod(nn.Module):
         Args:
             policy: With the weights after the last update; may be changed in place.
             game: Index in the sequence.
-            observations: uint8 (n, C, H, W) on the policy's device: the last rollout, collected
-                just before the last update.
+            observations: uint8 (n, C, H, W) on the policy's device: those after each step of the
+                last rollout, which was played just before the last update.
             generator: For sampling; on the CPU.
         """
 

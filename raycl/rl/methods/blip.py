@@ -32,9 +32,9 @@ class BLIP(SequenceMethod):
     Loss of every game, and what happens at its end:
         L = PPO, and after every step of the optimiser, for each scalar of the trunk,
             w <- clip(w, p - B 2^-b, p + B 2^-b), then clip(w, -B (1 - 2^-K), B (1 - 2^-K))
-        F = mean_n (d log pi(a_n|s_n) / d w)^2 / N^2, of the last rollout, at the weights after the
-        last update: ``fisher_batches`` minibatches of N in random order, actions drawn anew from
-        the policy; neither critic nor entropy is in it;
+        F = mean_n (d log pi(a_n|s_n) / d w)^2 / N^2, s_n the observations after the steps of the
+        last rollout, at the weights after the last update: ``fisher_batches`` minibatches of N in
+        random order, actions drawn anew from the policy; neither critic nor entropy is in it;
             b <- min(b + max(0, ceil(IG)), K),  IG = 1/2 log2((F + (t+1) Fbar) / ((t+2) Fbar))
             w <- p <- B round(2^b w / B) / 2^b, and 0 where b = 0
             Fbar <- ((t+1) Fbar + F) / (t+2)

@@ -26,10 +26,11 @@ class OnlineEWC(SequenceMethod):
         L = PPO + lam / 2 sum_i F*_i (theta_i - theta*_i)^2
         F* <- gamma F* + F;   theta* <- theta
 
-        F is taken from the last rollout, the n observations collected just before the last update,
-        at the weights after it: ``fisher_batches`` minibatches of n // ``fisher_batches`` in random
-        order (the rest is dropped), actions drawn anew from the policy, g_b the gradient of the
-        minibatch's mean log pi(a|s), F = mean_b g_b^2. Neither critic nor entropy is in it.
+        F is taken from the last rollout, played just before the last update: the n observations
+        after its steps, at the weights after that update, in ``fisher_batches`` minibatches of
+        n // ``fisher_batches`` in random order (the rest is dropped), actions drawn anew from the
+        policy, g_b the gradient of the minibatch's mean log pi(a|s), F = mean_b g_b^2. Neither
+        critic nor entropy is in it.
 
     Symbols:
         lambda: ``lam``. F*: the buffer ``fisher``. theta*: the buffer ``anchor``. theta: the trunk;
@@ -116,7 +117,10 @@ class OnlineEWC(SequenceMethod):
 
 
 class _Pull(torch.autograd.Function):
-    """lam / 2 sum w (theta - theta*)^2. By hand, as its gradient is at hand when its value is."""
+    """lam / 2 sum w (theta - theta*)^2. By hand, as its gradient is at hand when its value is.
+
+    ``raycl.nn.quadratic`` has the same sum, with lam w rounded first: runs would get other bits.
+    """
 
     @staticmethod
     def forward(

@@ -25,6 +25,7 @@ from ray.exceptions import RayError, RayTaskError
 from raycl.datasets.base import Dataset
 from raycl.errors import NO_ROOM
 from raycl.networks.base import LOADED, Tensors
+from raycl.nn.precision import emulated
 from raycl.secrets import adopt, redact
 from raycl.sweep import kinds
 from raycl.sweep.execution.cluster import GB
@@ -166,6 +167,14 @@ def _check_made_of(settings: Settings, plan: TrialPlan) -> None:
         raise Unkept(f"{', '.join(changed)} changed since the sweep was started")
 
 
+def _slow(plan: TrialPlan, device: str) -> str:
+    """What is to be said of a trial whose precision the device has no units for, else nothing."""
+    asked = plan.config["train"].get("precision")
+    if asked != "bfloat16" or not emulated(torch.device(device)):
+        return ""
+    return "computes bfloat16 on a device without units for it: float32 would be faster"
+
+
 def _advance(
     run: TrialRun, store: CheckpointStore, settings: Settings, device: str, plan: TrialPlan
 ) -> None:
@@ -179,7 +188,7 @@ def _advance(
         _take(prefixes, keeper, settings)
     run.trained = keeper.leave_trained
     parking = Parking(settings.execution)
-    drained = False
+    drained, said = False, _slow(plan, device)
     reported_at = time.monotonic()
     try:
         while not run.done:
@@ -195,6 +204,9 @@ def _advance(
                 keeper.keep(known(row)["task"])  # before what says it is there
             if known(row)["at_task_end"] or word or keeper.age > settings.every_s:
                 keeper.save()
+            if said:
+                row |= {NOTE: said}
+                said = ""
             if word == "drain" and not drained:
                 drained = True
                 row |= {NOTE: "has saved, for its node is being drained"}

@@ -75,7 +75,7 @@ def fill(base: TrialPlan, values: Mapping[str, Any], seed: int, kind: str) -> Tr
     for path, value in values.items():
         put(config, undotted(path), value)
     config |= finish(config, kinds.of(config["benchmark"])) | {"seed": seed}
-    varied = {path: _get(config, path) for path in sorted(values)}
+    varied = {path: _get(config, path, values[path]) for path in sorted(values)}
     text = canonical(config)
     if len(text) > MAX_CONFIG_BYTES:
         raise Problem((), f"the configuration has {len(text)} bytes, more than {MAX_CONFIG_BYTES}")
@@ -119,10 +119,12 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _get(config: Any, path: str) -> Any:
-    for part in undotted(path):
+def _get(config: Any, path: str, given: Any) -> Any:
+    """The finished value at a path; the one given, if the configuration leaves a default out."""
+    *parents, last = undotted(path)
+    for part in parents:
         config = config[part]
-    return config
+    return config.get(last, given) if isinstance(config, dict) else config[last]
 
 
 def hashed(value: Any) -> str:
