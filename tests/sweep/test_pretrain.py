@@ -283,7 +283,7 @@ def tracked(method: str, pretrained: str = "", seen: str = "") -> TrackedRun:
 def test_published_figures_are_not_printed_beside_them() -> None:
     rows: list[dict[str, Any]] = [
         {"benchmark": "b", "method": m, "readout": "class", "metric": "a"}
-        | {"mean": 1.0, "n": 1, "published": None}
+        | {"mean": 1.0, "n": 1, "published": None, "sampled": False}
         for m in ("own", "hub", "unpublished")
     ]
     published = {"source": "x", "a": {"own": 90.0, "hub": 80.0}}
