@@ -37,7 +37,7 @@ class MixedClassifier(Classifier):
 
     def cross_entropy(self, task: TaskInfo) -> Callable[[Tensor, Tensor], Tensor]:
         """Make the first term of the loss: a function of logits and labels to a mean."""
-        if self.config.outputs != "task":
+        if self.config.outputs != "task" or task.index == 0:  # as every classifier computes it
             active = self.active(task)
             return lambda z, labels: masked_cross_entropy(z, labels, active, self.smoothing)
         stream = self.context.stream

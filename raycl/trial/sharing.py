@@ -60,11 +60,10 @@ def unaffected(cls: Any, option: str) -> int:
         cls: The method's class.
         option: Name of the option.
     """
-    own = vars(cls).get("Config")
-    if not cls.__module__.startswith("raycl.") and (
-        own is None or option not in get_annotations(own)
-    ):
-        return 0
+    if not cls.__module__.startswith("raycl."):
+        own = vars(cls).get("Config")
+        if own is None or own.__module__ != cls.__module__ or option not in get_annotations(own):
+            return 0
     return claim(cls.Config, option) or 0
 
 

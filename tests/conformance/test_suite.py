@@ -13,9 +13,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raycl.benchmarks.base import Task
+from raycl.datasets.base import Arrays, Dataset
 from raycl.methods.base import Classifier, Phase, from_task
 from raycl.methods.finetune import Finetune
-from raycl.testing import MethodConformance
+from raycl.methods.online_ewc import OnlineEWC
+from raycl.testing import MethodConformance, toy_data
+from raycl.trial.sharing import unaffected
 
 FILE = str(Path(__file__))
 
@@ -221,6 +224,52 @@ def test_a_claim_that_is_true_passes(name: str, monkeypatch: pytest.MonkeyPatch)
     suite = type("Suite", (MethodConformance,), {"method": f"{__name__}:{name}"})()
     suite.test_options_matter_when_they_say()
     suite.test_first_task_is_that_of()
+
+
+def test_a_class_with_the_options_of_its_parent_claims_nothing() -> None:
+    class Borrowed(OnlineEWC):
+        Config = OnlineEWC.Config
+
+    class Inherited(OnlineEWC):
+        pass
+
+    class Own(OnlineEWC):
+        class Config(OnlineEWC.Config):
+            lam: float = Field(1.0, json_schema_extra=from_task(2))
+
+    assert unaffected(OnlineEWC, "lam") == unaffected(Own, "lam") == 2
+    assert not unaffected(Borrowed, "lam") + unaffected(Inherited, "lam")
+    assert not unaffected(Own, "gamma")
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("joint", {}),
+        ("joint", {"label_smoothing": 0.1}),
+        ("naive_rehearsal", {"memory_size": 40}),
+        ("lwf_coreset", {"memory_size": 40}),
+        ("bic", {"memory_size": 400}),
+        ("e2e", {"memory_size": 400}),
+    ],
+)
+def test_the_first_task_is_that_of_finetune_with_ten_classes_and_more(
+    name: str, options: dict[str, Any]
+) -> None:
+    """A softmax over ten outputs rounds otherwise than one over all with the others masked."""
+    given = {"method": name, "options": options | {"outputs": "task"}, "data": wide()}
+    type("Suite", (MethodConformance,), given)().test_first_task_is_that_of()
+
+
+def wide() -> dict[str, Dataset]:
+    """Twenty classes, ten in each of two tasks."""
+    generator = np.random.default_rng(0)
+    patterns = generator.integers(0, 256, size=(20, 1, 8, 8), dtype=np.uint8)
+    labels = np.repeat(np.arange(20), 10)
+    arrays = Arrays(patterns[labels], labels)
+    names = tuple(f"class {i}" for i in range(20))
+    (key,) = toy_data()
+    return {key: Dataset("wide", arrays, arrays, names, (0.5,), (0.3,))}
 
 
 @pytest.mark.parametrize("test", [t for t in dir(MethodConformance) if t.startswith("test_")])

@@ -62,15 +62,15 @@ class Lab:
         plans = expand.search_plans(self.sweep) or expand.final_plans(self.sweep, {})
         return sharing.in_order(sharing.shared_points(plans, self.tasks)) if share else plans
 
-    def run(self, plans: Sequence[TrialPlan]) -> Trials:
-        """Run every plan to its end; what is killed is run again, in its turn."""
+    def run(self, plans: Sequence[TrialPlan], at_once: bool = False) -> Trials:
+        """Run every plan to its end; what is killed is run again, at once or behind all others."""
         waiting, done = list(plans), set()
         while waiting:
             plan = waiting.pop(0)
             try:
                 self._train(plan)
             except Killed:
-                waiting.append(plan)
+                waiting.insert(0 if at_once else len(waiting), plan)
             else:
                 done.add(plan.key)
         found: Trials = {}

@@ -162,6 +162,26 @@ def test_the_same_bits_under_kills(tmp_path: Path) -> None:
     assert sum(seconds(rows) > 0 for rows in shared.values()) == 3
 
 
+@pytest.mark.parametrize("task", [1, 2])
+def test_who_continues_leaves_nothing_and_others_have_all_rows(tmp_path: Path, task: int) -> None:
+    """The first trial dies when it reports a task's end, before it can leave the state."""
+    one = lab(tmp_path, SEARCH)
+    killed: list[str] = []
+
+    def kill(name: str, row: Row) -> None:
+        if not killed and row.get("at_task_end") and row["tasks_done"] == task:
+            killed.append(name)
+            raise Killed
+
+    one.kill = kill
+    shared = one.run(one.plans(), at_once=True)
+    assert len(killed) == 1
+    assert {name: measured(rows) for name, rows in shared.items()} == alone(tmp_path, one)
+    for name, rows in shared.items():
+        ends = {row["tasks_done"] for row in rows if row.get("at_task_end")}
+        assert ends == set(range(1, max(ends) + 1)), name
+
+
 def test_deeper_prefixes_are_taken_where_trials_part(tmp_path: Path) -> None:
     one = lab(tmp_path, SEARCH)
     plans = one.plans()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,10 @@ def test_what_was_made_with_something_else_is_not_taken_over(tmp_path: Path) -> 
     for word in ("device", "versions"):
         other = {**process("cpu"), word: "another"}
         assert not finished_elsewhere(second, plans, lambda plan, now=other: now, NONE)
+    threads = [replace(plan, config=plan.config | {"threads": 7}) for plan in plans]
+    assert not finished_elsewhere(second, threads, here, NONE)
+    players = [replace(plan, resources=plan.resources | {"env_runners": 2}) for plan in plans]
+    assert not finished_elsewhere(second, players, here, NONE)
     assert not finished_elsewhere(SweepFolder(second.root, "first"), plans, here, NONE)
     (outcome,) = (second.root / "first" / "outcomes").glob("*.json")
     outcome.write_text("{")

@@ -43,6 +43,9 @@ class Prefixes:
     Attributes:
         rows: Rows reported so far, as long as there is a point at which others need them.
         seconds: Seconds of the trial's cost that another one has spent.
+        leaves: Whether it leaves states. A trial that goes on from a checkpoint of its own leaves
+            none: the part before may be of another world, a game in the middle goes on otherwise,
+            and its rows were reported by a process that is gone.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Prefixes:
         self.folder = CheckpointStore(f"{store.url.rpartition('/')[0]}/{FOLDER}")
         self.rows: list[Row] = []
         self.seconds = 0.0
+        self.leaves = True
         self._damaged: set[int] = set()
 
     @property
@@ -65,11 +69,11 @@ class Prefixes:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; empty if there is nothing to remember."""
-        return {"rows": self.rows, "seconds": self.seconds} if self.rows or self.seconds else {}
+        return {"seconds": self.seconds} if self.seconds else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` gave."""
-        self.rows, self.seconds = list(state.get("rows", [])), state.get("seconds", 0.0)
+        """Restore what ``state_dict`` gave; from now on nothing is left for others."""
+        self.seconds, self.leaves = state.get("seconds", 0.0), False
 
     # ------------------------------------------------------------------ what is taken
 
@@ -115,7 +119,7 @@ class Prefixes:
 
     def note(self, row: Row) -> None:
         """Remember a row that was reported, if others will need it."""
-        if self._left(over(self._done) - known(row)["at_task_end"]):
+        if self.leaves and self._left(over(self._done) - known(row)["at_task_end"]):
             self.rows.append({k: v for k, v in row.items() if k != NOTE})
 
     def leave_trained(self) -> None:
@@ -129,7 +133,7 @@ class Prefixes:
             self.rows = []
 
     def _leave(self, point: int) -> None:
-        if point not in self.plan.points:
+        if not self.leaves or point not in self.plan.points:
             return
         if point not in self._damaged and self.folder.has(self._name(point)):
             return  # the first one stays

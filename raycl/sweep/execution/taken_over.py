@@ -70,7 +70,14 @@ def finished_elsewhere(
             now = made(plan)
             if one is None or now is None or not same(one.outcome.row.get(MADE, {}), now):
                 continue
+            threads = one.outcome.config.get("threads")
+            if threads != plan.config.get("threads") or _runners(one) != plan.resources.get(
+                "env_runners", 0
+            ):
+                continue  # more of them may round otherwise
             theirs = one.folder.made_of()
+            if theirs and one.outcome.tags.get("made_of", theirs.key) != theirs.key:
+                continue  # made before a change that the other sweep has accepted
             own = set(own_code(plan.config))
             if theirs and all(theirs.code.get(name) == made_of.code.get(name) for name in own):
                 found[plan.key] = one
@@ -85,6 +92,14 @@ def _finished(folder: SweepFolder, path: Path) -> Finished | None:
     storage = folder.storage(folder.identity()["resolved"].get("storage"))
     store = CheckpointStore(f"{storage}/{outcome.key}")
     return Finished(outcome, store, folder) if store.paths() else None
+
+
+def _runners(one: Finished) -> float:
+    """Env runners of a trial, by the file of its sweep."""
+    resolved = one.folder.identity()["resolved"]
+    (entry,) = [m for m in resolved["methods"] if m["label"] == one.outcome.method]
+    asked = (resolved.get("resources") or {}) | (entry.get("resources") or {})
+    return float(asked.get("env_runners", 0))
 
 
 def same(then: Made, now: Made) -> bool:
