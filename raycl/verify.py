@@ -82,7 +82,7 @@ def verify(
         UserError: No such sweep, nothing finished, data that is missing, or Ray does not start.
     """
     folder = SweepFolder.existing(runs_root(runs), name)
-    sweep = spec.load(folder.resolved_file)
+    sweep = spec.load_begun(folder.resolved_file)
     finished = [outcome for outcome in folder.outcomes.all() if outcome.status == "finished"]
     if not finished:
         raise UserError("raycl verify", f"no trial of '{name}' has finished")

@@ -113,7 +113,7 @@ def gif(
             not answer.
     """
     folder = SweepFolder.existing(runs_root(runs), name)
-    sweep = spec.load(folder.resolved_file)
+    sweep = spec.load_begun(folder.resolved_file)
     trials, seed = find_trials(sweep, folder, wish)
     out = (wish.out or folder.path / ARTIFACTS).expanduser().absolute()
     if wish.out is None and seed != sweep.seeds[0]:

@@ -88,7 +88,7 @@ def resume(
     folder = SweepFolder.existing(runs_root(runs), name)
     with folder.lock():
         mended = folder.mend()
-    sweep = spec.load(folder.resolved_file)
+    sweep = spec.load_begun(folder.resolved_file)
     execution = Execution(sweep, folder, address, data_root, tracking_uri, accept_changes)
     execution.mended(mended)
     return execution.run(retry_errors=True)

@@ -15,6 +15,7 @@ import yaml
 from raycl import atomic, cli
 from raycl.cli import showing
 from raycl.errors import UserError
+from raycl.gif.command import Wish, gif
 from raycl.report.load import TrackedRun, TrackedSweep
 from raycl.report.local import joined
 from raycl.report.notes import notes
@@ -34,6 +35,7 @@ from raycl.tracking.journal import JOURNAL, Journal, Ledger
 from raycl.tracking.lines import lacking
 from raycl.tracking.state import STATE, State
 from raycl.training import metrics
+from raycl.verify import verify
 
 MINE = '''
 from mended_helper import FACTOR
@@ -95,6 +97,25 @@ def test_the_tracker_is_told_whether_pictures_are_wanted(
     assert sweep_record(found.sweep, "id", "").pictures is wanted
     found.folder.claim("hash", found.sweep.resolved())
     assert sweep_record(spec.load(found.folder.resolved_file), "id", "").pictures is wanted
+
+
+def test_a_sweep_goes_on_whose_smoke_block_is_about_methods_that_were_overridden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = execution(tmp_path, methods=["finetune", "joint"], smoke={"methods[1].label": "x"})
+    sweep = spec.load(tmp_path / "s.yaml", ["methods=[finetune]"])
+    found.folder.claim("hash", sweep.resolved())
+    with pytest.raises(UserError, match="smoke"):
+        spec.load(found.folder.resolved_file)
+    monkeypatch.setattr(
+        sweep_run.Execution, "run", lambda self, retry_errors: len(self.sweep.methods)
+    )
+    assert sweep_run.resume("s", found.folder.root, None, None, None) == 1
+    assert local._record(found.folder).name == "s"
+    with pytest.raises(UserError, match="finished"):
+        verify("s", 1.0, found.folder.root, None, None)
+    with pytest.raises(UserError, match="game"):
+        gif("s", found.folder.root, None, None, Wish(None, (), 1, 1, None))
 
 
 @pytest.fixture

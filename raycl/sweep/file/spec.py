@@ -16,7 +16,7 @@ from raycl.sweep.file.source import Source, dotted, get, read
 from raycl.sweep.file.validate import validate
 from raycl.trial.weights import with_hashes, with_option_hashes
 
-__all__ = ["Sweep", "load", "parse"]
+__all__ = ["Sweep", "load", "load_begun", "parse"]
 
 
 def load(path: Path, overrides: Sequence[str] = (), smoke: bool = False) -> Sweep:
@@ -42,6 +42,17 @@ def load(path: Path, overrides: Sequence[str] = (), smoke: bool = False) -> Swee
     _override(small, overrides)
     tiny = parse(small)  # also without --smoke, so that a wrong block is found early
     return tiny if smoke else sweep
+
+
+def load_begun(path: Path) -> Sweep:
+    """Read the file that a sweep has left in its folder; its ``smoke`` block is not looked at.
+
+    That block may be about methods which were overridden when the sweep was begun.
+
+    Raises:
+        UserError: See ``load``.
+    """
+    return parse(read(path))
 
 
 def _override(source: Source, overrides: Sequence[str]) -> None:

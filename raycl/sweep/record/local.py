@@ -136,4 +136,4 @@ def _mended(folder: SweepFolder) -> Iterator[str]:
 def _record(folder: SweepFolder) -> SweepRecord:
     identity = folder.identity()
     text = yaml.safe_dump(identity["resolved"], sort_keys=False)
-    return sweep_record(spec.load(folder.resolved_file), identity["sweep_id"], text)
+    return sweep_record(spec.load_begun(folder.resolved_file), identity["sweep_id"], text)
