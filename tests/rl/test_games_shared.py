@@ -67,6 +67,7 @@ def test_what_is_claimed() -> None:
     }
 
 
+@pytest.mark.slow
 def test_every_matrix_of_a_sweep_is_the_same_also_under_kills(tmp_path: Path) -> None:
     """Trials die when a game is over, where their state is kept, and while they repeat rows."""
     evaluation = {"episodes": 1, "max_frames": 400, "validation_episodes": 1}

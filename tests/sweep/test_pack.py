@@ -374,6 +374,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, start: Callable[..., Started]) ->
 # ---------------------------------------------------------------------- a sweep's own trials
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CORES < 2, reason="needs two cores")
 def test_threads_follow_the_cpus_asked_for(tmp_path: Path, start: Callable[..., Started]) -> None:
     wide, one = ({"name": "told.py:Told", "label": tag, "tag": tag} for tag in ("wide", "one"))
