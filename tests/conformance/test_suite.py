@@ -107,7 +107,7 @@ class ClaimsIsolation(Finetune):
 
 
 class Weighted(Finetune):
-    """Its option matters from the first step on; it says from the second task on."""
+    """A method whose option matters from the first step and claims to wait for the second task."""
 
     class Config(Finetune.Config):
         weight: float = Field(1.0, json_schema_extra=from_task(2))
@@ -118,7 +118,7 @@ class Weighted(Finetune):
 
 
 class WeightedAtTheEnd(Finetune):
-    """Its option matters at the end of the second task; it says from the third task on."""
+    """A method whose option matters after the second task and claims to wait for the third."""
 
     class Config(Finetune.Config):
         weight: float = Field(1.0, json_schema_extra=from_task(3))
@@ -137,7 +137,7 @@ class HalfOfFinetune(Finetune):
 
 
 class CountsBatches(Finetune):
-    """What it has besides fine-tuning changes in the first task."""
+    """A method with a buffer of its own that changes in the first task."""
 
     first_task_of = "finetune"
 
@@ -169,7 +169,7 @@ class WeightedFinetune(Finetune):
 
 
 class DrawsAtTheBeginning(Finetune):
-    """Its later random numbers are not those of fine-tuning."""
+    """A method whose later random numbers are not those of fine-tuning."""
 
     first_task_of = "finetune"
 

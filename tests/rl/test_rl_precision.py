@@ -62,7 +62,7 @@ def gradient(policy: Policy, batch: dict[str, Tensor], config: PPOConfig) -> Ten
 
 
 def test_the_trunk_alone_may_be_rounded() -> None:
-    """Its gradient is that of float32 but for rounding; with heads and losses, too, it is not.
+    """The trunk's gradient is float32's but for rounding; with heads and losses rounded, it is not.
 
     What all logits share does not matter to a policy, until they are rounded.
     """

@@ -90,7 +90,7 @@ def test_a_frozen_trunk_and_the_returns_of_the_game_before(make: Make) -> None:
 
 
 def test_a_game_ends_with_the_newest_observations(make: Make) -> None:
-    """Those after each step of the last rollout, as in BLIP's code, not those before it."""
+    """A game's end sees what came after each step of the last rollout, as BLIP's code does."""
     run = make(tiny())
     runner = run.algorithm.env_runner_group.local_env_runner
     step, after, told = runner.env.step, [], []
