@@ -1,9 +1,9 @@
 """The part of the conformance suite that proves what a method says of sharing, bit by bit.
 
-An option may claim that it cannot matter before a task, a class that its first task is that of
-another method; see ``raycl.trial.sharing``. ``raycl.testing.MethodConformance`` has this part for
-methods on images. For a method on games subclass ``SharingConformance`` itself, and override what
-raises ``NotImplementedError``.
+An option may claim that it cannot matter before a task, or has no part in a phase, a class that its
+first task is that of another method; see ``raycl.trial.sharing``.
+``raycl.testing.MethodConformance`` has this part for methods on images. For a method on games
+subclass ``SharingConformance`` itself, and override what raises ``NotImplementedError``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,41 @@ import torch
 from torch import Tensor
 
 from raycl.trial.run import TrialRun
-from raycl.trial.sharing import base_name, claim, first_method, over, trained, unaffected
+from raycl.trial.sharing import (
+    base_name,
+    claim,
+    first_method,
+    over,
+    phases_named,
+    trained,
+    unaffected,
+    without_part,
+)
 
 State = dict[str, Any]
+
+
+class Desk:
+    """A shelf in memory; see ``raycl.trial.run.Shelf``.
+
+    Attributes:
+        left: What phases have trained, by phase and task.
+        taken: How often something was taken.
+    """
+
+    def __init__(self) -> None:
+        self.left: dict[tuple[str, int], State] = {}
+        self.taken = 0
+
+    def take(self, phase: str, task: int) -> State | None:
+        """See ``Shelf``."""
+        found = self.left.get((phase, task))
+        self.taken += found is not None
+        return deepcopy(found)
+
+    def put(self, phase: str, task: int, content: State) -> None:
+        """See ``Shelf``."""
+        self.left[phase, task] = deepcopy(content)
 
 
 class SharingConformance:
@@ -89,6 +121,40 @@ class SharingConformance:
             changed = block | {name: self._another(cls, block, name)}
             found = differences(theirs, self._states(changed, {point})[point])
             assert not found, f"{name} = {changed[name]!r} matters in the first task: {found}"
+
+    def test_phases_are_those_of_others(self) -> None:
+        """A phase trains the same bits whatever the options are that say they have no part in it.
+
+        A run that takes what another has trained goes on as if it had trained it.
+        """
+        block = self.block()
+        cls = self.find(block["name"])
+        options, desk = cls.Config.model_validate(block), Desk()
+        phases = {name for name in phases_named(cls) if options.has_phase(name)}
+        run = self._with(block, desk)
+        assert {phase for phase, _ in desk.left} == phases, "phases with a result, and those named"
+        if not phases:
+            return
+        count = len(desk.left)
+        taker = self._with(block, desk)
+        assert desk.taken == count == len(desk.left)
+        found = differences(run.state_dict(), taker.state_dict())
+        assert not found, f"a run that takes {', '.join(phases)} ends otherwise: {found}"
+        named = {name: without_part(cls, name) for name in cls.Config.model_fields}
+        for name in (name for name, phase in named.items() if phase in phases):
+            changed, other = block | {name: self._another(cls, block, name)}, Desk()
+            self._with(changed, other)
+            own = {at: left for at, left in desk.left.items() if at[0] == named[name]}
+            found = differences(own, {at: other.left.get(at) for at in own})
+            assert not found, f"{name} = {changed[name]!r} has a part in {named[name]}: {found}"
+
+    def _with(self, block: Mapping[str, Any], desk: Desk) -> TrialRun:
+        """A run that is over, with a shelf."""
+        run = self.run_of(block)
+        run.shelf = desk
+        while not run.done:
+            run.advance()
+        return run
 
     def check(self, block: Mapping[str, Any]) -> None:
         """Raise an error if a method refuses the values of its options."""

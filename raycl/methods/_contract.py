@@ -58,8 +58,9 @@ class MethodConfig(BaseModel):
             whoever overrides it goes on from the parent's.
 
     An option that cannot matter before a task says so, in ``json_schema_extra=from_task(2)`` of its
-    ``Field``: trials that differ in it alone then share the work before that task. Whoever
-    overrides the option says it again. See ``raycl.trial.sharing``.
+    ``Field``: trials that differ in it alone then share the work before that task. An option that
+    has no part in a phase says ``not_in_phase("teacher")``; then they share the phase. Whoever
+    overrides an option says it again. See ``raycl.trial.sharing``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -102,6 +103,10 @@ class MethodConfig(BaseModel):
         """The blocks of other networks that are given, by the name of the option."""
         blocks = {name: getattr(self, name) for name in self.networks}
         return {name: block for name, block in blocks.items() if block is not None}
+
+    def has_phase(self, name: str) -> bool:
+        """Whether there is a phase that an option names in ``not_in_phase``, with these options."""
+        return True
 
     def weights_options(self) -> dict[str, Weights]:
         """The weights for the method itself that are given, by the name of the option."""
@@ -198,6 +203,10 @@ class Phase:
             ``method_generator``), by the run's seed, the task and the name. Then what the phase
             draws depends on no phase before it, and phases of other methods draw the same under
             the same name. ``None``: they go on.
+        result: A module whose state is all that the phase changes, with its ``before`` and without
+            its ``after``; the phase has ``draws``. Trials that differ only in options which have no
+            part in the phase (``raycl.trial.sharing.not_in_phase``) then train it once; the
+            conformance suite proves the claim. ``None``: every trial trains it.
     """
 
     name: str
@@ -221,10 +230,13 @@ class Phase:
     diverged: Literal["fail", "stop"] = "fail"
     validate: bool = True
     draws: str | None = None
+    result: nn.Module | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"phase {self.name} needs at least one epoch, not {self.epochs}")
+        if self.result is not None and self.draws is None:
+            raise ValueError(f"phase {self.name} has a result and no random numbers of its own")
 
 
 class Method(nn.Module, ABC):

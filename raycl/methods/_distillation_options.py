@@ -12,9 +12,12 @@ from raycl.errors import UserError, nearest
 from raycl.methods._prompted import PromptMethod
 from raycl.methods.base import Method
 from raycl.networks.base import Weights
+from raycl.trial.sharing import not_in_phase
 
 SHARED = ("anchor", "aux_loss_scale")
 """Options of a learner that teacher and student have from the method."""
+STUDENTS = not_in_phase("teacher")
+"""An option of the student alone."""
 BLOCK = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]}
 """JSON schema of a learner: its name, or its name and options."""
 
@@ -30,14 +33,38 @@ class CDLConfig(PromptMethod.Config):
     )
     scheme: Literal[
         "none", "kd", "dkd", "fitnets", "review_kd", "kd_token", "kdp", "cdl_prompt"
-    ] = Field("kdp", description="how the student learns from the teacher")
-    teacher_network: dict[str, Any] = Field(description="network of the teacher: a block")
-    alpha: float = Field(0.5, ge=0, le=1, description="weight of what the teacher says")
-    temperature: float = Field(2.0, gt=0, description="temperature of logits (not for dkd)")
-    kd_blocks: int | None = Field(
-        None, ge=1, description="kdp: blocks with a token or a prefix; default: 12, or all"
+    ] = Field(
+        "kdp",
+        description="how the student learns from the teacher",
+        json_schema_extra=STUDENTS,
     )
-    kd_length: int = Field(6, ge=2, multiple_of=2, description="kdp: rows of a prefix")
+    teacher_network: dict[str, Any] = Field(description="network of the teacher: a block")
+    alpha: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="weight of what the teacher says",
+        json_schema_extra=STUDENTS,
+    )
+    temperature: float = Field(
+        2.0,
+        gt=0,
+        description="temperature of logits (not for dkd)",
+        json_schema_extra=STUDENTS,
+    )
+    kd_blocks: int | None = Field(
+        None,
+        ge=1,
+        description="kdp: blocks with a token or a prefix; default: 12, or all",
+        json_schema_extra=STUDENTS,
+    )
+    kd_length: int = Field(
+        6,
+        ge=2,
+        multiple_of=2,
+        description="kdp: rows of a prefix",
+        json_schema_extra=STUDENTS,
+    )
     mapper: Literal["components", "attention"] = Field(
         "components", description="cdl_prompt: how prefixes get the student's width"
     )
@@ -51,7 +78,9 @@ class CDLConfig(PromptMethod.Config):
         None, description="{trial: RUN/KEY}: a trial with keep_teachers; default: trained here"
     )
     keep_teachers: bool = Field(
-        False, description="keep the teacher of every task, for other trials to learn from"
+        False,
+        description="keep the teacher of every task, for other trials to learn from",
+        json_schema_extra=STUDENTS,
     )
 
     @field_validator("learner", mode="before")
@@ -87,6 +116,10 @@ class CDLConfig(PromptMethod.Config):
         if self.teacher is not None and self.teacher.trial is None:
             raise ValueError("teacher is a trial: {trial: RUN/KEY}")
         return self
+
+    def has_phase(self, name: str) -> bool:
+        """See ``MethodConfig.has_phase``: a teacher may learn with its student, or elsewhere."""
+        return self.scheme != "cdl_prompt" and self.teacher is None
 
     def learner_config(self) -> Any:
         """All options of the learner's method: its own, and those that it shares with this one."""

@@ -26,6 +26,7 @@ from raycl.nn.fisher import fisher_diagonal
 from raycl.nn.optim import make_optimizer, make_schedule
 from raycl.trial.sharing import from_end_of_task as from_end_of_task
 from raycl.trial.sharing import from_task as from_task
+from raycl.trial.sharing import not_in_phase as not_in_phase
 
 FISHER_BATCH = 128
 """Images at a time; more only take more memory."""

@@ -63,7 +63,8 @@ class CDL(PromptMethod):
 
     With ``teacher: {trial: RUN/KEY}`` the prompts and head of the teacher come from a trial of this
     method with ``keep_teachers: true`` on the same stream, and its phase is left out; the student's
-    matrix is bitwise that of a run which trains the teacher itself.
+    matrix is bitwise that of a run which trains the teacher itself. Within a sweep nothing has to
+    be said: trials whose teachers are the same train them once (``share: false``: each for itself).
 
     Departures: ``aux_loss_scale`` is 2 by default, which the two GPUs of the authors amount to; 1
     is the formula. ``mapper: components`` is what all stored runs of July 2024 used; ``attention``,
@@ -385,6 +386,7 @@ class CDL(PromptMethod):
             patience=None,
             validate=False,
             draws="teacher",
+            result=self.teacher,
         )
         return [*anchors, teacher, student]
 

@@ -26,7 +26,7 @@ from raycl.rl.scores import Scores
 from raycl.rl.seeds import EVALUATION, VALIDATION, game_seeds
 from raycl.trial.costs import Costs
 from raycl.trial.randomness import Randomness, Seeds
-from raycl.trial.run import Row, TrainingError
+from raycl.trial.run import Row, Shelf, TrainingError
 from raycl.trial.sharing import first_method
 
 ROWS_PER_GAME = 200
@@ -49,6 +49,7 @@ class SequenceRun:
     """
 
     trained: Callable[[], None]
+    shelf: Shelf | None = None
 
     def __init__(
         self,

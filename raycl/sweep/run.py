@@ -392,7 +392,7 @@ class Execution:
         if self.sweep.reuse:
             self._take_over(stage, [plan for plan in plans if plan.key not in self.outcomes])
         if self.sweep.share:
-            plans = sharing.shared_points(plans, self._tasks_of)
+            plans = sharing.with_shared(plans, self._tasks_of)
         todo = sharing.in_order(plan for plan in plans if plan.key not in self.outcomes)
         spent = Spent(self.storage, todo)
         stage.hub.listeners.append(spent)

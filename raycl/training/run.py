@@ -31,9 +31,10 @@ from raycl.training.matrices import Matrices
 from raycl.training.phase import PhaseState, train_one_epoch
 from raycl.training.precision import to_channels_last, with_precision
 from raycl.training.readouts import choose_readouts, further_readouts
+from raycl.training.shared_phase import Watch, load_result
 from raycl.trial.costs import Costs, PlainSizes
 from raycl.trial.randomness import Randomness, Seeds
-from raycl.trial.run import Row, TrainingError
+from raycl.trial.run import Row, Shelf, TrainingError
 from raycl.trial.sharing import first_method
 from raycl.trial.weights import (
     build_network,
@@ -66,9 +67,11 @@ class Run:
             their files; the caller may store them.
         readouts: Readouts of the method itself; the first is the primary one.
         trained: Called when a task has been trained, before its end.
+        shelf: See ``TrialRun``.
     """
 
     trained: Callable[[], None]
+    shelf: Shelf | None = None
 
     def __init__(
         self,
@@ -117,6 +120,7 @@ class Run:
         self._phase: PhaseState | None = None
         self._last: Row = {}
         self._open: Row | None = None
+        self._watch: Watch | None = None
         self.trained = lambda: None
 
     # ------------------------------------------------------------------ stepping
@@ -348,6 +352,12 @@ class Run:
         if self._phase is None:
             if phase.draws is not None:
                 self.random.restart(phase.draws, self.task_index)
+            if phase.result is not None and self.shelf is not None:
+                if found := self.shelf.take(phase.name, self.task_index):
+                    self.progress += load_result(phase.result, found, self.costs, self.random)
+                    self._next_phase(phase)
+                    return dict(found["row"])
+                self._watch = Watch(self.costs, self.random)
             if phase.before is not None:
                 self.method.eval()
                 phase.before()
@@ -363,11 +373,26 @@ class Run:
         if self._diverged(phase, self._phase, means) or self._phase.finish_epoch():
             self._phase.close()
             self._phase = None
-            self.phase_index += 1
-            if phase.after is not None and self.phase_index < len(self._phases):
-                phase.after()
+            row["time/epoch_s"] = time.perf_counter() - started
+            self._leave(phase, row)
+            self._next_phase(phase)
         row["time/epoch_s"] = time.perf_counter() - started
         return row
+
+    def _leave(self, phase: Phase, row: Row) -> None:
+        """Leave what a phase has trained for other trials, if it began in this process."""
+        watch, self._watch = self._watch, None
+        if watch is None or phase.result is None or self.shelf is None:
+            return
+        self.costs.stop()
+        if (content := watch.result(phase.result, row)) is not None:
+            self.shelf.put(phase.name, self.task_index, content)
+        self.costs.start()
+
+    def _next_phase(self, phase: Phase) -> None:
+        self.phase_index += 1
+        if phase.after is not None and self.phase_index < len(self._phases):
+            phase.after()
 
     def _tell_trained(self, row: Row) -> None:
         """Say that the task has been trained, with the clock stopped."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -100,6 +101,25 @@ class Randomness:
     def _own(self) -> tuple[torch.Generator, ...]:
         return self.data, self.method, self.augment
 
+    def of_process(self) -> tuple[Any, ...]:
+        """States of the process's generators, to be compared: who has drawn changes them."""
+        numpy_state: Any = np.random.get_state()  # noqa: NPY002
+        kind, keys, *rest = numpy_state
+        found = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            found.append(torch.cuda.get_rng_state(self.device))
+        tensors = [state.numpy().tobytes() for state in found]
+        return random.getstate(), kind, keys.tobytes(), *rest, *tensors
+
+    def own(self) -> list[torch.Tensor]:
+        """States of the run's own generators, the part of ``state_dict`` of that name."""
+        return [generator.get_state() for generator in self._own]
+
+    def load_own(self, states: Sequence[torch.Tensor]) -> None:
+        """Restore what ``own`` gave."""
+        for generator, saved in zip(self._own, states, strict=True):
+            generator.set_state(saved)
+
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors only."""
         numpy_state: Any = np.random.get_state()  # noqa: NPY002
@@ -110,7 +130,7 @@ class Randomness:
             "numpy": (str(kind), torch.from_numpy(keys.astype(np.int64)), *rest),
             "torch": torch.get_rng_state(),
             "cuda": cuda,
-            "own": [generator.get_state() for generator in self._own],
+            "own": self.own(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -121,8 +141,7 @@ class Randomness:
         torch.set_rng_state(state["torch"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.device)
-        for generator, saved in zip(self._own, state["own"], strict=True):
-            generator.set_state(saved)
+        self.load_own(state["own"])
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

@@ -80,6 +80,16 @@ def failure(row: Mapping[str, Any]) -> str | None:
     return f"{row[FAILED]}\n{row.get(TRACEBACK, '')}"
 
 
+class Shelf(Protocol):
+    """A place for what phases have trained, by phase and task, from one trial for another."""
+
+    def take(self, phase: str, task: int) -> dict[str, Any] | None:
+        """What ``put`` got from a trial that is the same to this phase; ``None``: nothing yet."""
+
+    def put(self, phase: str, task: int, content: dict[str, Any]) -> None:
+        """Leave the result of a phase, tensors and plain values, for other trials."""
+
+
 class TrialRun(Protocol):
     """One trial that can be stepped, in a plain process as in a worker of Ray.
 
@@ -90,10 +100,12 @@ class TrialRun(Protocol):
         costs: What it costs, counted while it is stepped.
         trained: Called inside ``advance`` when a task has been trained, before its end: at the
             points ``raycl.trial.sharing.trained``.
+        shelf: Where phases with a result of their own find it or leave it; ``None``: nowhere.
     """
 
     costs: Costs
     trained: Callable[[], None]
+    shelf: Shelf | None
 
     @property
     def done(self) -> bool:

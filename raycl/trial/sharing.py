@@ -5,6 +5,9 @@ proves both. The *points* at which a state can be shared are numbered along the 
 tasks counted from 1:
 ``2 t - 1`` is the end of the training of task t, before what the method does at the task's end
 (``Phase.after`` of the last phase, ``end_task``); ``2 t`` is when all of task t is over.
+
+An option may also say that it has no part in a phase: trials that differ in it alone then share
+what the phase trains, though they differ before and after it.
 """
 
 from __future__ import annotations
@@ -50,28 +53,46 @@ def from_end_of_task(task: int) -> dict[str, Any]:
     return {SHARED: trained(task)}
 
 
+def not_in_phase(phase: str) -> dict[str, Any]:
+    """Declare that an option has no part in what a phase trains, see ``Phase.result``."""
+    return {SHARED: phase}
+
+
 def unaffected(cls: Any, option: str) -> int:
     """The last point at which an option of a method cannot have mattered; 0: it always may.
-
-    A class from outside raycl that inherits an option inherits no claim about it, because what the
-    class does with the option may be another thing.
 
     Args:
         cls: The method's class.
         option: Name of the option.
     """
+    found = _own_claim(cls, option)
+    return found if isinstance(found, int) else 0
+
+
+def without_part(cls: Any, option: str) -> str:
+    """The phase that an option of a method has no part in; empty: it may have one in all."""
+    found = _own_claim(cls, option)
+    return found if isinstance(found, str) else ""
+
+
+def _own_claim(cls: Any, option: str) -> int | str | None:
+    """The claim that an option of a method makes, see ``claim``.
+
+    A class from outside raycl that inherits an option inherits no claim about it, because what the
+    class does with the option may be another thing.
+    """
     if not cls.__module__.startswith("raycl."):
         own = vars(cls).get("Config")
         if own is None or own.__module__ != cls.__module__ or option not in get_annotations(own):
-            return 0
-    return claim(cls.Config, option) or 0
+            return None
+    return claim(cls.Config, option)
 
 
-def claim(config: type[BaseModel], option: str) -> int | None:
-    """The point that an option names, wherever it is declared; ``None``: it names none."""
+def claim(config: type[BaseModel], option: str) -> int | str | None:
+    """The point or the phase that an option names, wherever it is declared; ``None``: none."""
     extra = config.model_fields[option].json_schema_extra
     found = extra.get(SHARED) if isinstance(extra, dict) else None
-    return int(found) if isinstance(found, int) else None
+    return found if isinstance(found, int | str) else None
 
 
 def base_name(cls: Any) -> str | None:
@@ -133,3 +154,23 @@ def options_at(block: Mapping[str, Any], cls: Any, point: int) -> dict[str, Any]
         for name, value in block.items()
         if name not in cls.Config.model_fields or unaffected(cls, name) < point
     }
+
+
+def options_in(block: Mapping[str, Any], cls: Any, phase: str) -> dict[str, Any]:
+    """A ``method`` block without the options that have no part in a phase.
+
+    Args:
+        block: The finished block.
+        cls: The method's class.
+        phase: Name of the phase.
+    """
+    return {
+        name: value
+        for name, value in block.items()
+        if name not in cls.Config.model_fields or without_part(cls, name) != phase
+    }
+
+
+def phases_named(cls: Any) -> list[str]:
+    """The phases that options of a method say they have no part in, sorted."""
+    return sorted({without_part(cls, name) for name in cls.Config.model_fields} - {""})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from raycl.benchmarks.base import Task
 from raycl.datasets.base import Arrays, Dataset
-from raycl.methods.base import Classifier, Phase, from_task
+from raycl.methods.base import Classifier, Phase, from_task, not_in_phase
 from raycl.methods.finetune import Finetune
 from raycl.methods.online_ewc import OnlineEWC
 from raycl.testing import MethodConformance, toy_data
@@ -177,6 +178,64 @@ class DrawsAtTheBeginning(Finetune):
         torch.rand((), generator=self.context.method_generator)
 
 
+class Taught(Finetune):
+    """A method with a second head, which a phase of its own trains before the rest."""
+
+    class Config(Finetune.Config):
+        weight: float = Field(1.0, json_schema_extra=not_in_phase("other"))
+
+    predictors = ("other",)
+
+    def __init__(self, config: Any, context: Any) -> None:
+        super().__init__(config, context)
+        self.other = torch.nn.Linear(self.backbone.num_features, context.stream.num_outputs)
+
+    def logits(self, images: Any, task_id: Any, predictor: str | None = None) -> Any:
+        return (self.head if predictor is None else self.other)(self.backbone(images))
+
+    def scale(self) -> float:
+        return 1.0
+
+    def phases(self, task: Task) -> list[Phase]:
+        (train,) = super().phases(task)
+
+        def loss(batch: Any) -> Any:
+            z = self.other(batch.images.flatten(1)[:, : self.backbone.num_features])
+            return torch.nn.functional.cross_entropy(z, batch.labels) * self.scale()
+
+        def optimizer() -> Any:
+            return torch.optim.SGD(self.other.parameters(), 0.1)
+
+        other = replace(train, name="other", loss=loss, optimizer=optimizer, score=None)
+        other = replace(other, schedule=None, draws="other", result=self.other)
+        return [other, replace(train, draws="train")]
+
+
+class PartInTheOther(Taught):
+    """A method whose option has a part in the phase that it does not name."""
+
+    class Config(Taught.Config):
+        weight: float = Field(1.0, json_schema_extra=not_in_phase("other"))
+
+    def scale(self) -> float:
+        return float(self.config.weight)
+
+
+class MoreThanItsResult(Taught):
+    """A method whose phase leaves more behind than its result."""
+
+    class Config(Taught.Config):
+        weight: float = Field(1.0, json_schema_extra=not_in_phase("other"))
+
+    def __init__(self, config: Any, context: Any) -> None:
+        super().__init__(config, context)
+        self.register_buffer("count", torch.zeros(()))
+
+    def scale(self) -> float:
+        self.count += 1
+        return 1.0
+
+
 def run(method: str, test: str) -> None:
     suite = type("Suite", (MethodConformance,), {"method": f"{FILE}:{method}"})()
     check: Callable[[], None] = getattr(suite, test)
@@ -204,6 +263,8 @@ def run(method: str, test: str) -> None:
         ("CountsBatches", "test_first_task_is_that_of"),
         ("WeightedFinetune", "test_first_task_is_that_of"),
         ("DrawsAtTheBeginning", "test_first_task_is_that_of"),
+        ("PartInTheOther", "test_phases_are_those_of_others"),
+        ("MoreThanItsResult", "test_phases_are_those_of_others"),
         ("ForgetsItsState", "test_docstring"),
     ],
 )
@@ -224,6 +285,12 @@ def test_a_claim_that_is_true_passes(name: str, monkeypatch: pytest.MonkeyPatch)
     suite = type("Suite", (MethodConformance,), {"method": f"{__name__}:{name}"})()
     suite.test_options_matter_when_they_say()
     suite.test_first_task_is_that_of()
+
+
+def test_a_phase_that_is_as_it_says_passes() -> None:
+    suite = type("Suite", (MethodConformance,), {"method": f"{__name__}:Taught"})()
+    suite.test_phases_are_those_of_others()
+    suite.test_resumes_bitwise()
 
 
 def test_a_class_with_the_options_of_its_parent_claims_nothing() -> None:

@@ -60,7 +60,7 @@ class Lab:
 
     def plans(self, share: bool = True) -> list[TrialPlan]:
         plans = expand.search_plans(self.sweep) or expand.final_plans(self.sweep, {})
-        return sharing.in_order(sharing.shared_points(plans, self.tasks)) if share else plans
+        return sharing.in_order(sharing.with_shared(plans, self.tasks)) if share else plans
 
     def run(self, plans: Sequence[TrialPlan], at_once: bool = False) -> Trials:
         """Run every plan to its end; what is killed is run again, at once or behind all others."""
@@ -164,7 +164,7 @@ def seconds(rows: Sequence[Row]) -> float:
 
 def without(plans: Sequence[TrialPlan]) -> list[TrialPlan]:
     """The same plans, which share nothing."""
-    return [replace(plan, points=[]) for plan in plans]
+    return [replace(plan, points=[], phases=[]) for plan in plans]
 
 
 def text(**keys: Any) -> str:

@@ -13,7 +13,7 @@ from sharing_making import Killed, Lab, lab, measured, seconds, text, without
 from raycl.sweep.execution import trainable
 from raycl.sweep.execution.prefixes import FOLDER, Spent, remove
 from raycl.sweep.plan import expand, sharing
-from raycl.sweep.plan.sharing import points_of_any
+from raycl.sweep.plan.sharing import shared_by_any
 from raycl.trial.run import Row
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +124,7 @@ def test_a_search_that_proposes_shares_what_all_proposals_do(tmp_path: Path) -> 
         (group,) = expand.groups(one.sweep)
         base = expand.search_base(one.sweep, group)
         plans = [expand.fill(base, v, 1, "search") for v in expand.each_value(group.spaces)]
-        assert points_of_any(plans, one.tasks) == expected
+        assert shared_by_any(base, plans, one.tasks[base.benchmark]).points == expected
 
 
 # ---------------------------------------------------------------------- the trials

@@ -28,7 +28,7 @@ from raycl.sweep.file.spaces import Space
 from raycl.sweep.plan import expand
 from raycl.sweep.plan.expand import Group
 from raycl.sweep.plan.plan import TrialPlan, fill
-from raycl.sweep.plan.sharing import points_of_any
+from raycl.sweep.plan.sharing import shared_by_any
 from raycl.sweep.record.outcomes import Outcome, Outcomes, Status
 from raycl.sweep.record.winners import search_value
 from raycl.tracking.journal import Journal
@@ -73,8 +73,8 @@ def search_adaptively(
                 share = max(1.0, left / (len(searched) - i))
             else:
                 share = None
-            points = _points(sweep, group, tasks_of) if sweep.share else []
-            tried = _search_group(sweep, group, stage, outcomes, proposals, tasks, share, points)
+            base = _base(sweep, group, tasks_of)
+            tried = _search_group(sweep, group, stage, outcomes, proposals, tasks, share, base)
             if tried is not None:
                 what = (
                     f"search of {group.method} on {group.benchmark}: its space has {tried} points"
@@ -92,12 +92,10 @@ def _search_group(
     proposals: Proposals,
     tasks: int,
     time_budget_s: float | None,
-    points: list[int],
+    base: TrialPlan,
 ) -> int | None:
     """Search one group; how many points its space has, if they were fewer than were asked for."""
     search = sweep.search
-    (seed,) = sweep.search_seeds()
-    base = replace(expand.search_base(sweep, group), seed=seed, points=points)
     over = [
         o
         for o in outcomes.all()
@@ -131,12 +129,15 @@ def _search_group(
     return len(searcher.tried) if searcher.exhausted else None
 
 
-def _points(sweep: Sweep, group: Group, tasks_of: Mapping[str, int]) -> list[int]:
-    """Points up to which all configurations of a group are the same that may be proposed."""
+def _base(sweep: Sweep, group: Group, tasks_of: Mapping[str, int]) -> TrialPlan:
+    """The plan that proposals are filled into, with what all that may be proposed share."""
     (seed,) = sweep.search_seeds()
-    base = expand.search_base(sweep, group)
+    base = replace(expand.search_base(sweep, group), seed=seed)
+    if not sweep.share:
+        return base
     values = expand.each_value(group.spaces)
-    return points_of_any([fill(base, one, seed, base.kind) for one in values], tasks_of)
+    samples = [fill(base, one, seed, base.kind) for one in values]
+    return shared_by_any(base, samples, tasks_of[base.benchmark])
 
 
 class Searcher(OptunaSearch):

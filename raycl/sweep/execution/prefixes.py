@@ -3,7 +3,8 @@
 A trial without a checkpoint of its own looks in the sweep's storage for the state at the last point
 that it shares with others (``raycl.sweep.plan.sharing``), restores it, and reports the rows and
 keeps the files that it would have made. If there is none, it trains, and leaves the state when it
-passes the point. Nobody waits for anybody, and the result has the same bits either way.
+passes the point. Nobody waits for anybody, and the result has the same bits either way. Likewise
+with what a phase trains that several trials have, such as the teacher's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from raycl.sweep.plan.plan import TrialPlan, hashed
-from raycl.sweep.plan.sharing import prefix_key
+from raycl.sweep.plan.sharing import keys_of, phase_key, prefix_key
 from raycl.sweep.record.outcomes import Status
 from raycl.tracking.records import PICTURES
 from raycl.trial.checkpoint import CheckpointStore
@@ -46,6 +47,7 @@ class Prefixes:
         leaves: Whether it leaves states. A trial that goes on from a checkpoint of its own leaves
             none: the part before may be of another world, a game in the middle goes on otherwise,
             and its rows were reported by a process that is gone.
+        notes: Remarks about damaged results of phases, not told yet.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class Prefixes:
         self.rows: list[Row] = []
         self.seconds = 0.0
         self.leaves = True
-        self._damaged: set[int] = set()
+        self.notes: list[str] = []
+        self._foreign = False
+        self._damaged: set[int | str] = set()
 
     @property
     def _done(self) -> int:
@@ -69,11 +73,13 @@ class Prefixes:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; empty if there is nothing to remember."""
-        return {"seconds": self.seconds} if self.seconds else {}
+        found: dict[str, Any] = {"seconds": self.seconds} if self.seconds else {}
+        return found | ({"world": self.world} if self.plan.phases else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` gave; from now on nothing is left for others."""
+        """Restore what ``state_dict`` gave; from now on no state is left for others."""
         self.seconds, self.leaves = state.get("seconds", 0.0), False
+        self._foreign = state.get("world") != self.world
 
     # ------------------------------------------------------------------ what is taken
 
@@ -110,6 +116,33 @@ class Prefixes:
         if self._left(over(self._done)):
             self.rows = list(rows)
         return rows
+
+    # ------------------------------------------------------------------ phases
+
+    def phase(self, phase: str, task: int) -> dict[str, Any] | None:
+        """What another trial has trained in a phase; ``None``: nothing that may be taken."""
+        if phase not in self.plan.phases or self._foreign:
+            return None
+        name = self._of_phase(phase, task)
+        try:
+            found = self.folder.get(name)
+        except ValueError as error:
+            self.notes.append(f"trains what others share, for {error}")
+            self._damaged.add(name)
+            return None
+        self.seconds += found["seconds"] if found is not None else 0.0
+        return found
+
+    def leave_phase(self, phase: str, task: int, content: dict[str, Any]) -> None:
+        """Leave what a phase has trained, if others need it."""
+        if phase not in self.plan.phases or self._foreign:
+            return
+        name = self._of_phase(phase, task)
+        if name in self._damaged or not self.folder.has(name):  # the first one stays
+            self.folder.put(name, content)
+
+    def _of_phase(self, phase: str, task: int) -> str:
+        return f"{phase_key(self.plan, phase)}-{task:02d}-{self.world}"
 
     # ------------------------------------------------------------------ what is left
 
@@ -167,8 +200,8 @@ class Spent:
         self.storage = storage
         self.needed: dict[str, set[str]] = {}
         for plan in plans:
-            for point in plan.points:
-                self.needed.setdefault(prefix_key(plan, point), set()).add(plan.key)
+            for key in keys_of(plan):
+                self.needed.setdefault(key, set()).add(plan.key)
         self._thread = ThreadPoolExecutor(1, "prefixes")  # a listener's call returns at once
 
     def started(self, plan: TrialPlan) -> None:
@@ -184,8 +217,7 @@ class Spent:
         """Delete what it was the last to need; one that was killed goes on later."""
         if status == "killed":
             return
-        for point in plan.points:
-            key = prefix_key(plan, point)
+        for key in keys_of(plan):
             waiting = self.needed.get(key, set())
             waiting.discard(plan.key)
             if not waiting:

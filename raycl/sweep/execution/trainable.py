@@ -179,7 +179,8 @@ def _advance(
     run: TrialRun, store: CheckpointStore, settings: Settings, device: str, plan: TrialPlan
 ) -> None:
     """Step a run from its last checkpoint to its end, and report and save what it gives."""
-    prefixes = Prefixes(run, plan, store, _world(settings, device) if plan.points else {})
+    shares = bool(plan.points or plan.phases)
+    prefixes = Prefixes(run, plan, store, _world(settings, device) if shares else {})
     keeper = Keeper(run, store, prefixes)
     if note := keeper.load():
         made = {MADE: keeper.made} if keeper.made else {}
@@ -187,6 +188,7 @@ def _advance(
     elif plan.points:
         _take(prefixes, keeper, settings)
     run.trained = keeper.leave_trained
+    run.shelf = keeper if plan.phases else None
     parking = Parking(settings.execution)
     drained, said = False, _slow(plan, device)
     reported_at = time.monotonic()
@@ -204,9 +206,9 @@ def _advance(
                 keeper.keep(known(row)["task"])  # before what says it is there
             if known(row)["at_task_end"] or word or keeper.age > settings.every_s:
                 keeper.save()
-            if said:
-                row |= {NOTE: said}
-                said = ""
+            if said or prefixes.notes:
+                row |= {NOTE: "; ".join([*filter(None, [said]), *prefixes.notes])}
+                said, prefixes.notes = "", []
             if word == "drain" and not drained:
                 drained = True
                 row |= {NOTE: "has saved, for its node is being drained"}
@@ -311,6 +313,16 @@ class Keeper:
         """Leave the state of a task that is over, if others need it."""
         with kept():
             self.prefixes.leave_over()
+
+    def take(self, phase: str, task: int) -> dict[str, Any] | None:
+        """See ``raycl.trial.run.Shelf``."""
+        with kept():
+            return self.prefixes.phase(phase, task)
+
+    def put(self, phase: str, task: int, content: dict[str, Any]) -> None:
+        """See ``raycl.trial.run.Shelf``."""
+        with kept():
+            self.prefixes.leave_phase(phase, task, content)
 
 
 @contextlib.contextmanager

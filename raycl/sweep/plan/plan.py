@@ -38,6 +38,7 @@ class TrialPlan:
         varied: Dotted path in ``config`` to the value, of what varies in the sweep.
         code: Hash of the method's file if it is not raycl's own.
         points: Points up to which it is the same as other trials; see ``raycl.sweep.plan.sharing``.
+        phases: Names of phases that other trials train, too; see there.
     """
 
     key: str
@@ -52,6 +53,7 @@ class TrialPlan:
     varied: dict[str, Any] = field(default_factory=dict)
     code: str = ""
     points: list[int] = field(default_factory=list)
+    phases: list[str] = field(default_factory=list)
 
 
 def threads_of(cpus: float) -> int:

@@ -2,7 +2,8 @@
 
 Points along the stream are numbered as in ``raycl.trial.sharing``. What trials have in common at a
 point is a hash of everything that can have mattered up to there; the state itself is left in the
-sweep's storage by whoever comes by first, see ``raycl.sweep.execution.prefixes``.
+sweep's storage by whoever comes by first, see ``raycl.sweep.execution.prefixes``. A phase that
+trials share though they differ before it, such as the teacher's, has a hash likewise.
 """
 
 from __future__ import annotations
@@ -10,11 +11,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from raycl.sweep import kinds
 from raycl.sweep.file.blocks import digest
 from raycl.sweep.plan.plan import TrialPlan, hashed
-from raycl.trial.sharing import first_method, options_at, trained, unaffected
+from raycl.trial.sharing import (
+    first_method,
+    options_at,
+    options_in,
+    phases_named,
+    trained,
+    unaffected,
+)
 
 FIRST = trained(1)
 """The point up to which other methods may be the same."""
@@ -38,17 +47,39 @@ def prefix_key(plan: TrialPlan, point: int) -> str:
         block = first_method(own, lambda name: kind.named("method", {"name": name}))
         if block["name"] != own["name"]:
             code = digest(block["name"], kind.named("method", block))
+    options = options_at(block, kind.named("method", block), point)
+    return _hash_of(plan, {"method": options, "code": code, "point": point})
+
+
+def phase_key(plan: TrialPlan, phase: str) -> str:
+    """The hash that trials have in common which train the same in a phase, in every task.
+
+    Args:
+        plan: A finished plan.
+        phase: Name of the phase.
+    """
+    block = plan.config["method"]
+    options = options_in(block, kinds.of(plan.config["benchmark"]).named("method", block), phase)
+    return _hash_of(plan, {"method": options, "code": plan.code, "phase": phase})
+
+
+def keys_of(plan: TrialPlan) -> list[str]:
+    """The hashes of everything that a plan shares, those needed first coming first."""
+    points = [prefix_key(plan, point) for point in plan.points]
+    return points + [phase_key(plan, phase) for phase in plan.phases]
+
+
+def _hash_of(plan: TrialPlan, part: Mapping[str, Any]) -> str:
+    """The hash of a plan's configuration, some of which is replaced."""
+    kind = kinds.of(plan.config["benchmark"])
     on = {name: plan.resources.get(name, 0.0) for name in ("gpu", "env_runners")}
-    return hashed(
-        plan.config
-        | {"method": options_at(block, kind.named("method", block), point)}
-        | {"code": code, "point": point, "gpu": bool(on["gpu"]), "env_runners": on["env_runners"]}
-        | ({"method settings": sorted(kind.settings(kind.named("method", plan.config["method"])))})
-    )
+    settings = sorted(kind.settings(kind.named("method", plan.config["method"])))
+    more = {"gpu": bool(on["gpu"]), "env_runners": on["env_runners"], "method settings": settings}
+    return hashed({**plan.config, **more, **part})
 
 
-def shared_points(plans: Sequence[TrialPlan], tasks: Mapping[str, int]) -> list[TrialPlan]:
-    """The same plans, each with the points up to which it is the same as another.
+def with_shared(plans: Sequence[TrialPlan], tasks: Mapping[str, int]) -> list[TrialPlan]:
+    """The same plans, each with the points up to which it is the same as another, and the phases.
 
     Points at which no more plans are the same than at a later one are left out.
 
@@ -57,8 +88,25 @@ def shared_points(plans: Sequence[TrialPlan], tasks: Mapping[str, int]) -> list[
         tasks: Tasks of each benchmark, by its label.
     """
     keys = {plan.key: _candidates(plan, tasks[plan.benchmark]) for plan in plans}
+    phases = {plan.key: _phases(plan) for plan in plans}
     count = Counter(key for found in keys.values() for key in found.values())
-    return [replace(plan, points=_needed(keys[plan.key], count)) for plan in plans]
+    count.update(key for found in phases.values() for key in found.values())
+    return [
+        replace(
+            plan,
+            points=_needed(keys[plan.key], count),
+            phases=[name for name, key in phases[plan.key].items() if count[key] > 1],
+        )
+        for plan in plans
+    ]
+
+
+def _phases(plan: TrialPlan) -> dict[str, str]:
+    """Keys of a plan in each phase that it may share with others, by the phase's name."""
+    block = plan.config["method"]
+    cls = kinds.of(plan.config["benchmark"]).named("method", block)
+    options = cls.Config.model_validate(block)
+    return {n: phase_key(plan, n) for n in phases_named(cls) if options.has_phase(n)}
 
 
 def _candidates(plan: TrialPlan, tasks: int) -> dict[int, str]:
@@ -80,16 +128,23 @@ def _needed(keys: Mapping[int, str], count: Mapping[str, int]) -> list[int]:
     return sorted(found)
 
 
-def points_of_any(samples: Sequence[TrialPlan], tasks: Mapping[str, int]) -> list[int]:
-    """The point up to which all plans are the same that a search may propose; none: empty.
+def shared_by_any(base: TrialPlan, samples: Sequence[TrialPlan], tasks: int) -> TrialPlan:
+    """A plan with the point up to which all are the same that a search may propose, and the phases.
 
     Args:
+        base: The plan of the search.
         samples: One plan, and others in each of which one option has another value.
-        tasks: Tasks of each benchmark, by its label.
+        tasks: Tasks of the benchmark.
     """
-    found = [set(_candidates(plan, tasks[plan.benchmark]).items()) for plan in samples]
-    common = set.intersection(*found)
-    return [max(point for point, _ in common)] if common and len(samples) > 1 else []
+    if len(samples) < 2:
+        return base
+    points = set.intersection(*(set(_candidates(plan, tasks).items()) for plan in samples))
+    phases = set.intersection(*(set(_phases(plan).items()) for plan in samples))
+    return replace(
+        base,
+        points=[max(point for point, _ in points)] if points else [],
+        phases=sorted(name for name, _ in phases),
+    )
 
 
 def in_order(plans: Iterable[TrialPlan]) -> list[TrialPlan]:
@@ -98,9 +153,9 @@ def in_order(plans: Iterable[TrialPlan]) -> list[TrialPlan]:
     What most plans share is left first; plans that share nothing give it time to be there.
 
     Args:
-        plans: Plans with their points.
+        plans: Plans with what they share.
     """
-    keys = [(plan, [prefix_key(plan, point) for point in plan.points]) for plan in plans]
+    keys = [(plan, keys_of(plan)) for plan in plans]
     left: set[str] = set()
     rank: dict[int, int] = {}
     for order, count in ((0, 1), (2, None)):
