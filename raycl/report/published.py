@@ -31,6 +31,7 @@ def join_published(
     published = spec.get("published") or {}
     primary, spared = _primary(rows), set()
     whole = _has(spec, published.get("in_full") or {}) and not (spec.get("stop") or {}).get("tasks")
+    rounded = _rounded(spec)
     asked = len(spec.get("seeds") or ())
     for key, numbers in published.items():
         if not isinstance(numbers, Mapping) or key == "in_full":
@@ -56,7 +57,8 @@ def join_published(
             row["published"], row["published_std"] = printed["mean"], printed.get("std")
             row["published_source"] = printed.get("source")
             spread = printed.get("std") if printed.get("error") is None else printed["error"]
-            full = whole and row["n"] >= max(1, asked) and not row["sampled"]
+            exact = rounded.isdisjoint({None, row["method"]})
+            full = whole and exact and row["n"] >= max(1, asked) and not row["sampled"]
             row["verdict"] = verdict(row, spread, full)
     return spared
 
@@ -74,8 +76,8 @@ def verdict(row: Mapping[str, Any], spread: float | None, whole: bool) -> str | 
     Args:
         row: A row of the table, of which ``mean`` and ``published`` are read.
         spread: Published standard deviation, or error of a value that was read off a plot.
-        whole: Whether all seeds of the sweep ran, with everything that ``in_full`` asks for, and
-            were measured on all test images.
+        whole: Whether all seeds of the sweep ran, in float32, with everything that ``in_full`` asks
+            for, and were measured on all test images.
 
     Returns:
         ``not run in full``; else ``within``, if the two differ by at most the spread, or
@@ -93,6 +95,19 @@ def _has(spec: Any, wanted: Any) -> bool:
     if isinstance(wanted, Mapping):
         return isinstance(spec, Mapping) and all(_has(spec.get(k), v) for k, v in wanted.items())
     return bool(spec == wanted)
+
+
+def _rounded(spec: Mapping[str, Any]) -> set[str | None]:
+    """Labels of the methods that are trained or evaluated in bfloat16; ``None``: all of them."""
+    blocks: dict[str | None, list[Any]] = {None: [spec.get("train"), spec.get("evaluate")]}
+    for method in spec.get("methods") or ():
+        blocks[method.get("label") or method["name"]] = [method.get("train")]
+    exact = (None, "float32")
+    return {
+        label
+        for label, found in blocks.items()
+        if any((block or {}).get("precision") not in exact for block in found)
+    }
 
 
 def _primary(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:

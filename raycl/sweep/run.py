@@ -355,6 +355,8 @@ class Execution:
                 self._fit(
                     stage,
                     expand.search_plans(self.sweep),
+                    # where trials are stopped, who starts first decides which
+                    reorder=scheduler.name == "fifo" and search.time_budget is None,
                     scheduler=make_scheduler(
                         scheduler.name,
                         search.mode,
@@ -385,15 +387,26 @@ class Execution:
         with self._progress(stage, len(plans), len(plans) - len(todo), tasks, "trials"):
             self._fit(stage, plans)
 
-    def _fit(self, stage: Stage, plans: Sequence[TrialPlan], **options: Any) -> None:
-        """Run those of a list of plans that are not over, so that they share what they can."""
+    def _fit(
+        self, stage: Stage, plans: Sequence[TrialPlan], reorder: bool = True, **options: Any
+    ) -> None:
+        """Run those of a list of plans that are not over, so that they share what they can.
+
+        Args:
+            stage: Where they run.
+            plans: What may run.
+            reorder: Whether those that leave what others need may go first.
+            **options: For ``Stage.fit``.
+        """
         from raycl.sweep.execution.prefixes import Spent
 
         if self.sweep.reuse:
             self._take_over(stage, [plan for plan in plans if plan.key not in self.outcomes])
         if self.sweep.share:
             plans = sharing.with_shared(plans, self._tasks_of)
-        todo = sharing.in_order(plan for plan in plans if plan.key not in self.outcomes)
+        todo = [plan for plan in plans if plan.key not in self.outcomes]
+        if reorder:
+            todo = sharing.in_order(todo)
         spent = Spent(self.storage, todo)
         stage.hub.listeners.append(spent)
         try:

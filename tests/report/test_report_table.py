@@ -120,6 +120,9 @@ def test_published_numbers_of_several_revisions(golden: TrackedSweep) -> None:
     assert json.loads(render(table, "json")) == table.rows
 
 
+BFLOAT16 = {"precision": "bfloat16"}
+
+
 def with_published(golden: TrackedSweep, printed: Any, **spec: Any) -> Table:
     """The golden sweep, ours 54.67 with seeds 1, 2 and 3, beside what is printed of it."""
     published = {"source": "s", "in_full": {"train": {"epochs": 9}}}
@@ -146,6 +149,24 @@ def with_published(golden: TrackedSweep, printed: Any, **spec: Any) -> Table:
         (54, {"train": {"epochs": 8}}, "not run in full", "54.00, not run in full |"),
         (54, {"seeds": [1, 2, 3, 4]}, "not run in full", "54.00, not run in full |"),
         (54, {"stop": {"tasks": 2}}, "not run in full", "54.00, not run in full |"),
+        (
+            54,
+            {"evaluate": {"precision": "bfloat16"}},
+            "not run in full",
+            "54.00, not run in full |",
+        ),
+        (
+            54,
+            {"methods": [{"name": "finetune"}, {"name": "a", "label": "ours", "train": BFLOAT16}]},
+            "not run in full",
+            "54.00, not run in full |",
+        ),
+        (
+            54,
+            {"methods": [{"name": "finetune", "train": BFLOAT16}, {"name": "ours"}]},
+            None,
+            "54.00 |",
+        ),
     ],
 )
 def test_how_ours_compares_with_what_is_published(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from raycl.errors import UserError
 from raycl.sweep import run
 from raycl.sweep.file import spec
 from raycl.sweep.plan import expand
+from raycl.sweep.plan.plan import TrialPlan
 from raycl.sweep.record.folder import SweepFolder
 from raycl.sweep.record.outcomes import Outcome
 
@@ -76,3 +79,38 @@ def test_what_does_not_change_results_may_change(tmp_path: Path) -> None:
     assert folder.identity()["resolved"]["resources"] == {"cpu": 2}
     with pytest.raises(UserError, match=r"\(differs in seeds\)"):
         folder.check("two", old | {"seeds": [0, 1], "storage": "/shared"})
+
+
+@pytest.mark.parametrize(
+    "changes, reordered",
+    [
+        ({}, True),
+        ({"scheduler": {"name": "asha"}}, False),
+        ({"search": {"num_samples": 1, "time_budget": 9}}, False),
+    ],
+)
+def test_search_trials_start_in_the_order_of_the_file_where_some_are_stopped(
+    tmp_path: Path, changes: dict[str, Any], reordered: bool
+) -> None:
+    """Otherwise those go first that leave what others need: here one of each method."""
+    names = ("ewc", "online_ewc")
+    methods = [{"name": name, "lam": {"grid": [1, 2]}} for name in names]
+    found = execution(tmp_path, methods=methods, **changes)
+    found._tasks_of = {"split-digits-5": 5}
+    started: list[str] = []
+
+    class Stopped(Exception):
+        pass
+
+    def fit(plans: Sequence[TrialPlan], **options: Any) -> None:
+        started.extend(plan.key for plan in plans)
+        raise Stopped
+
+    hub = SimpleNamespace(listeners=[])
+    with pytest.raises(Stopped):
+        found._search(SimpleNamespace(fit=fit, hub=hub), 5)  # type: ignore[arg-type]
+    plans = expand.search_plans(found.sweep)
+    assert len(started) == 4
+    order = [started.index(plan.key) for plan in plans]
+    assert (order != [0, 1, 2, 3]) == reordered
+    assert hub.listeners == []
