@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 from rich.console import Console
 
@@ -20,12 +18,10 @@ from raycl.datasets.base import Dataset
 from raycl.errors import NO_ROOM, UserError
 from raycl.secrets import redact
 from raycl.sweep.execution import cluster, signals
-from raycl.sweep.execution.progress import Progress
 from raycl.sweep.execution.ray_here import RayDied
 from raycl.sweep.execution.storage import Lease
 from raycl.sweep.file import spec
-from raycl.sweep.file.blocks import benchmark_configs
-from raycl.sweep.plan import expand, sharing
+from raycl.sweep.plan import expand
 from raycl.sweep.plan.check_data import check_data, data_of, read_weights
 from raycl.sweep.plan.expand import Preview
 from raycl.sweep.plan.plan import TrialPlan
@@ -44,7 +40,6 @@ from raycl.trial.checkpoint import TRIALS, runs_root
 
 if TYPE_CHECKING:
     from raycl.sweep.execution.events import Hub
-    from raycl.sweep.execution.stage import Stage
 
 CLOSE_TIMEOUT_S = 60.0
 RAY_DIED = 3
@@ -137,7 +132,6 @@ class Execution:
         self.tracker: Tracker | None = None
         self.accepted: list[str] = []
         self.data: Mapping[str, Dataset] = {}
-        self._tasks_of: dict[str, int] = {}
 
     def run(self, retry_errors: bool = False) -> int:
         """Run everything, in order; what can be refused is refused before Ray starts."""
@@ -285,7 +279,7 @@ class Execution:
                 self._on_cluster(data, tracker)
             lacks = self._failed() or self._without_winner() or self._missing_final()
             status = "FAILED" if lacks else "FINISHED"
-            self._forget_prefixes()
+            self._forget_shared()
         except cluster.Interrupted:
             pass
         except cluster.Broken as error:
@@ -301,6 +295,7 @@ class Execution:
     def _on_cluster(self, data: Mapping[str, Dataset], tracker: Tracker) -> None:
         from raycl.sweep.execution.events import Hub
         from raycl.sweep.execution.stage import Stage
+        from raycl.sweep.execution.stages import Stages
         from raycl.sweep.execution.trainable import Settings
 
         sweep, folder = self.sweep, self.folder.path
@@ -331,137 +326,26 @@ class Execution:
         retries, grace_s = sweep.failures.max_retries, sweep.checkpoint.grace_s
         scratch, weights = folder / "tune" / "last", read_weights(sweep)
         stage = Stage(data_of(sweep, data), settings, retries, grace_s, scratch, hub, weights)
-        streams = [b for s in (sweep, sweep.for_search) for b in benchmark_configs(s)]
-        self._tasks_of = {block["label"]: sweep.kind.tasks(block, data) for block in streams}
+        stages = Stages(sweep, self.folder, self.outcomes, stage, data, self.console, self._say)
         try:
             if self._missing_search():
-                other = sweep.for_search
-                self._search(replace(stage, data=data_of(other, data)), self._tasks(other, data))
-            self._final(stage, self._tasks(sweep, data))
+                stages.search()
+            stages.final(self._final_plans() or [])
         except (KeyboardInterrupt, OSError):
             hub.end_all("killed")
             raise
 
-    def _search(self, stage: Stage, tasks: int) -> None:
-        from raycl.sweep.execution.optuna_search import search_adaptively
-        from raycl.sweep.execution.schedulers import make_scheduler
-
-        search, scheduler = self.sweep.search, self.sweep.scheduler
-        tasks = min(tasks, search.tasks or tasks)
-        total = sum(line.stage == "search" for line in expand.preview(self.sweep))
-        over = sum(outcome.kind == "search" for outcome in self.outcomes.all())
-        with self._progress(stage, total, over, tasks, "search"):
-            if search.algorithm == "random":
-                self._fit(
-                    stage,
-                    expand.search_plans(self.sweep),
-                    # where trials are stopped, who starts first decides which
-                    reorder=scheduler.name == "fifo" and search.time_budget is None,
-                    scheduler=make_scheduler(
-                        scheduler.name,
-                        search.mode,
-                        tasks,
-                        scheduler.grace_period,
-                        scheduler.reduction_factor,
-                    ),
-                    max_concurrent=search.max_concurrent,
-                    time_budget_s=search.time_budget,
-                )
-            else:
-                search_adaptively(
-                    self.sweep, stage, self.outcomes, tasks, self._say, self._tasks_of
-                )
-                self._forget_prefixes()
-        chosen = choose_winners(self.outcomes.all(), search.metric, search.mode, search.seeds)
-        chosen |= self.folder.winners() or {}  # of a search that was opened again: they stay
-        self.folder.record_winners(chosen)
-        for (benchmark, method), values in chosen.items():
-            shown = ", ".join(
-                f"{path.rpartition('.')[2]} {_short(v)}" for path, v in values.items()
-            )
-            self._say(f"winner of {method} on {benchmark}: {shown}")
-
-    def _final(self, stage: Stage, tasks: int) -> None:
-        plans = self._final_plans() or []
-        todo = [plan for plan in plans if plan.key not in self.outcomes]
-        with self._progress(stage, len(plans), len(plans) - len(todo), tasks, "trials"):
-            self._fit(stage, plans)
-
-    def _fit(
-        self, stage: Stage, plans: Sequence[TrialPlan], reorder: bool = True, **options: Any
-    ) -> None:
-        """Run those of a list of plans that are not over, so that they share what they can.
-
-        Args:
-            stage: Where they run.
-            plans: What may run.
-            reorder: Whether those that leave what others need may go first.
-            **options: For ``Stage.fit``.
-        """
-        from raycl.sweep.execution.prefixes import Spent
-
-        if self.sweep.reuse:
-            self._take_over(stage, [plan for plan in plans if plan.key not in self.outcomes])
-        if self.sweep.share:
-            plans = sharing.with_shared(plans, self._tasks_of)
-        todo = [plan for plan in plans if plan.key not in self.outcomes]
-        if reorder:
-            todo = sharing.in_order(todo)
-        spent = Spent(self.storage, todo)
-        stage.hub.listeners.append(spent)
-        try:
-            stage.fit(todo, **options)
-        finally:
-            stage.hub.listeners.remove(spent)
-            spent.close()
-
-    def _take_over(self, stage: Stage, plans: Sequence[TrialPlan]) -> None:
-        """Take over what other sweeps of the runs folder have finished."""
-        from raycl.sweep.execution.taken_over import finished_elsewhere, take_over
-
-        def made(plan: TrialPlan) -> Mapping[str, str] | None:
-            if plan.resources.get("gpu") and not torch.cuda.is_available():
-                return None  # the device of its worker is not known here
-            device = "cuda" if plan.resources.get("gpu") else "cpu"
-            return {**stage.settings.made, **made_of.process(device)}
-
-        assert self.made_of is not None
-        found = finished_elsewhere(self.folder, plans, made, self.made_of)
-        for plan in plans:
-            if plan.key in found:
-                take_over(plan, found[plan.key], self.storage, stage.hub)
-        if found:
-            self._say(f"{len(found)} trials were taken over from other sweeps")
-
-    def _forget_prefixes(self) -> None:
-        """Delete all shared states, which no trial needs any more."""
+    def _forget_shared(self) -> None:
+        """Delete all states that trials have left for others, which none needs any more."""
         from raycl.sweep.execution.prefixes import remove
 
         remove(self.storage)
-
-    @contextmanager
-    def _progress(
-        self, stage: Stage, total: int, over: int, tasks: int, title: str
-    ) -> Iterator[None]:
-        shown = self.sweep.kind.shown
-        with Progress(self.console, total, over, tasks, title, shown) as progress:
-            stage.hub.listeners.append(progress)
-            try:
-                yield
-            finally:
-                stage.hub.listeners.remove(progress)
 
     # ------------------------------------------------------------------ what is left
 
     def _winners(self) -> dict[Labels, dict[str, Any]] | None:
         """Winners of the search; none needed: empty; not chosen yet: ``None``."""
         return self.folder.winners() if expand.searches(self.sweep) else {}
-
-    @staticmethod
-    def _tasks(sweep: spec.Sweep, data: Mapping[str, Dataset]) -> int:
-        """Tasks of the longest stream."""
-        longest = max(sweep.kind.tasks(block, data) for block in benchmark_configs(sweep))
-        return min(longest, sweep.stop.tasks or longest)
 
     def _missing_search(self) -> bool:
         return self.reopened or self._winners() is None
@@ -558,7 +442,3 @@ class Execution:
             self.console.print(redact(text), highlight=False, markup=False, soft_wrap=True)
         except OSError:  # the terminal is gone
             signals.abandon(2)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

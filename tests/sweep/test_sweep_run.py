@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +11,13 @@ import yaml
 
 from raycl.errors import UserError
 from raycl.sweep import run
+from raycl.sweep.execution.events import Hub
+from raycl.sweep.execution.stage import Stage
+from raycl.sweep.execution.stages import Stages
+from raycl.sweep.execution.trainable import Settings
 from raycl.sweep.file import spec
 from raycl.sweep.plan import expand
+from raycl.sweep.plan.check_data import check_data
 from raycl.sweep.plan.plan import TrialPlan
 from raycl.sweep.record.folder import SweepFolder
 from raycl.sweep.record.outcomes import Outcome
@@ -96,19 +100,22 @@ def test_search_trials_start_in_the_order_of_the_file_where_some_are_stopped(
     names = ("ewc", "online_ewc")
     methods = [{"name": name, "lam": {"grid": [1, 2]}} for name in names]
     found = execution(tmp_path, methods=methods, **changes)
-    found._tasks_of = {"split-digits-5": 5}
     started: list[str] = []
 
     class Stopped(Exception):
         pass
 
-    def fit(plans: Sequence[TrialPlan], **options: Any) -> None:
-        started.extend(plan.key for plan in plans)
-        raise Stopped
+    class Staged(Stage):
+        def fit(self, plans: Sequence[TrialPlan], **options: Any) -> None:
+            started.extend(plan.key for plan in plans)
+            raise Stopped
 
-    hub = SimpleNamespace(listeners=[])
+    hub = Hub([])
+    stage = Staged({}, Settings("", 1, 2, "m", "max"), 0, 1, tmp_path, hub)
+    data = check_data(found.sweep, tmp_path)
+    stages = Stages(found.sweep, found.folder, found.outcomes, stage, data, found.console, print)
     with pytest.raises(Stopped):
-        found._search(SimpleNamespace(fit=fit, hub=hub), 5)  # type: ignore[arg-type]
+        stages.search()
     plans = expand.search_plans(found.sweep)
     assert len(started) == 4
     order = [started.index(plan.key) for plan in plans]
