@@ -118,8 +118,12 @@ class CDLConfig(PromptMethod.Config):
         return self
 
     def has_phase(self, name: str) -> bool:
-        """See ``MethodConfig.has_phase``: a teacher may learn with its student, or elsewhere."""
-        return self.scheme != "cdl_prompt" and self.teacher is None
+        """See ``MethodConfig.has_phase``: a teacher may learn with its student, or elsewhere.
+
+        A learner from outside raycl claims nothing.
+        """
+        own = find_learner(self.learner).__module__.startswith("raycl.")
+        return own and self.scheme != "cdl_prompt" and self.teacher is None
 
     def learner_config(self) -> Any:
         """All options of the learner's method: its own, and those that it shares with this one."""

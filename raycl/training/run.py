@@ -122,6 +122,7 @@ class Run:
         self._open: Row | None = None
         self._watch: Watch | None = None
         self.trained = lambda: None
+        self._fresh = self.random.of_process()
 
     # ------------------------------------------------------------------ stepping
 
@@ -352,12 +353,8 @@ class Run:
         if self._phase is None:
             if phase.draws is not None:
                 self.random.restart(phase.draws, self.task_index)
-            if phase.result is not None and self.shelf is not None:
-                if found := self.shelf.take(phase.name, self.task_index):
-                    self.progress += load_result(phase.result, found, self.costs, self.random)
-                    self._next_phase(phase)
-                    return dict(found["row"])
-                self._watch = Watch(self.costs, self.random)
+            if (taken := self._take(phase)) is not None:
+                return taken
             if phase.before is not None:
                 self.method.eval()
                 phase.before()
@@ -378,6 +375,25 @@ class Run:
             self._next_phase(phase)
         row["time/epoch_s"] = time.perf_counter() - started
         return row
+
+    def _take(self, phase: Phase) -> Row | None:
+        """Take what another trial has trained in a phase; its last row. ``None``: train it.
+
+        Only as long as nobody has drawn from the process's generators since the constructor: they
+        may have drawn otherwise in another trial, and what the phase starts from with them.
+        """
+        if phase.result is None or self.shelf is None or self.random.of_process() != self._fresh:
+            return None
+        self.costs.stop()
+        found = self.shelf.take(phase.name, self.task_index)
+        self.costs.start()
+        if found is None:
+            self._watch = Watch(self.costs, self.random)
+            return None
+        self.progress += load_result(phase.result, found, self.costs, self.random)
+        self.method.eval()
+        self._next_phase(phase)
+        return dict(found["row"])
 
     def _leave(self, phase: Phase, row: Row) -> None:
         """Leave what a phase has trained for other trials, if it began in this process."""

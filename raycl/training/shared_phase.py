@@ -13,7 +13,7 @@ from raycl.trial.run import Row
 
 
 class Watch:
-    """Watches a phase with a result, from its beginning.
+    """Watches a phase with a result, from its beginning, when the clock has just been started.
 
     Args:
         costs: Costs of the run.
@@ -21,8 +21,7 @@ class Watch:
     """
 
     def __init__(self, costs: Costs, random: Randomness) -> None:
-        costs.stop()
-        costs.start()
+        costs.begin_part()
         self.costs, self.random = costs, random
         self.before = costs.seconds, costs.examples, random.of_process()
 
@@ -46,6 +45,7 @@ class Watch:
             "row": row,
             "seconds": self.costs.seconds - seconds,
             "examples": self.costs.examples - examples,
+            "peak_memory_mb": self.costs.part_peak_mb,
         }
 
 
@@ -67,4 +67,5 @@ def load_result(
     random.load_own(found["own"])
     costs.seconds += found["seconds"]
     costs.examples += found["examples"]
+    costs.peak_memory_mb = max(costs.peak_memory_mb, found["peak_memory_mb"])
     return int(found["row"]["epoch"])

@@ -28,11 +28,12 @@ class Costs:
         examples: Training examples processed, every epoch counted.
         peak_memory_mb: On CUDA the allocator's peak; on the CPU the largest resident set seen at
             the end of an epoch, libraries and shared pages included. In units of 10^6 bytes.
+        part_peak_mb: The same since ``begin_part``; not part of the state.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.seconds = self.peak_memory_mb = 0.0
+        self.seconds = self.peak_memory_mb = self.part_peak_mb = 0.0
         self.examples = 0
         self.measured: dict[str, float] = {}
         self._started = 0.0
@@ -52,6 +53,13 @@ class Costs:
             used = psutil.Process().memory_info().rss
         self.seconds += time.perf_counter() - self._started
         self.peak_memory_mb = max(self.peak_memory_mb, used / 1e6)
+        self.part_peak_mb = max(self.part_peak_mb, used / 1e6)
+
+    def begin_part(self) -> None:
+        """Begin a part with a peak of its own."""
+        self.part_peak_mb = 0.0
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     def measure(self, method: nn.Module, plain_size: int, data_bytes: int) -> dict[str, float]:
         """Take the totals at a task's end.

@@ -54,7 +54,10 @@ def from_end_of_task(task: int) -> dict[str, Any]:
 
 
 def not_in_phase(phase: str) -> dict[str, Any]:
-    """Declare that an option has no part in what a phase trains, see ``Phase.result``."""
+    """Declare that an option has no part in what a phase trains, see ``Phase.result``.
+
+    Nor in what the phase starts from, in any task; the conformance suite looks at two.
+    """
     return {SHARED: phase}
 
 

@@ -221,6 +221,29 @@ class PartInTheOther(Taught):
         return float(self.config.weight)
 
 
+class MoreBeforeForOtherValues(Taught):
+    """A method whose phase changes more than its result, but not with the default of its option."""
+
+    class Config(Taught.Config):
+        weight: float = Field(1.0, json_schema_extra=not_in_phase("other"))
+
+    def phases(self, task: Task) -> list[Phase]:
+        other, train = super().phases(task)
+
+        def before() -> None:
+            with torch.no_grad():
+                self.head.bias.mul_(self.config.weight).add_(1 - self.config.weight)
+
+        return [replace(other, before=before), train]
+
+
+class ChildThatClaimsNothing(Taught):
+    """An honest method that inherits a phase with a result, and no claim."""
+
+    class Config(Taught.Config):
+        more: float = 1.0
+
+
 class MoreThanItsResult(Taught):
     """A method whose phase leaves more behind than its result."""
 
@@ -265,6 +288,7 @@ def run(method: str, test: str) -> None:
         ("DrawsAtTheBeginning", "test_first_task_is_that_of"),
         ("PartInTheOther", "test_phases_are_those_of_others"),
         ("MoreThanItsResult", "test_phases_are_those_of_others"),
+        ("MoreBeforeForOtherValues", "test_phases_are_those_of_others"),
         ("ForgetsItsState", "test_docstring"),
     ],
 )
@@ -287,8 +311,9 @@ def test_a_claim_that_is_true_passes(name: str, monkeypatch: pytest.MonkeyPatch)
     suite.test_first_task_is_that_of()
 
 
-def test_a_phase_that_is_as_it_says_passes() -> None:
-    suite = type("Suite", (MethodConformance,), {"method": f"{__name__}:Taught"})()
+@pytest.mark.parametrize("name", ["Taught", "ChildThatClaimsNothing"])
+def test_a_phase_that_is_as_it_says_passes(name: str) -> None:
+    suite = type("Suite", (MethodConformance,), {"method": f"{__name__}:{name}"})()
     suite.test_phases_are_those_of_others()
     suite.test_resumes_bitwise()
 

@@ -139,7 +139,7 @@ def test_a_damaged_teacher_is_trained_again(tmp_path: Path) -> None:
 def test_a_trial_that_was_begun_with_other_code_shares_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = sweep(tmp_path)
+    one = sweep(tmp_path, stop={"tasks": 3})
     first, second, _ = one.plans()
     deaths: list[int] = []
 
@@ -154,10 +154,12 @@ def test_a_trial_that_was_begun_with_other_code_shares_nothing(
     before = set(one.left())
     assert len(before) == 1
     monkeypatch.setattr(trainable, "process", lambda device: {"raycl": "another one"})
-    one.run([first])
-    assert set(one.left()) == before, "its second teacher has learnt from another first one"
+    deaths.clear()  # it dies once more, at the end of its second task
+    one.run([first], at_once=True)
+    assert len(deaths) == 1
+    assert set(one.left()) == before, "its later teachers have learnt from another first one"
     one.run([second])
-    assert len(one.left()) == 3
+    assert len(one.left()) == 4
 
 
 def test_teachers_go_when_nobody_needs_them(tmp_path: Path) -> None:
@@ -171,6 +173,33 @@ def test_teachers_go_when_nobody_needs_them(tmp_path: Path) -> None:
     spent.ended(plans[2], "finished", {}, "")
     spent.close()
     assert one.left() == []
+
+
+@pytest.mark.parametrize("whose", ["network", "teacher_network"])
+def test_nothing_is_shared_after_somebody_has_drawn_from_the_process(
+    tmp_path: Path, whose: str
+) -> None:
+    """Dropout, while the first task trains the networks: its draws differ between schemes."""
+    noisy = {"proj_drop_rate": 0.2}
+    methods, network = [taught("a", "kd"), taught("b", "kdp")], vit(16)
+    if whose == "network":
+        network = vit(16, **noisy)
+    else:
+        methods = [one | {"teacher_network": vit(24, **noisy)} for one in methods]
+    one = sweep(tmp_path, methods, network=network)
+    shared = one.run(one.plans())
+    assert one.left() == []
+    assert ends(shared) == alone(tmp_path, one)
+
+
+def test_a_learner_from_outside_claims_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        '"""A learner of one\'s own."""\nfrom raycl.methods.apt import APT\n\n\n'
+        'class Mine(APT):\n    """It may do anything (nobody, 2026)."""\n'
+    )
+    learner = {"name": f"{tmp_path}/mine.py:Mine"}
+    methods = [taught(name, name, learner=learner) for name in ("kd", "kdp")]
+    assert [plan.phases for plan in sweep(tmp_path, methods).plans()] == [[], []]
 
 
 def test_a_phase_that_draws_from_the_process_is_not_left(tmp_path: Path) -> None:

@@ -74,7 +74,9 @@ class Prefixes:
     def state_dict(self) -> dict[str, Any]:
         """Plain values; empty if there is nothing to remember."""
         found: dict[str, Any] = {"seconds": self.seconds} if self.seconds else {}
-        return found | ({"world": self.world} if self.plan.phases else {})
+        # what was once of another world stays so
+        world = "" if self._foreign else self.world
+        return found | ({"world": world} if self.plan.phases else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` gave; from now on no state is left for others."""
