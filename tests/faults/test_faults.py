@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +137,21 @@ def test_driver_killed(lab: Lab) -> None:
     assert lab.trace() == trace
 
 
+def has_two(lab: Lab) -> bool:
+    """Whether both trials have begun, and one that is not over has two checkpoints."""
+    over = {path.stem for path in lab.outcomes()}
+    count = Counter(path.parent.name for path in lab.checkpoints())
+    return len(count) == 2 and any(n >= 2 and name not in over for name, n in count.items())
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
 def test_interrupted_damaged_and_resumed(lab: Lab, number: signal.Signals) -> None:
     """Ctrl-C; and a preemption that leaves a torn file behind."""
-    sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.2}], seeds=2)
+    sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.3}], seeds=2)
     driver = lab.start("run", str(sweep))
-    lab.wait_for(lambda: len(lab.checkpoints()) >= 3, driver)
+    lab.wait_for(lambda: has_two(lab), driver)
     family = psutil.Process(driver.pid).children(recursive=True)
     os.kill(driver.pid, number)
     output, _ = driver.communicate(timeout=200)
@@ -151,12 +159,17 @@ def test_interrupted_damaged_and_resumed(lab: Lab, number: signal.Signals) -> No
     assert "raycl resume fault" in output
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive, f"left behind: {alive}"
-    assert {run.info.status for run in tracked(lab)} == {"KILLED"}
-    assert {run.data.tags["raycl.end"] for run in tracked(lab)} == {"killed"}
+    over = {path.stem for path in lab.outcomes()}
+    assert len(over) < 2, "something was under way"  # on a busy machine one trial begins late
+    ends = sorted(["FINISHED"] * len(over) + ["KILLED"] * (2 - len(over)))
+    assert sorted(run.info.status for run in tracked(lab)) == ends
+    killed = {run.data.tags["raycl.end"] for run in tracked(lab) if run.info.status == "KILLED"}
+    assert killed == {"killed"}
 
-    trial = lab.checkpoints()[0].parent
+    left = [path for path in lab.checkpoints() if path.parent.name not in over]
+    trial = left[0].parent
     if len(list(trial.glob("step-*.pt"))) < 2:
-        trial = lab.checkpoints()[-1].parent
+        trial = left[-1].parent
     previous, newest = sorted(trial.glob("step-*.pt"))
     if number == signal.SIGTERM:
         newest.write_bytes(newest.read_bytes()[:-100])
