@@ -367,13 +367,14 @@ class Run:
         means, examples = train_one_epoch(phase, self._phase.optimizer, self.method, per_step)
         row |= {f"train/{name}": value for name, value in means.items()}
         self.costs.examples += examples
-        if self._diverged(phase, self._phase, means) or self._phase.finish_epoch():
+        over = self._diverged(phase, self._phase, means) or self._phase.finish_epoch()
+        if over:
             self._phase.close()
             self._phase = None
-            row["time/epoch_s"] = time.perf_counter() - started
+        row["time/epoch_s"] = time.perf_counter() - started
+        if over:
             self._leave(phase, row)
             self._next_phase(phase)
-        row["time/epoch_s"] = time.perf_counter() - started
         return row
 
     def _take(self, phase: Phase) -> Row | None:

@@ -144,34 +144,22 @@ def _base(block: Mapping[str, Any], find: Callable[[str], Any]) -> dict[str, Any
     return found
 
 
-def options_at(block: Mapping[str, Any], cls: Any, point: int) -> dict[str, Any]:
-    """A ``method`` block without the options that cannot have mattered at a point.
+def options_at(block: Mapping[str, Any], cls: Any, place: int | str) -> dict[str, Any]:
+    """A ``method`` block without the options that cannot have mattered at a point, or in a phase.
 
     Args:
         block: The finished block.
         cls: The method's class.
-        point: Number of the point.
+        place: Number of the point, or name of the phase.
     """
-    return {
-        name: value
-        for name, value in block.items()
-        if name not in cls.Config.model_fields or unaffected(cls, name) < point
-    }
 
+    def matters(name: str) -> bool:
+        if isinstance(place, str):
+            return without_part(cls, name) != place
+        return unaffected(cls, name) < place
 
-def options_in(block: Mapping[str, Any], cls: Any, phase: str) -> dict[str, Any]:
-    """A ``method`` block without the options that have no part in a phase.
-
-    Args:
-        block: The finished block.
-        cls: The method's class.
-        phase: Name of the phase.
-    """
-    return {
-        name: value
-        for name, value in block.items()
-        if name not in cls.Config.model_fields or without_part(cls, name) != phase
-    }
+    known = cls.Config.model_fields
+    return {name: v for name, v in block.items() if name not in known or matters(name)}
 
 
 def phases_named(cls: Any) -> list[str]:

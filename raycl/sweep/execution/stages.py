@@ -51,7 +51,7 @@ class Stages:
     say: Callable[[str], None]
 
     def __post_init__(self) -> None:
-        self.storage = self.folder.storage(self.sweep.storage)
+        self.storage = self.stage.settings.storage
         streams = [b for s in (self.sweep, self.sweep.for_search) for b in benchmark_configs(s)]
         kind = self.sweep.kind
         self.tasks = {block["label"]: kind.tasks(block, self.data) for block in streams}

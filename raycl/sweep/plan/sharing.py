@@ -19,7 +19,6 @@ from raycl.sweep.plan.plan import TrialPlan, hashed
 from raycl.trial.sharing import (
     first_method,
     options_at,
-    options_in,
     phases_named,
     trained,
     unaffected,
@@ -59,7 +58,7 @@ def phase_key(plan: TrialPlan, phase: str) -> str:
         phase: Name of the phase.
     """
     block = plan.config["method"]
-    options = options_in(block, kinds.of(plan.config["benchmark"]).named("method", block), phase)
+    options = options_at(block, kinds.of(plan.config["benchmark"]).named("method", block), phase)
     return _hash_of(plan, {"method": options, "code": plan.code, "phase": phase})
 
 
