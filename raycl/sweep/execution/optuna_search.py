@@ -32,7 +32,7 @@ from raycl.sweep.plan.sharing import shared_by_any
 from raycl.sweep.record.outcomes import Outcome, Outcomes, Status
 from raycl.sweep.record.winners import search_value
 from raycl.tracking.journal import Journal
-from raycl.trial.run import FAILED, Row
+from raycl.trial.run import FAILED, Row, known, unpacked_row
 
 SAMPLERS = {"optuna": optuna.samplers.TPESampler, "optuna_gp": optuna.samplers.GPSampler}
 ATTEMPTS = 5
@@ -226,9 +226,9 @@ class Searcher(OptunaSearch):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tune's hook; ``result`` is flattened."""
-        result = result or {}
-        finished = result if result.get("row/finished") else None
-        super().on_trial_complete(trial_id, finished, error or f"row/{FAILED}" in result)
+        row = unpacked_row(result["row"]) if result and "row" in result else {}
+        finished = result if known(row).get("finished") else None
+        super().on_trial_complete(trial_id, finished, error or FAILED in row)
 
 
 def make_searcher(

@@ -44,6 +44,7 @@ from raycl.trial.run import (
     Row,
     TrialRun,
     known,
+    packed_row,
 )
 from raycl.trial.sharing import SHARED_SECONDS
 
@@ -360,4 +361,5 @@ def report(row: Row, settings: Settings) -> None:
     prefix, _, name = settings.metric.rpartition("/")
     found = (v for k, v in row.items() if k.startswith(f"{prefix}/") and k.endswith(f"/{name}"))
     score = next(found, worst)
-    tune.report({"row": row, "tasks_done": known(row).get("tasks_done", 0), "score": score})
+    tasks_done = known(row).get("tasks_done", 0)
+    tune.report({"row": packed_row(row), "tasks_done": tasks_done, "score": score})
