@@ -10,6 +10,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from raycl.sweep.execution.schedulers import PerMethodScheduler, make_scheduler
 from raycl.sweep.plan.plan import TrialPlan, packed, plan_of
+from raycl.trial.run import packed_row
 
 
 class Judge:
@@ -32,7 +33,10 @@ def trial(method: str, name: str) -> Any:
     return SimpleNamespace(config={"plan": packed(plan)}, trial_id=name)
 
 
-AT_END = {"row/at_task_end": True, "row/finished": False, "tasks_done": 1, "score": 1.0}
+def told(**row: Any) -> dict[str, Any]:
+    """What Tune has of a row that a trial reports at the end of its first task."""
+    given = packed_row({"at_task_end": True, "finished": False, **row})
+    return {"row": given, "tasks_done": 1, "score": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -53,9 +57,9 @@ def test_one_judge_per_method(decision: str, expected: str) -> None:
     scheduler = PerMethodScheduler(make)
     for one in (a := trial("ewc", "a")), (b := trial("joint", "b")):
         scheduler.on_trial_add(None, one)
-    assert scheduler.on_trial_result(None, a, AT_END) == expected
-    assert scheduler.on_trial_result(None, b, AT_END) == expected
-    for result in (AT_END | {"row/at_task_end": False}, AT_END | {"row/finished": True}):
+    assert scheduler.on_trial_result(None, a, told()) == expected
+    assert scheduler.on_trial_result(None, b, told()) == expected
+    for result in (told(at_task_end=False), told(finished=True)):
         assert scheduler.on_trial_result(None, a, result) == TrialScheduler.CONTINUE
     assert [judge.asked for judge in judges if judge.asked] == [["a"], ["b"]]
 
@@ -69,7 +73,7 @@ def test_asha_stops_the_worse_half_of_its_own_method_only() -> None:
     said = {}
     for level, group in ((90.0, good), (20.0, poor)):
         for i, one in enumerate(group):
-            result = AT_END | {"score": level - i, "training_iteration": 1}
+            result = told() | {"score": level - i, "training_iteration": 1}
             said[one.trial_id] = scheduler.on_trial_result(None, one, result)
     assert said["poor0"] == TrialScheduler.CONTINUE, "the best of a poor method goes on"
     assert said["good3"] == TrialScheduler.STOP, "the worst of a good method does not"

@@ -8,6 +8,7 @@ from typing import Any
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from raycl.sweep.plan.plan import plan_of
+from raycl.trial.run import known, unpacked_row
 
 
 class PerMethodScheduler(FIFOScheduler):
@@ -40,7 +41,8 @@ class PerMethodScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Tune's hook; ``result`` is flattened."""
-        if not result.get("row/at_task_end") or result.get("row/finished"):
+        row = known(unpacked_row(result["row"]))
+        if not row.get("at_task_end") or row.get("finished"):
             return str(TrialScheduler.CONTINUE)
         decision = str(self._of(trial).on_trial_result(tune_controller, trial, result))
         # median stopping pauses a trial to let others catch up: a restart for nothing
