@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -186,10 +185,6 @@ def test_from_a_directory_that_is_not_installed(tmp_path: Path) -> None:
     made_in(tmp_path)
 
 
-# By what is installed: importing setuptools fails where another test has imported distutils.
-@pytest.mark.skipif(
-    int(version("setuptools").split(".")[0]) < 77, reason="needs setuptools 77 to build a wheel"
-)
 def test_from_a_wheel(tmp_path: Path) -> None:
     source, wheels, unpacked = (tmp_path / name for name in ("source", "wheels", "unpacked"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):

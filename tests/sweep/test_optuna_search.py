@@ -265,7 +265,7 @@ def test_score(metric: str, mode: str, score: float, monkeypatch: pytest.MonkeyP
 
 
 def test_tune_sees_two_numbers_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of each it keeps statistics, 2 kB for every trial, and writes them whenever it saves."""
+    """Tune keeps 2 kB of statistics of each number it sees, for every trial, and saves them."""
     sent: list[dict[str, Any]] = []
     monkeypatch.setattr(tune, "report", sent.append)
     row = {"progress": 3, "tasks_done": 1, "result": {"cost": {"seconds": 1.5}}, "train/loss": 0.1}
