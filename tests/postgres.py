@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+
+from tests.waiting import free_port
 
 PASSWORD = "pass word/1"  # one that has to be quoted in a URL
 QUOTED_PASSWORD = quote(PASSWORD, safe="")
@@ -31,16 +32,14 @@ def running() -> Iterator[int]:
             pytest.skip("PostgreSQL does not run as root, and there is no setpriv")
         shutil.chown(folder, "nobody")
         as_other = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     (folder / "password").write_text(PASSWORD)
     (folder / "password").chmod(0o644)
     data, options = folder / "data", f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
 
     def run(program: str, *arguments: str) -> None:
         command = [*as_other, str(programs / program), *arguments]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
     who = ["--username=mlflow", f"--pwfile={folder}/password", "--auth=scram-sha-256"]
@@ -49,7 +48,7 @@ def running() -> Iterator[int]:
     try:
         environment = os.environ | {"PGPASSWORD": PASSWORD}
         create = [str(programs / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow"]
-        subprocess.run([*create, "mlflow"], env=environment, check=True, timeout=120)
+        subprocess.run([*create, "mlflow"], env=environment, check=True)
         yield port
     finally:
         run("pg_ctl", f"--pgdata={data}", "--mode=immediate", "--wait", "stop")

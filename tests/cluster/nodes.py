@@ -14,9 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.waiting import until
 
 BIN = Path(sys.executable).parent
 COUNT = iter(range(1, 1000))
@@ -169,27 +171,19 @@ class Nodes:
         path = f"{BIN}:{found['PATH']}"
         return found | {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", "PATH": path}
 
-    def wait(self, count: int, seconds: float = 120) -> None:
+    def wait(self, count: int) -> None:
         """Until so many nodes are alive."""
         code = (
             "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')\n"
         )
         code += "print(sum(n['Alive'] for n in ray.nodes()))"
-        deadline = time.monotonic() + seconds
-        seen = ""
-        while time.monotonic() < deadline:
-            assert self.head.ray.poll() is None, (self.head.folder / "log").read_text()
-            done = subprocess.run(
-                self.head.command(sys.executable, "-c", code, self.address),
-                env=self.environment(),
-                capture_output=True,
-                text=True,
-            )
-            seen = done.stdout.strip() or done.stderr
-            if seen == str(count):
-                return
-            time.sleep(0.5)
-        raise AssertionError(f"not {count} nodes: {seen}")
+        ask = self.head.command(sys.executable, "-c", code, self.address)
+
+        def counted() -> bool:
+            done = subprocess.run(ask, env=self.environment(), capture_output=True, text=True)
+            return done.stdout.strip() == str(count)
+
+        until(counted, self.head.ray, self.head.folder / "log")
 
     def close(self) -> None:
         for node in self.nodes:
@@ -209,11 +203,3 @@ def nodes(private: Path) -> Iterator[Nodes]:
         yield made
     finally:
         made.close()
-
-
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Wait."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)

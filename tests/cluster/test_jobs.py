@@ -7,15 +7,12 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import pytest
@@ -25,6 +22,7 @@ from raycl.errors import UserError
 from raycl.sweep.execution import cluster
 from tests.faults.conftest import Lab
 from tests.faults.test_faults import results, tracked, undisturbed
+from tests.waiting import free_port, free_ports, until, until_answered
 
 BIN = str(Path(sys.executable).parent)
 
@@ -51,16 +49,6 @@ class Spy(Base):
 '''
 
 
-def free_ports(n: int) -> list[int]:
-    probes = [socket.socket() for _ in range(n)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[tuple[str, dict[str, str]]]:
     """Address of a cluster's dashboard, and the environment of somebody who has its token."""
@@ -84,12 +72,12 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         )
     try:
         address = f"http://127.0.0.1:{dashboard}"
-        wait_for_dashboard(address, process, folder / "log")
+        until_answered(f"{address}/api/version", process, folder / "log")
         yield address, mine
     finally:
         os.kill(process.pid, signal.SIGTERM)  # `ray start --block` ends what it started
         try:
-            process.wait(30)
+            process.wait()
         finally:
             for pid in processes_of(folder):
                 os.kill(pid, signal.SIGKILL)
@@ -100,21 +88,6 @@ def processes_of(folder: Path) -> list[int]:
     """Of this test's cluster, by its folder in their command lines."""
     done = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True)
     return [int(pid) for pid in done.stdout.split()]
-
-
-def wait_for_dashboard(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        try:
-            urlopen(f"{address}/api/version", timeout=2)
-        except HTTPError as error:
-            if error.code == 401:
-                return
-        except (URLError, OSError):
-            pass
-        time.sleep(0.3)
-    pytest.fail(f"no dashboard: {log.read_text()}")
 
 
 def everything_ray_knows(address: str, mine: dict[str, str]) -> str:
@@ -173,9 +146,9 @@ def test_detached_stopped_and_continued(lab: Lab, head: tuple[str, dict[str, str
     sweep = lab.sweep("long", methods=[method], seeds=2)
     where = ["--address", address]
     follower = lab.start("submit", sweep.name, *where, **mine)
-    lab.wait_for(lambda: len(lab.checkpoints("long")) >= 2, follower)
+    until(lambda: len(lab.checkpoints("long")) >= 2, follower)
     os.kill(follower.pid, signal.SIGINT)
-    output, _ = follower.communicate(timeout=120)
+    output, _ = follower.communicate()
     assert follower.returncode == 130
     assert "goes on" in output
     assert "raycl jobs raycl-long-" in output
@@ -197,7 +170,6 @@ def test_detached_stopped_and_continued(lab: Lab, head: tuple[str, dict[str, str
         env=os.environ | mine | {"RAY_AUTH_MODE": "token"},
         capture_output=True,
         text=True,
-        timeout=200,
     )
     assert plain.returncode == 0, plain.stdout + plain.stderr
     assert plain.stdout.count("continues from") == 2
@@ -220,7 +192,7 @@ def test_refusals(
     fine = jobs.Wish(Path(lab.sweep("refused").name), [], False, None, None, None)
     with pytest.raises(UserError, match="--address: the cluster asks for a token; run ray get-"):
         jobs.submit(fine, address, None)
-    (elsewhere,) = free_ports(1)
+    elsewhere = free_port()
     with pytest.raises(UserError, match="no Ray dashboard answers at"):
         jobs.jobs(f"http://127.0.0.1:{elsewhere}")
     for change, message in (

@@ -13,9 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.cluster.nodes import BIN, Nodes, nodes, until, why_not
+from tests.cluster.nodes import BIN, Nodes, nodes, why_not
 from tests.faults.conftest import Lab
 from tests.faults.test_faults import PICTURES, pictures, results, steps, tracked, undisturbed
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -74,11 +75,11 @@ def test_a_node_that_is_killed(lab: Lab, rig: Nodes) -> None:
     assert not lab.trace(), "before any trial"
 
     driver = lab.start("run", name, "--address", rig.address)
-    lab.wait_for(lambda: len(lab.checkpoints_in("shared")) >= 3 and len(spread(lab)) == 2, driver)
+    until(lambda: len(lab.checkpoints_in("shared")) >= 3 and len(spread(lab)) == 2, driver)
     (victim,) = [node for node in rig.nodes if node.network == spread(lab)[0]]
     victim.kill()
     begun = len(lab.trace())
-    output, _ = driver.communicate(timeout=240)
+    output, _ = driver.communicate()
     assert driver.returncode == 0, output
     check(lab, output, expected)
     assert "continues from" in output
@@ -92,10 +93,10 @@ def test_a_node_that_is_cut_off(lab: Lab, rig: Nodes) -> None:
     """Its trial goes on, unheard, and so does its successor."""
     name, expected = sweep(lab)
     driver = lab.start("run", name, "--address", rig.address)
-    lab.wait_for(lambda: len(lab.checkpoints_in("shared")) >= 3 and len(spread(lab)) == 2, driver)
+    until(lambda: len(lab.checkpoints_in("shared")) >= 3 and len(spread(lab)) == 2, driver)
     (victim,) = [node for node in rig.nodes if node.network == spread(lab)[0]]
     victim.plug(out=True)
-    output, _ = driver.communicate(timeout=300)
+    output, _ = driver.communicate()
     assert driver.returncode == 0, output
     check(lab, output, expected)
 
@@ -104,7 +105,7 @@ def test_a_node_that_is_cut_off(lab: Lab, rig: Nodes) -> None:
 def test_a_driver_that_is_killed_and_one_too_many(lab: Lab, rig: Nodes) -> None:
     name, expected = sweep(lab)
     driver = lab.start("run", name, "--address", rig.address)
-    lab.wait_for(lambda: len(lab.checkpoints_in("shared")) >= 2, driver)
+    until(lambda: len(lab.checkpoints_in("shared")) >= 2, driver)
 
     elsewhere = Lab(lab.path, tuple(rig.nodes[1].command(folder=lab.path)))
     output = elsewhere.run("run", name, "--address", rig.address, code=2)
@@ -119,7 +120,7 @@ def test_a_driver_that_is_killed_and_one_too_many(lab: Lab, rig: Nodes) -> None:
     begun, finished = lab.trace(), len(lab.outcomes())
     assert finished < 3
     pids = {pid for node in rig.nodes for pid in node.pids()}
-    until(lambda: not [p for p in pids if is_trial(p)], 30)  # Ray ends what has lost its driver
+    until(lambda: not [p for p in pids if is_trial(p)])  # Ray ends what has lost its driver
 
     output = lab.run("resume", "fault", "--address", rig.address)
     assert results(lab) == expected
@@ -149,15 +150,15 @@ def test_a_node_that_is_preempted(lab: Lab, rig: Nodes) -> None:
     storage = str(lab.path / "shared")
     name = lab.sweep(methods=[method], storage=storage, **keep, **train).name
     driver = lab.start("run", name, "--address", rig.address)
-    lab.wait_for(lambda: len(spread(lab)) == 2, driver)
+    until(lambda: len(spread(lab)) == 2, driver)
     (victim,) = [node for node in rig.nodes if node.network == spread(lab)[0]]
     trial = lab.traced()[0][1]
     drain(rig, victim.address)
-    lab.wait_for(lambda: lab.checkpoints_in("shared"), driver)
+    until(lambda: lab.checkpoints_in("shared"), driver)
     assert lab.trace() == [trial, *lab.trace()[1:]]
     assert not any(line[1] == trial.rpartition("-")[0] + "-1" for line in lab.traced())
     victim.kill()
-    output, _ = driver.communicate(timeout=300)
+    output, _ = driver.communicate()
     assert driver.returncode == 0, output
     assert "has saved, for its node is being drained" in output
     assert "continues from" in output

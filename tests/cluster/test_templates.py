@@ -23,8 +23,9 @@ from ray._raylet import Config
 from ray.autoscaler._private.kuberay import autoscaling_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from tests.cluster.nodes import Nodes, nodes, until, why_not
+from tests.cluster.nodes import Nodes, nodes, why_not
 from tests.faults.conftest import Lab
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "sweeps" / "cluster"
@@ -170,7 +171,6 @@ def test_a_pod_has_time_to_save() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_pods_save_before_they_go(lab: Lab) -> None:
     """As KubeRay does it: the entrypoint as a job, SIGTERM to the first process of a pod."""
     if reason := why_not():
@@ -200,7 +200,7 @@ def test_pods_save_before_they_go(lab: Lab) -> None:
         name, seconds, _ = drain_of(cluster["workerGroupSpecs"][0])
         for _ in range(2):
             rig.start(1, **{name: str(seconds)})
-        rig.wait(3, 240)
+        rig.wait(3)
 
         def ray_job(*arguments: str) -> str:
             where = ["--address", f"http://{rig.head.address}:8265"]
@@ -214,14 +214,14 @@ def test_pods_save_before_they_go(lab: Lab) -> None:
         submit = ["--submission-id", "sweep", "--no-wait"]
         submit += ["--runtime-env-json", json.dumps({"env_vars": variables})]
         ray_job("submit", *submit, "--", *command, str(sweep))
-        until(lambda: len({line[2] for line in lab.traced()}) == 2, 240)
+        until(lambda: len({line[2] for line in lab.traced()}) == 2)
 
         # the node of a worker is drained
         (victim,) = [node for node in rig.nodes if node.network == lab.traced()[0][2]]
         victim.ray.terminate()
-        until(lambda: lab.checkpoints_in("shared"), 60)
-        until(lambda: victim.ray.poll() is not None, 120)
-        until(lambda: "continues from" in ray_job("logs", "sweep"), 240)
+        until(lambda: lab.checkpoints_in("shared"))
+        until(lambda: victim.ray.poll() is not None)
+        until(lambda: "continues from" in ray_job("logs", "sweep"))
         assert "has saved, for its node is being drained" in ray_job("logs", "sweep")
 
         # kubectl delete: the operator stops the job, and all pods get their signal at once
@@ -229,7 +229,7 @@ def test_pods_save_before_they_go(lab: Lab) -> None:
         ray_job("stop", "--no-wait", "sweep")
         for node in rig.nodes:
             node.ray.terminate()
-        until(lambda: all(node.ray.poll() is not None for node in rig.nodes), 150)
+        until(lambda: all(node.ray.poll() is not None for node in rig.nodes))
     after = newest(lab.checkpoints_in("shared"))
     assert any(after[trial] > before[trial] for trial in before), "saved between two tasks"
     assert len(lab.outcomes()) < 2
@@ -296,7 +296,6 @@ if [ "$1" = show ]; then echo localhost; echo localhost; else echo "$@" > "$ASKE
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_slurm_script_saves_queues_itself_and_finishes(lab: Lab) -> None:
     """On this machine, by an srun that runs things here: two Ray nodes and a real sweep."""
     commands = lab.path / "bin"
@@ -333,9 +332,9 @@ def test_slurm_script_saves_queues_itself_and_finishes(lab: Lab) -> None:
 
     asked = lab.path / "asked"
     first = submit(job)
-    lab.wait_for(lambda: len(lab.checkpoints()) >= 2, first)
+    until(lambda: len(lab.checkpoints()) >= 2, first)
     os.kill(first.pid, signal.SIGTERM)  # what Slurm sends two minutes before the end
-    output, _ = first.communicate(timeout=200)
+    output, _ = first.communicate()
     assert first.returncode == 130, output
     assert asked.read_text() == f"requeue {job}\n"
     assert not running(job), "before the job is queued again, Ray has ended"
@@ -343,16 +342,16 @@ def test_slurm_script_saves_queues_itself_and_finishes(lab: Lab) -> None:
 
     second = submit(job + 1)
     before = newest(lab.checkpoints())
-    lab.wait_for(lambda: all(newest(lab.checkpoints())[k] > before[k] for k in before), second)
+    until(lambda: all(newest(lab.checkpoints())[k] > before[k] for k in before), second)
     os.kill(second.pid, signal.SIGINT)  # a user's wish that it ends
-    output, _ = second.communicate(timeout=200)
+    output, _ = second.communicate()
     assert second.returncode == 130, output
     assert output.count("continues from") == 2
     assert not asked.exists()
     assert not lab.outcomes()
 
     third = submit(job + 2)
-    output, _ = third.communicate(timeout=300)
+    output, _ = third.communicate()
     assert third.returncode == 0, output
     assert len(lab.outcomes()) == 2
     assert not asked.exists()

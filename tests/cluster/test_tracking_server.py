@@ -7,11 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import boto3
 import pytest
@@ -19,10 +16,10 @@ import yaml
 from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
 
-from tests.cluster.test_jobs import free_ports
 from tests.faults.conftest import Lab
 from tests.faults.test_faults import PICTURES
 from tests.postgres import QUOTED_PASSWORD, running
+from tests.waiting import free_port, until_answered
 
 COMPOSE = Path(__file__).parents[2] / "sweeps" / "cluster" / "compose.yml"
 
@@ -45,7 +42,7 @@ def server(postgres: int, tmp_path: Path) -> Iterator[str]:
     mine = {"aws_access_key_id": "raycl", "aws_secret_access_key": "secret"}
     boto3.client("s3", **there, **mine).create_bucket(Bucket="raycl")
     service = yaml.safe_load(COMPOSE.read_text())["services"]["mlflow"]
-    (port,) = free_ports(1)
+    port = free_port()
     changes = {
         "--host=0.0.0.0": "--host=127.0.0.1",
         "--port=5000": f"--port={port}",
@@ -74,25 +71,13 @@ def server(postgres: int, tmp_path: Path) -> Iterator[str]:
             start_new_session=True,
         )
     try:
-        wait_until_healthy(f"http://127.0.0.1:{port}", process, tmp_path / "server.log")
+        until_answered(f"http://127.0.0.1:{port}/health", process, tmp_path / "server.log")
         yield f"http://127.0.0.1:{port}"
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         s3.stop()
-
-
-def wait_until_healthy(uri: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        try:
-            urlopen(f"{uri}/health", timeout=2)
-            return
-        except (URLError, OSError):
-            time.sleep(0.2)
-    pytest.fail("the server does not answer")
 
 
 def test_a_sweep_is_tracked_in_postgresql_and_s3(lab: Lab, server: str) -> None:

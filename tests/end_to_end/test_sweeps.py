@@ -23,7 +23,6 @@ def raycl(folder: Path, *arguments: str, code: int = 0) -> tuple[str, str]:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=250,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout, done.stderr

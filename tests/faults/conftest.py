@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -129,16 +128,9 @@ class Lab:
 
     def run(self, *arguments: str, code: int | None = 0, **environment: str) -> str:
         process = self.start(*arguments, **environment)
-        output, _ = process.communicate(timeout=200)
+        output, _ = process.communicate()
         assert code is None or process.returncode == code, output
         return output
-
-    def wait_for(self, condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-        deadline = time.monotonic() + 120
-        while not condition():
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline, "waited too long"
-            time.sleep(0.05)
 
     def outcomes(self, name: str = "fault") -> list[Path]:
         return sorted((self.runs / name / "outcomes").glob("*.json"))

@@ -22,6 +22,7 @@ from raycl.sweep.plan.check_data import check_data
 from raycl.testing import finish
 from raycl.training.run import Run
 from tests.faults.conftest import Lab
+from tests.waiting import until
 
 
 def undisturbed(sweep_file: Path, directory: Path) -> dict[str, Any]:
@@ -104,14 +105,14 @@ def test_driver_killed(lab: Lab) -> None:
     )
     driver = lab.start("run", str(sweep))
     # when something is finished and something is under way
-    lab.wait_for(lambda: lab.outcomes() and len(lab.checkpoints()) > 4, driver)
+    until(lambda: lab.outcomes() and len(lab.checkpoints()) > 4, driver)
     family = psutil.Process(driver.pid).children(recursive=True)
     reached = listening([psutil.Process(driver.pid), *family])
     assert reached, "Ray listens somewhere"
     assert reached <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, "and nobody else can reach it"
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family)
     for process in alive:
         process.kill()
     assert not alive, f"left behind: {alive}"
@@ -151,13 +152,13 @@ def test_interrupted_damaged_and_resumed(lab: Lab, number: signal.Signals) -> No
     """Ctrl-C; and a preemption that leaves a torn file behind."""
     sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.3}], seeds=2)
     driver = lab.start("run", str(sweep))
-    lab.wait_for(lambda: has_two(lab), driver)
+    until(lambda: has_two(lab), driver)
     family = psutil.Process(driver.pid).children(recursive=True)
     os.kill(driver.pid, number)
-    output, _ = driver.communicate(timeout=200)
+    output, _ = driver.communicate()
     assert driver.returncode == 130, output
     assert "raycl resume fault" in output
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family)
     assert not alive, f"left behind: {alive}"
     over = {path.stem for path in lab.outcomes()}
     assert len(over) < 2, "something was under way"  # on a busy machine one trial begins late
@@ -208,10 +209,10 @@ def test_one_failed_trial_stops_no_other(lab: Lab) -> None:
 def test_a_changed_spec_and_a_second_driver_are_refused(lab: Lab) -> None:
     sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 2}], seeds=1)
     driver = lab.start("run", str(sweep))
-    lab.wait_for(lambda: lab.trace(), driver)
+    until(lambda: lab.trace(), driver)
     assert "is being run by process" in lab.run("run", str(sweep), code=2)
     os.kill(driver.pid, signal.SIGINT)
-    driver.communicate(timeout=200)
+    driver.communicate()
     lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.2}], seeds=1)
     output = lab.run("run", str(sweep), code=2)
     assert "already in use by another specification" in output

@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults.conftest import Lab
 from tests.faults.test_faults import steps, tracked
+from tests.waiting import until
 
 METHOD = '''
 """Fine-tuning that leaves traces, and kills a process where it is told to."""
@@ -143,7 +144,7 @@ def test_a_worker_killed_inside_a_game_goes_on_from_its_last_checkpoint(lab: Lab
 def test_a_driver_killed_goes_on_where_it_was(lab: Lab) -> None:
     sweep = games(lab, "driver", checkpoint={"every_s": 0}, method={"sleep": 0.3})
     process = lab.start("run", str(sweep))
-    lab.wait_for(lambda: lab.trace() == ["0", "1"] and lab.checkpoints("driver"), process)
+    until(lambda: lab.trace() == ["0", "1"] and lab.checkpoints("driver"), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     output = lab.run("resume", "driver")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.faults.conftest import Lab
 from tests.faults.test_faults import results, steps, tracked, undisturbed
+from tests.waiting import until
 
 LATE = '''
 
@@ -57,7 +58,7 @@ def test_trials_that_share_survive_lost_workers_and_a_lost_driver(lab: Lab) -> N
     (lab.path / "kill-2-1").touch()  # of another, after it
     driver = lab.start("run", str(file))
     prefixes = lab.runs / "fault" / "trials" / "prefix"
-    lab.wait_for(lambda: len(lab.outcomes()) >= 2, driver)
+    until(lambda: len(lab.outcomes()) >= 2, driver)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     output = lab.run("resume", "fault")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.faults.conftest import Lab
 from tests.faults.test_faults import results, tracked, undisturbed
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -66,14 +67,14 @@ def test_trials_save_runs_are_closed_and_nothing_is_left(lab: Lab, accident: str
     slow = [{"name": "fragile.py:Fragile", "sleep": 0.3}]
     sweep = lab.sweep(methods=slow, seeds=2, resources={"cpu": 0.5}, checkpoint={"every_s": 600})
     driver = lab.start("run", str(sweep))
-    lab.wait_for(lambda: len(lab.trace()) >= 2, driver)
+    until(lambda: len(lab.trace()) >= 2, driver)
     family = psutil.Process(driver.pid).children(recursive=True)
     send(driver.pid)
-    output, _ = driver.communicate(timeout=300)
+    output, _ = driver.communicate()
     assert driver.returncode == code, output
     assert output.splitlines()[-1] == said
     assert "Traceback" not in output
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family)
     assert not alive, f"left behind: {alive}"
     assert {run.info.status for run in tracked(lab)} == {"KILLED"}
     if code == 130:
@@ -87,7 +88,7 @@ def test_trials_save_runs_are_closed_and_nothing_is_left(lab: Lab, accident: str
 def test_a_driver_killed_while_ray_starts(lab: Lab) -> None:
     sweep = lab.sweep(seeds=1)
     driver = lab.start("run", str(sweep))
-    lab.wait_for((lab.runs / "fault" / "trials" / "driver.json").exists, driver)
+    until((lab.runs / "fault" / "trials" / "driver.json").exists, driver)
     driver.kill()
     driver.wait()
     output = lab.run("run", str(sweep))

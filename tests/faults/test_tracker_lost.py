@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from mlflow import MlflowClient
 
 from tests.faults.conftest import Lab
 from tests.faults.test_faults import results, undisturbed
+from tests.waiting import free_port, until, until_answered
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -36,17 +34,6 @@ def serve(folder: Path, port: int) -> subprocess.Popen[bytes]:
     )
 
 
-def wait_for_server(port: int, patience_s: float = 120) -> None:
-    """Return once it answers."""
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-            return
-        time.sleep(0.5)
-    raise AssertionError("the tracking server does not start")
-
-
 def kill_server(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -58,16 +45,10 @@ def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """``mlflow server`` on loopback; ended by its process group."""
     process = serve(folder, port)
     try:
-        wait_for_server(port)
+        until_answered(f"http://127.0.0.1:{port}/health", process)
         yield process
     finally:
         kill_server(process)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_values_wait_on_disk(lab: Lab) -> None:
@@ -76,9 +57,9 @@ def test_values_wait_on_disk(lab: Lab) -> None:
     sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.05}], seeds=4)
     with server(lab.path, port) as process:
         driver = lab.start("run", str(sweep), "--tracking-uri", uri)
-        lab.wait_for(lambda: lab.outcomes(), driver)
+        until(lambda: lab.outcomes(), driver)
         os.killpg(process.pid, signal.SIGKILL)
-        output, _ = driver.communicate(timeout=200)
+        output, _ = driver.communicate()
     assert driver.returncode == 0, output
     assert "raycl sync fault" in output
     assert results(lab) == undisturbed(sweep, lab.path)

@@ -17,7 +17,8 @@ from pathlib import Path
 import psutil
 
 from tests.faults.conftest import Lab
-from tests.faults.test_tracker_lost import free_port, kill_server, serve, wait_for_server
+from tests.faults.test_tracker_lost import kill_server, serve
+from tests.waiting import free_port, until_answered
 
 COUNTED = '''
 """Fine-tuning whose steps are counted, whoever takes them."""
@@ -135,7 +136,7 @@ class Chaos:
         """Until the command ends with 0; afterwards the server is there, and the disk empty."""
         try:
             self.find_tracker()
-            wait_for_server(self.port, PATIENCE_S)
+            until_answered(f"http://127.0.0.1:{self.port}/health")
             self.start()
             doubled = 0
             for pause, name, which, how_long in self.accidents():
@@ -152,7 +153,7 @@ class Chaos:
                 doubled = 0 if self.steps() >= steps else min(doubled + 1, DOUBLED)
                 self.cause(name, which, how_long)
             self.repair(now=True)
-            wait_for_server(self.port, PATIENCE_S)
+            until_answered(f"http://127.0.0.1:{self.port}/health")
             self.gone(wait=True)
         finally:
             self.end()
@@ -162,7 +163,7 @@ class Chaos:
         """The server once more, for what is left to be sent."""
         try:
             self.find_tracker()
-            wait_for_server(self.port, PATIENCE_S)
+            until_answered(f"http://127.0.0.1:{self.port}/health")
             yield
         finally:
             self.end()

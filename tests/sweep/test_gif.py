@@ -320,7 +320,6 @@ def raycl(folder: Path, *arguments: str) -> tuple[int, str]:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=250,
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -24,6 +24,7 @@ from raycl.pack import Copy, Device, Packed, Result, rated
 from raycl.sweep.file import spec
 from raycl.sweep.plan.check_data import check_data
 from raycl.sweep.plan.plan import TrialPlan
+from tests.waiting import until
 
 CORES = os.cpu_count() or 1
 METHOD = '''
@@ -120,12 +121,9 @@ class Started:
                 continue  # it ended meanwhile
         return found
 
-    def none_left(self) -> bool:
+    def leaves_none(self) -> None:
         """Ray's processes need a moment to see that their driver is gone."""
-        deadline = time.monotonic() + 120
-        while self.left() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        return not self.left()
+        until(lambda: not self.left())
 
 
 @pytest.fixture
@@ -337,7 +335,7 @@ def test_trials_that_run_out_of_memory_or_are_lost_are_rows(
     path = sweep_file(tmp_path, methods=["joint", method], resources={"cpu": CORES})
     options = ["--method", "Told", "--trials", "2,3", "--seconds", "1"]
     command = start("bench", "pack", str(path), *options)
-    output, errors = command.process.communicate(timeout=250)
+    output, errors = command.process.communicate()
     assert command.process.returncode == 0, errors
     table = [line.split() for line in output.splitlines()]
     alone, two, three = (next(line for line in table if line[:1] == [n]) for n in "123")
@@ -351,24 +349,22 @@ def test_trials_that_run_out_of_memory_or_are_lost_are_rows(
     assert told[0][1:3] == [str(CORES)] * 2
     assert len({line[3] for line in told}) == 6, "each trial has a process of its own"
     assert not (tmp_path / "runs").exists(), "nothing is tracked or kept"
-    assert command.none_left()
+    command.leaves_none()
 
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing(tmp_path: Path, start: Callable[..., Started]) -> None:
     path = sweep_file(tmp_path, methods=[{"name": "told.py:Told", "tag": "x"}])
     command = start("bench", "pack", str(path), "--trials", "2", "--seconds", "500")
-    deadline = time.monotonic() + 100
-    while not (tmp_path / "told.txt").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
+    until((tmp_path / "told.txt").exists, command.process)
     time.sleep(1)
     assert len(command.left()) > 3
     os.killpg(command.process.pid, signal.SIGINT)
-    output, errors = command.process.communicate(timeout=200)
+    output, errors = command.process.communicate()
     assert command.process.returncode == 130, errors
     assert "Traceback" not in errors
     assert output == ""
-    assert command.none_left()
+    command.leaves_none()
 
 
 # ---------------------------------------------------------------------- a sweep's own trials
@@ -386,7 +382,7 @@ def test_threads_follow_the_cpus_asked_for(tmp_path: Path, start: Callable[..., 
         seeds=2,
     )
     command = start("run", str(path))
-    _, errors = command.process.communicate(timeout=250)
+    _, errors = command.process.communicate()
     assert command.process.returncode == 0, errors
     told = [line.split() for line in (tmp_path / "told.txt").read_text().splitlines()]
     assert sorted({(tag, int(torch), int(omp)) for tag, torch, omp, *_ in told}) == [

@@ -13,6 +13,7 @@ from tracking_helpers import Server, matrix, rows, trial
 
 from raycl.errors import UserError
 from raycl.tracking import SweepRecord, Tracker, check, sync
+from tests.waiting import until
 
 
 class Rest:
@@ -85,10 +86,7 @@ def test_a_server_that_comes_and_goes(server: Server, tmp_path: Path) -> None:
         assert time.monotonic() - begin < 10
     finally:
         server.signal(signal.SIGCONT)
-    deadline = time.monotonic() + 120
-    while tracker.alive:  # the thread gives up when its call returns
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not tracker.alive)  # the thread gives up when its call returns
     assert sync(directory).left == 0
     run = Rest(server.uri).runs(_experiment(Rest(server.uri), sweep))["finetune-d"]
     assert run["info"]["status"] == "KILLED"

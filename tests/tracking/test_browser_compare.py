@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -13,13 +12,14 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from browser_helpers import CHROMIUM, PAGE_S, Browser
+from browser_helpers import CHROMIUM, Browser
 from PIL import Image
 from tracking_helpers import Server, rows
 
 from raycl.tracking import Store, SweepRecord, Tracker, TrialRecord, views
 from raycl.tracking.plots import _colours
 from raycl.tracking.ui import page
+from tests.waiting import until
 
 in_browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium is installed")
 METHODS = {"finetune": 60.0, "blip": 70.0, "joint": 80.0, "online_ewc": 65.0}
@@ -134,10 +134,8 @@ def test_a_runs_table_and_heat_map(
             "task task readout (%) class readout (%) digits 0 80 73 digits 1 90 80",
         )
         browser.open(f"{files}/plots/accuracy_matrix_class.png", "plots/accuracy_matrix_class.png")
-        deadline = time.monotonic() + PAGE_S
-        while not browser.value("document.querySelector('img[src^=blob]')?.naturalWidth > 200"):
-            assert time.monotonic() < deadline, "no picture"
-            time.sleep(0.2)
+        shown = "document.querySelector('img[src^=blob]')?.naturalWidth > 200"
+        until(lambda: browser.value(shown))
         picture = Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
     for percent in (90.0, 73.0, 80.0):
         colour = _colours(np.array(percent))

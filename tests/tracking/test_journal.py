@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from raycl.errors import UserError
 from raycl.tracking.journal import Journal, Ledger, Lock, count, locked, read
+from tests.waiting import until
 
 
 def metrics(step: int, key: str = "a", axis: str = "progress", nonfinite: int = 0) -> dict:
@@ -110,10 +110,7 @@ def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
     finally:
         holder.kill()
         holder.wait()
-    deadline = time.monotonic() + 60
-    while locked(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not locked(tmp_path)
+    until(lambda: not locked(tmp_path))
 
 
 class Small:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from tracking_helpers import history, matrix, rows, trial
 from raycl.errors import UserError
 from raycl.tracking import Store, SweepRecord, Tracker, orphans, sync
 from raycl.tracking.journal import count, read
+from tests.waiting import until
 
 Open = Callable[..., Tracker]
 Runs = Callable[[], dict[str, Any]]
@@ -227,13 +229,6 @@ class Client:
         return call
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_tracker_that_comes_back_is_caught_up(
     open_tracker: Open, runs: Runs, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -241,10 +236,10 @@ def test_a_tracker_that_comes_back_is_caught_up(
     fake.broken = True
     tracker = open_tracker(connect=lambda uri: fake)
     run_trial(tracker, "a")
-    wait_for(lambda: len(fake.calls) > 3)  # it tries again and again
+    until(lambda: len(fake.calls) > 3)  # it tries again and again
     assert tracker.problem == "no route to tracker"
     fake.broken = False
-    wait_for(lambda: tracker.problem is None)
+    until(lambda: tracker.problem is None)
     assert tracker.close("FINISHED") == 0
     assert len(history(client, runs()["finetune-a"], "train/loss")) == 4
     warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
@@ -273,7 +268,7 @@ def test_a_tracker_that_hangs_holds_nobody(open_tracker: Open, client: Any) -> N
     fake = Client(client)
     fake.asleep.clear()
     tracker = open_tracker(connect=lambda uri: fake)
-    wait_for(lambda: fake.calls)
+    until(lambda: fake.calls)
     run_trial(tracker, "a")  # while the thread hangs in its first call
     begin = time.monotonic()
     assert tracker.close("FINISHED", timeout_s=0.5) > 12
@@ -305,8 +300,8 @@ def test_a_failure_in_mid_chunk_repeats_nothing(
     monkeypatch.setattr(Client, "__getattr__", flaky)
     tracker = open_tracker(connect=lambda uri: fake)
     run_trial(tracker, "a")
-    wait_for(lambda: tracker.problem is None and {"set_terminated", "log_artifacts"} <= failed)
-    wait_for(lambda: tracker.problem is None)
+    until(lambda: tracker.problem is None and {"set_terminated", "log_artifacts"} <= failed)
+    until(lambda: tracker.problem is None)
     assert tracker.close("FINISHED") == 0
     assert {"create_experiment", "create_run", "log_batch", "search_runs"} <= failed
     run = runs()["finetune-a"]  # once
@@ -343,7 +338,7 @@ def test_a_run_deleted_by_hand_does_not_hold_up_the_others(
     tracker = open_tracker()
     for key in "ab":
         tracker.trial_started(trial(key))
-    wait_for(lambda: {"finetune-a", "finetune-b"} <= set(runs()))
+    until(lambda: {"finetune-a", "finetune-b"} <= set(runs()))
     client.delete_run(runs()["finetune-a"].info.run_id)
     for row in rows():
         for key in "ab":
@@ -377,7 +372,8 @@ def test_a_killed_driver_loses_nothing(
 ) -> None:
     directory = tmp_path / sweep.name
     arguments = [sys.executable, "-c", KILLED, sweep.name, str(directory), *map(str, store)]
-    killed = subprocess.run(arguments, cwd=Path(__file__).parent, check=False)
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run(arguments, env=os.environ | path, check=False)
     assert killed.returncode == -signal.SIGKILL
 
     assert orphans(tmp_path) == [directory]
@@ -390,7 +386,7 @@ def test_a_killed_driver_loses_nothing(
 
     tracker = open_tracker()
     tracker.trial_started(trial("a"))
-    wait_for(lambda: runs()["finetune-a"].info.status == "RUNNING")
+    until(lambda: runs()["finetune-a"].info.status == "RUNNING")
     assert "raycl.end" not in runs()["finetune-a"].data.tags
     for row in rows():
         tracker.trial_row("a", row)

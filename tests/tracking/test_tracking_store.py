@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy.engine import make_url
-from tracking_helpers import free_port
 
 from raycl.errors import UserError
 from raycl.tracking import Store, check, resolve
 from raycl.tracking.store import for_mlflow, make, quiet, reason, shown
+from tests.waiting import free_port
 
 
 @pytest.fixture(autouse=True)

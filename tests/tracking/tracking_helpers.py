@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import psutil
-import pytest
 
 from raycl.tracking import Store, TrialRecord
+from tests.waiting import free_port, until_answered
 
 
 def trial(key: str, **tags: str) -> TrialRecord:
@@ -66,12 +62,6 @@ def history(client: Any, run: Any, name: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in points)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 SERVE = """
 import sys
 from raycl.tracking.ui import serve
@@ -98,15 +88,7 @@ class Server:
         self.process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, "the server ended"
-            try:
-                with urlopen(f"{self.uri}/health", timeout=1):
-                    return
-            except (URLError, OSError):
-                time.sleep(0.1)
-        pytest.fail("the server does not answer")
+        until_answered(f"{self.uri}/health", self.process)
 
     def processes(self) -> list[int]:
         """Ids of `serve` and of everything below it."""
@@ -127,6 +109,6 @@ class Server:
         before = self.processes()
         assert len(before) >= 3, "serve, mlflow and its worker"
         self.process.terminate()
-        assert self.process.wait(30) == 0
+        assert self.process.wait() == 0
         assert not [pid for pid in before if psutil.pid_exists(pid)]
         self.process = None
