@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypedDict, cast
 
@@ -72,16 +71,6 @@ class Known(TypedDict, total=False):
 def known(row: Row) -> Known:
     """The same row, typed: a misspelt key is found by the type checker."""
     return cast(Known, row)
-
-
-def packed_row(row: Row) -> str:
-    """A row as text: of each number that Tune sees it keeps seven statistics, for every trial."""
-    return json.dumps(row, default=float)
-
-
-def unpacked_row(text: str) -> Row:
-    """The row of such a text."""
-    return cast(Row, json.loads(text))
 
 
 def failure(row: Mapping[str, Any]) -> str | None:

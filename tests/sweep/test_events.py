@@ -10,8 +10,8 @@ from ray.tune.experiment import Trial
 
 from raycl.sweep.execution import events as module
 from raycl.sweep.execution.events import Events, Hub
+from raycl.sweep.execution.rows import result_of
 from raycl.sweep.plan.plan import TrialPlan, packed
-from raycl.trial.run import packed_row
 
 
 class Log:
@@ -49,7 +49,7 @@ def test_a_configuration_that_is_proposed_twice_counts_once() -> None:
     one, same = trial("k", "t1"), trial("k", "t2")
     for found in (one, same):
         events.on_trial_start(0, [], found)
-        events.on_trial_result(0, [], found, {"row": packed_row({"finished": True})})
+        events.on_trial_result(0, [], found, result_of({"finished": True}))
     events.on_trial_complete(0, [], one)
     events.on_trial_error(0, [], same)  # it lost a race for the files of the other
     assert [call[0] for call in log.calls] == ["started", "row", "ended"]
@@ -63,7 +63,7 @@ def test_a_retried_trial_goes_on_under_its_name() -> None:
     events.on_trial_start(0, [], one)
     events.on_trial_recover(0, [], one)
     events.on_trial_start(0, [], one)
-    events.on_trial_result(0, [], one, {"row": packed_row({"failed": "ValueError: x"})})
+    events.on_trial_result(0, [], one, result_of({"failed": "ValueError: x"}))
     events.on_trial_complete(0, [], one)
     assert [call[0] for call in log.calls] == ["started", "lost", "started", "row", "ended"]
     assert log.calls[-1] == ("ended", "k", "error")

@@ -13,11 +13,11 @@ from ray.tune.utils import flatten_dict
 
 from raycl.sweep.execution import optuna_search, trainable
 from raycl.sweep.execution.events import Hub
+from raycl.sweep.execution.rows import result_of, row_of
 from raycl.sweep.file import spec
 from raycl.sweep.file.spaces import Space
 from raycl.sweep.plan.plan import TrialPlan, packed, plan_of
 from raycl.sweep.record.outcomes import Outcomes
-from raycl.trial.run import packed_row, unpacked_row
 
 SPACES = {
     "train.lr": Space("loguniform", (0.001, 0.1)),
@@ -90,7 +90,7 @@ def test_quantised_spaces_are_quantised(algorithm: str) -> None:
     for i in range(60 if algorithm == "optuna" else 12):
         proposal = found.suggest(f"trial{i}")
         plans.append(plan_of({"plan": packed(plan), **(proposal or {})}))
-        result = flatten_dict({"score": 1.0 * i, "row": packed_row({"finished": True})})
+        result = flatten_dict(result_of({"finished": True}, score=1.0 * i))
         found.on_trial_complete(f"trial{i}", result)
     drawn = {path: {p.varied[path] for p in plans} for path in spaces}
     assert drawn["train.batch_size"] <= set(range(8, 65, 8))
@@ -145,7 +145,7 @@ def test_every_point_of_a_small_space_is_proposed_once(
         while (proposal := found.suggest(f"trial{len(plans)}")) != found.FINISHED:
             assert isinstance(proposal, dict)
             plans.append(plan_of({"plan": packed(plan), **proposal}))
-            result = flatten_dict({"score": 1.0, "row": packed_row({"finished": True})})
+            result = flatten_dict(result_of({"finished": True}, score=1.0))
             found.on_trial_complete(f"trial{len(plans) - 1}", result)
         return found, plans
 
@@ -177,7 +177,7 @@ def test_a_point_is_drawn_where_optuna_repeats_itself(monkeypatch: pytest.Monkey
     assert len({plan.key for plan in plans}) == 3
     assert all(0.001 <= plan.varied["train.lr"] <= 0.1 for plan in plans)
     for i in range(3):
-        found.on_trial_complete(f"trial{i}", flatten_dict({"score": 1.0, "row": packed_row({})}))
+        found.on_trial_complete(f"trial{i}", flatten_dict(result_of({}, score=1.0)))
 
 
 class Here:
@@ -196,7 +196,7 @@ class Here:
             for listener in self.hub.listeners:
                 listener.started(plan)
             self.outcomes.add(finished(plan))
-            result = flatten_dict({"score": 1.0, "row": packed_row({"finished": True})})
+            result = flatten_dict(result_of({"finished": True}, score=1.0))
             searcher.on_trial_complete(f"trial{i}", result)
 
 
@@ -234,7 +234,7 @@ def test_an_unfinished_proposal_comes_first() -> None:
 def test_only_a_finished_trial_has_a_value(row: dict[str, Any], state: str) -> None:
     found = searcher()
     found.suggest("trial")
-    result = flatten_dict({"score": 99.0, "row": packed_row(row), "training_iteration": 1})
+    result = flatten_dict(result_of(row, score=99.0) | {"training_iteration": 1})
     found.on_trial_result("trial", result)
     found.on_trial_complete("trial", result)
     assert found._ot_study.trials[0].state.name == state
@@ -261,7 +261,7 @@ def test_score(metric: str, mode: str, score: float, monkeypatch: pytest.MonkeyP
     }
     trainable.report(row, trainable.Settings("", 60, 2, metric, mode))
     assert sent[0]["score"] == score
-    assert unpacked_row(sent[0]["row"]) == row
+    assert row_of(sent[0]) == row
 
 
 def test_tune_sees_two_numbers_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

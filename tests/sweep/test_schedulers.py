@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
+from raycl.sweep.execution.rows import result_of
 from raycl.sweep.execution.schedulers import PerMethodScheduler, make_scheduler
 from raycl.sweep.plan.plan import TrialPlan, packed, plan_of
-from raycl.trial.run import packed_row
 
 
 class Judge:
@@ -35,8 +35,7 @@ def trial(method: str, name: str) -> Any:
 
 def told(**row: Any) -> dict[str, Any]:
     """What Tune has of a row that a trial reports at the end of its first task."""
-    given = packed_row({"at_task_end": True, "finished": False, **row})
-    return {"row": given, "tasks_done": 1, "score": 1.0}
+    return result_of({"at_task_end": True, "finished": False, **row}, tasks_done=1, score=1.0)
 
 
 @pytest.mark.parametrize(

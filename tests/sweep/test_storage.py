@@ -21,9 +21,9 @@ from raycl.sweep.execution import events, storage, trainable
 from raycl.sweep.execution.cluster import bundles
 from raycl.sweep.execution.events import Events, Hub
 from raycl.sweep.execution.reaper import began
+from raycl.sweep.execution.rows import result_of
 from raycl.sweep.execution.stage import _quiet_stdout
 from raycl.sweep.execution.storage import LEASE, Lease
-from raycl.trial.run import packed_row
 
 
 def lease(url: str, sweep_id: str) -> Lease:
@@ -189,7 +189,7 @@ def test_full_storage_ends_the_stage_and_no_trial_is_to_blame(
         followed.on_trial_start(0, [], found)
     followed.on_step_begin(0, [])
     assert not sent
-    followed.on_trial_result(0, [], one, {"row": packed_row({"unkept": "No space left on device"})})
+    followed.on_trial_result(0, [], one, result_of({"unkept": "No space left on device"}))
     followed.on_trial_complete(0, [], one)
     followed.on_step_begin(0, [])
     assert sent == [signal.SIGUSR1], "at once: nothing can be saved"
@@ -211,7 +211,7 @@ def test_a_driver_that_cannot_write_ends_the_stage() -> None:
     followed = Events(hub, lambda: None, grace_s=60)
     one = trial("k", "t1")
     followed.on_trial_start(0, [], one)
-    followed.on_trial_result(0, [], one, {"row": packed_row({"finished": True})})
+    followed.on_trial_result(0, [], one, result_of({"finished": True}))
     followed.on_trial_complete(0, [], one)
     assert "No space left" in hub.broken
     assert log.calls[-1] == ("ended", "k", "finished"), "the others hear of it"
@@ -242,17 +242,17 @@ def test_the_end_waits_until_all_have_saved(monkeypatch: pytest.MonkeyPatch) -> 
     for found in (one, two):
         followed.on_trial_start(0, [], found)
     hub.interrupted = True
-    followed.on_trial_result(0, [], one, {"row": packed_row({"parked": True})})
+    followed.on_trial_result(0, [], one, result_of({"parked": True}))
     followed.on_step_begin(0, [])
     followed.on_step_begin(0, [])
     assert asked == [True]
     assert not sent
-    followed.on_trial_result(0, [], two, {"row": packed_row({"parked": True})})
+    followed.on_trial_result(0, [], two, result_of({"parked": True}))
     followed.on_step_begin(0, [])
     assert sent == [signal.SIGUSR1]
     assert not [call for call in log.calls if call[0] == "row"], "a parked trial says nothing new"
 
-    followed.on_trial_result(0, [], two, {"row": packed_row({"progress": 1})})
+    followed.on_trial_result(0, [], two, result_of({"progress": 1}))
     sent.clear()
     time.sleep(0.3)
     followed.on_step_begin(0, [])

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 from ray import tune
 
+from raycl.sweep.execution.rows import row_of
 from raycl.sweep.plan.plan import TrialPlan, plan_of
 from raycl.sweep.record.outcomes import Status
-from raycl.trial.run import FAILED, PARKED, UNKEPT, Row, known, unpacked_row
+from raycl.trial.run import FAILED, PARKED, UNKEPT, Row, known
 
 AFTERSHOCK_S = 10.0
 """Seconds after the loss of a trial's worker in which another one is part of the same accident."""
@@ -194,7 +195,7 @@ class Events(tune.Callback):
     ) -> None:
         """Tune's hook."""
         if plan := self._plan(trial):
-            self._hub.row(plan, unpacked_row(result["row"]))
+            self._hub.row(plan, row_of(result))
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Tune's hook."""

@@ -21,6 +21,7 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from raycl.sweep.execution.cluster import bundles
+from raycl.sweep.execution.rows import row_of
 from raycl.sweep.execution.schedulers import make_scheduler
 from raycl.sweep.execution.stage import Stage
 from raycl.sweep.file.model import Sweep
@@ -32,7 +33,7 @@ from raycl.sweep.plan.sharing import shared_by_any
 from raycl.sweep.record.outcomes import Outcome, Outcomes, Status
 from raycl.sweep.record.winners import search_value
 from raycl.tracking.journal import Journal
-from raycl.trial.run import FAILED, Row, known, unpacked_row
+from raycl.trial.run import FAILED, Row, known
 
 SAMPLERS = {"optuna": optuna.samplers.TPESampler, "optuna_gp": optuna.samplers.GPSampler}
 ATTEMPTS = 5
@@ -226,7 +227,7 @@ class Searcher(OptunaSearch):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tune's hook; ``result`` is flattened."""
-        row = unpacked_row(result["row"]) if result and "row" in result else {}
+        row = row_of(result)
         finished = result if known(row).get("finished") else None
         super().on_trial_complete(trial_id, finished, error or FAILED in row)
 

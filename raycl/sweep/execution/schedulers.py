@@ -7,8 +7,9 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
+from raycl.sweep.execution.rows import row_of
 from raycl.sweep.plan.plan import plan_of
-from raycl.trial.run import known, unpacked_row
+from raycl.trial.run import known
 
 
 class PerMethodScheduler(FIFOScheduler):
@@ -41,7 +42,7 @@ class PerMethodScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Tune's hook; ``result`` is flattened."""
-        row = known(unpacked_row(result["row"]))
+        row = known(row_of(result))
         if not row.get("at_task_end") or row.get("finished"):
             return str(TrialScheduler.CONTINUE)
         decision = str(self._of(trial).on_trial_result(tune_controller, trial, result))

@@ -31,6 +31,7 @@ from raycl.sweep import kinds
 from raycl.sweep.execution.cluster import GB
 from raycl.sweep.execution.parking import Parking
 from raycl.sweep.execution.prefixes import Prefixes
+from raycl.sweep.execution.rows import result_of
 from raycl.sweep.execution.storage import LEASE
 from raycl.sweep.plan.plan import TrialPlan, plan_of
 from raycl.sweep.record.made_of import MADE, MadeOf, process
@@ -44,7 +45,6 @@ from raycl.trial.run import (
     Row,
     TrialRun,
     known,
-    packed_row,
 )
 from raycl.trial.sharing import SHARED_SECONDS
 
@@ -362,4 +362,4 @@ def report(row: Row, settings: Settings) -> None:
     found = (v for k, v in row.items() if k.startswith(f"{prefix}/") and k.endswith(f"/{name}"))
     score = next(found, worst)
     tasks_done = known(row).get("tasks_done", 0)
-    tune.report({"row": packed_row(row), "tasks_done": tasks_done, "score": score})
+    tune.report(result_of(row, tasks_done=tasks_done, score=score))
