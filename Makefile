@@ -34,7 +34,7 @@ quick: $(READY) ## the tests that a change can affect
 check: lint quick ## lint and quick: before each commit
 
 test: $(READY) ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal --durations=30
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal --durations=30
 
 bench: $(READY) ## the performance tests and their figures
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/perf -m perf -s

@@ -18,8 +18,6 @@ from tests.faults.conftest import Lab
 from tests.faults.test_faults import PICTURES, pictures, results, steps, tracked, undisturbed
 from tests.waiting import until
 
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture
 def rig(lab: Lab) -> Iterator[Nodes]:

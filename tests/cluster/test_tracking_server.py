@@ -80,6 +80,7 @@ def server(postgres: int, tmp_path: Path) -> Iterator[str]:
         s3.stop()
 
 
+@pytest.mark.slow
 def test_a_sweep_is_tracked_in_postgresql_and_s3(lab: Lab, server: str) -> None:
     sweep = lab.sweep("shared", seeds=2)
     output = lab.run("run", str(sweep), MLFLOW_TRACKING_URI=server)

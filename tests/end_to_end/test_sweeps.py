@@ -122,6 +122,7 @@ def test_random_search_with_asha(tmp_path: Path) -> None:
     assert {row["n"] for row in json.loads(out)} == {2}, "search trials are not results"
 
 
+@pytest.mark.slow
 def test_optuna_and_its_continuation(tmp_path: Path) -> None:
     sweep = write(
         tmp_path,

@@ -13,7 +13,7 @@ from tests.faults.conftest import Lab
 from tests.faults.test_faults import results, tracked, undisturbed
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 
 def to_the_group(*numbers: int) -> Callable[[int], None]:

@@ -17,7 +17,7 @@ from tests.faults.conftest import Lab
 from tests.faults.test_faults import results, undisturbed
 from tests.waiting import free_port, until, until_answered
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 def serve(folder: Path, port: int) -> subprocess.Popen[bytes]:

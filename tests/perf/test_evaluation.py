@@ -50,7 +50,6 @@ def cpu_of_tasks(data: dict[str, Dataset], evaluate: dict[str, int]) -> tuple[li
     return found, run
 
 
-@pytest.mark.timeout(1200)
 def test_cost_per_task_is_flat(capsys: pytest.CaptureFixture[str]) -> None:
     data = a_stream()
     cheap, one = cpu_of_tasks(data, {"limit": 500, "every": EVERY})

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-pytestmark = [pytest.mark.perf, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.perf
 
 METHOD = '''
 """A trial of known length: computes nothing worth knowing for so many CPU seconds."""

@@ -222,7 +222,6 @@ class Finished:
         }
 
 
-@pytest.mark.timeout(1200)
 def test_a_finished_trial_costs_what_the_fewest_calls_cost(
     database: Store, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
