@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from sweep_making import load
 
 from raycl.cli import main
-from raycl.sweep.file import spec
 from raycl.sweep.plan import expand
 from raycl.training.config import TrialConfig
 
@@ -31,11 +31,6 @@ WINNER = {("split-digits-5", "online_ewc"): {"method.lam": 3.0}}
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def load(text: str, *overrides: str) -> spec.Sweep:
-    Path("s.yaml").write_text(text)
-    return spec.load(Path("s.yaml"), overrides)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sweep_making import load
 
 from raycl.cli import main
 from raycl.sweep.file import spec
@@ -39,11 +40,6 @@ class Bare(Finetune):
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bare.py").write_text(BARE)
-
-
-def load(text: str, *overrides: str) -> spec.Sweep:
-    Path("s.yaml").write_text(text)
-    return spec.load(Path("s.yaml"), overrides)
 
 
 @pytest.mark.parametrize(

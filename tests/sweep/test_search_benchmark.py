@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sweep_making import load
 
 from raycl import datasets
 from raycl.cli import main
@@ -45,11 +46,6 @@ search:
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def load(text: str, *overrides: str, smoke: bool = False) -> spec.Sweep:
-    Path("s.yaml").write_text(text)
-    return spec.load(Path("s.yaml"), overrides, smoke)
 
 
 def test_search_trials_are_of_the_other_stream_and_the_others_are_not() -> None:
