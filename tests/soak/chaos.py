@@ -136,7 +136,7 @@ class Chaos:
         """Until the command ends with 0; afterwards the server is there, and the disk empty."""
         try:
             self.find_tracker()
-            until_answered(f"http://127.0.0.1:{self.port}/health")
+            until_answered(f"http://127.0.0.1:{self.port}/health", self.server)
             self.start()
             doubled = 0
             for pause, name, which, how_long in self.accidents():
@@ -153,7 +153,7 @@ class Chaos:
                 doubled = 0 if self.steps() >= steps else min(doubled + 1, DOUBLED)
                 self.cause(name, which, how_long)
             self.repair(now=True)
-            until_answered(f"http://127.0.0.1:{self.port}/health")
+            until_answered(f"http://127.0.0.1:{self.port}/health", self.server)
             self.gone(wait=True)
         finally:
             self.end()
@@ -163,7 +163,7 @@ class Chaos:
         """The server once more, for what is left to be sent."""
         try:
             self.find_tracker()
-            until_answered(f"http://127.0.0.1:{self.port}/health")
+            until_answered(f"http://127.0.0.1:{self.port}/health", self.server)
             yield
         finally:
             self.end()

@@ -28,7 +28,8 @@ FLAGS = [
     "--window-size=1600,1200",
     "--remote-debugging-pipe",
 ]
-ANSWER_S, PAGE_S = 600.0, 600.0
+PATIENCE_S = 600.0
+"""The one wait with a limit of its own: its end names the text that a page lacks."""
 
 
 class Browser:
@@ -70,7 +71,7 @@ class Browser:
         """Load a page and wait until it shows all of some texts; all that it shows then."""
         for url in ("about:blank", address):  # another fragment alone would not load it again
             self._call("Page.navigate", url=url)
-        deadline, shown = time.monotonic() + PAGE_S, ""
+        deadline, shown = time.monotonic() + PATIENCE_S, ""
         while missing := [text for text in texts if text not in shown]:
             assert time.monotonic() < deadline, f"{missing} not in: {shown}"
             time.sleep(0.2)
@@ -98,7 +99,7 @@ class Browser:
 
     def _next(self) -> Any:
         while b"\0" not in self._read:
-            assert select.select([self._answers], [], [], ANSWER_S)[0], "the browser is silent"
+            assert select.select([self._answers], [], [], PATIENCE_S)[0], "the browser is silent"
             read = os.read(self._answers, 1 << 20)
             assert read, "the browser ended"
             self._read += read
