@@ -133,6 +133,9 @@ def test_every_sweep_file_is_valid_with_a_header(path):
     header = path.read_text().split("name:")[0]
     assert re.search(rf"raycl (run|pretrain) sweeps/{path.relative_to(SWEEPS)}\b", header)
     assert "What one should see" in header
+    if sweep.published is not None:
+        asked = sweep.published.in_full["train"]["epochs"]
+        assert asked == sweep.resolved()["train"]["epochs"], "a shorter run must say so"
 
 
 @pytest.mark.parametrize("path", sorted((SWEEPS / "blip").glob("*.yaml")), ids=lambda p: p.stem)

@@ -64,7 +64,7 @@ def run(
 @app.command()
 def pretrain(
     sweep: Annotated[
-        Path, typer.Argument(help="A sweep of the method regress_features.", show_default=False)
+        Path, typer.Argument(help="A sweep of regress_features, finetune or joint.", show_default=False)
     ],
     overrides: Overrides = None,
     smoke: Smoke = False,

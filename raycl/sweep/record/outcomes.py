@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, field
@@ -90,7 +91,7 @@ class Outcome:
             names = ", ".join(sorted(unknown))
             raise atomic.Damaged(path, f"it is of another raycl: unknown {names}")
         try:
-            outcome = TypeAdapter(cls).validate_python(found)
+            outcome = _reader().validate_python(found)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -100,6 +101,12 @@ class Outcome:
         if outcome.status == "finished" and outcome.row and "result" not in outcome.row:
             raise atomic.Damaged(path, "it has no result")
         return outcome
+
+
+@functools.cache
+def _reader() -> TypeAdapter[Outcome]:
+    """Made once: making it takes longer than reading an outcome."""
+    return TypeAdapter(Outcome)
 
 
 class Outcomes:
