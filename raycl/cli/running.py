@@ -64,7 +64,8 @@ def run(
 @app.command()
 def pretrain(
     sweep: Annotated[
-        Path, typer.Argument(help="A sweep of regress_features, finetune or joint.", show_default=False)
+        Path,
+        typer.Argument(help="A sweep that trains one network.", show_default=False),
     ],
     overrides: Overrides = None,
     smoke: Smoke = False,

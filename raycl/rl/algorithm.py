@@ -131,6 +131,7 @@ class SequencePPO(PPO):  # type: ignore[misc]
         update: Updates made on it.
         rollouts: Rollouts of the last update, in the order of the runners.
         seconds: Time of the last update by its part, ``sample`` and ``learn``.
+        disturbed: Whether a runner was lost, or began, inside a game.
     """
 
     def _setup_logdir(self) -> None:
@@ -144,6 +145,7 @@ class SequencePPO(PPO):  # type: ignore[misc]
         self.rollouts: list[Rollout] = []
         self._newest: NDArray[np.uint8] | None = None
         self.seconds = {"sample": 0.0, "learn": 0.0}
+        self.disturbed = False
         self._version = 0
         self._session = ""
         self._weights: Weights | None = None
@@ -191,6 +193,9 @@ class SequencePPO(PPO):  # type: ignore[misc]
         started = time.perf_counter()
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             self.rollouts, self._newest = self._collect(), None
+        runners = {rollout.worker for rollout in self.rollouts}
+        if len(runners) < len(self.rollouts) or any(one.anew for one in self.rollouts):
+            self.disturbed = True
         sampled = time.perf_counter()
         names = self.rollouts[0].arrays
         columns = {

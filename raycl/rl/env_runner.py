@@ -78,6 +78,8 @@ class Rollout:
         last: The observations after the last step, uint8 (N, C, H, W).
         scores: Raw scores of the games that ended meanwhile.
         lengths: Agent steps of those games.
+        anew: Whether the runner began with it inside a game that others, or another process, have
+            played to here.
     """
 
     worker: int
@@ -85,6 +87,7 @@ class Rollout:
     last: NDArray[np.uint8]
     scores: list[float]
     lengths: list[int]
+    anew: bool
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ class ArrayEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]
     def collect(self, order: Order) -> Rollout:
         """Play one rollout of the current game, and compute the advantages."""
         self._load(order.weights, self.acting)
+        anew = self._at != order.session and order.update > 0
         if self._at != order.session:
             self._start(order)
         steps, envs = self.trial.train.rollout, self.num_envs
@@ -177,7 +181,7 @@ class ArrayEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]
         }
         games = self.env.finished_games()
         scores, lengths = [game.score for game in games], [game.steps for game in games]
-        return Rollout(self.worker_index, arrays, self._obs, scores, lengths)
+        return Rollout(self.worker_index, arrays, self._obs, scores, lengths, anew)
 
     def evaluate(self, weights: Weights, jobs: list[Job]) -> list[tuple[Job, list[float]]]:
         """Play full games, one for each seed, and return their raw scores."""

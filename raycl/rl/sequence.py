@@ -100,6 +100,11 @@ class SequenceRun:
         return self.game == len(self.games)
 
     @property
+    def exact(self) -> bool:
+        """Whether no game was begun anew inside it, after a restore or for a lost runner."""
+        return not self.algorithm.disturbed
+
+    @property
     def progress(self) -> int:
         """Emulator frames trained on so far."""
         return (self.game * self.updates + self.update) * self.frames_per_update
@@ -181,6 +186,7 @@ class SequenceRun:
             "costs": self.costs.state_dict(),
             "last": self._last,
             "random": self.random.state_dict(),
+            "exact": self.exact,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -232,6 +238,7 @@ class SequenceRun:
         self._open = dict(state["open"]) if "open" in state else None
         if "observations" in state:
             self.algorithm.observations = state["observations"].numpy()
+        self.algorithm.disturbed = not state.get("exact", True)
         self.random.load_state_dict(state["random"])
 
     def keepsake(self) -> dict[str, Any]:

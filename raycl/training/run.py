@@ -67,11 +67,12 @@ class Run:
             their files; the caller may store them.
         readouts: Readouts of the method itself; the first is the primary one.
         trained: Called when a task has been trained, before its end.
-        shelf: See ``TrialRun``.
+        shelf, exact: See ``TrialRun``; a run that goes on is the same to the last bit.
     """
 
     trained: Callable[[], None]
     shelf: Shelf | None = None
+    exact = True
 
     def __init__(
         self,

@@ -112,6 +112,10 @@ class TrialRun(Protocol):
         """Whether every task is over."""
 
     @property
+    def exact(self) -> bool:
+        """Whether an undisturbed run would have the same bits so far."""
+
+    @property
     def progress(self) -> int:
         """How far it is; see ``Known``."""
 

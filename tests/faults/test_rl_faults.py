@@ -117,6 +117,7 @@ def test_an_env_runner_killed_in_mid_game(lab: Lab) -> None:
     assert list(lab.path.glob("kill-*.done")), "the accident did not happen"
     assert lab.trace() == ["0", "1"]  # the trial itself went on
     check_whole(lab, "runner")
+    assert last_row(lab, "runner")["made"]["continued"] == "inside a game, which began anew"
 
 
 @pytest.mark.slow
@@ -130,6 +131,7 @@ def test_a_worker_killed_at_the_start_of_a_game_changes_no_bit(lab: Lab) -> None
     first, second = (row["result"] for row in found)
     assert first["matrices"] == second["matrices"]
     assert {row["progress"] for row in found} == {2 * UPDATES * FRAMES}
+    assert not any("continued" in row["made"] for row in found)
 
 
 def test_a_worker_killed_inside_a_game_goes_on_from_its_last_checkpoint(lab: Lab) -> None:

@@ -235,6 +235,8 @@ def test_a_run_stopped_at_the_end_of_a_game_goes_on_to_the_last_bit(make: Make) 
     rest(resumed)
     assert same(state(whole), state(resumed))
     assert whole.scores.test.tolist()[1] == resumed.scores.test.tolist()[1]
+    assert whole.exact
+    assert resumed.exact
     methods = [run.algorithm.learner.method.state_dict() for run in (whole, resumed)]
     assert same(*methods)
 
@@ -270,6 +272,11 @@ def test_a_run_stopped_inside_a_game_keeps_its_place(make: Make) -> None:
     learner = resumed.algorithm.learner
     assert (resumed.game, resumed.update, resumed.progress) == (1, 1, 4 * 256)
     row = resumed.advance()
+    assert whole.exact
+    assert not resumed.exact, "games that were in progress have begun anew"
+    later = make(tiny("online_ewc"))
+    later.load_state_dict(_copied(resumed.state_dict()))
+    assert not later.exact, "and stay so"
     assert (row["phase"], row["epoch"]) == ("KungFuMaster", 1)
     assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.001 * (1 - 1 / UPDATES))
     assert {int(s["step"]) for s in learner.optimizer.state.values()} == {16}

@@ -399,6 +399,8 @@ class FakeRun:
     def keepsake(self) -> dict[str, Any]:
         return {"game": self.position // 3 - 1, "policy": torch.ones(2)}
 
+    exact = True
+
     def picture_files(self) -> dict[str, bytes]:
         return {}
 
@@ -480,8 +482,39 @@ def test_lost_runners_are_for_tune_to_retry_and_the_retry_goes_on(
     trainable.trial(a_trial(), {}, settings)
     assert "continues from" in next(row["note"] for row in reports if "note" in row)
     assert reports[-1]["finished"]
+    assert "continued" not in reports[-1]["made"]
     ends = [row["progress"] for row in reports if row.get("at_task_end") and "note" not in row]
     assert ends == [3000, 6000]
+
+
+def test_a_trial_that_was_disturbed_says_so(
+    made: list[FakeRun],
+    reports: list[dict[str, Any]],
+    settings: trainable.Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Other code, versions or devices on the way, or a game begun anew, are never forgotten."""
+    FakeRun.failures.append(ActorDiedError())
+    with pytest.raises(ActorDiedError):
+        trainable.trial(a_trial(), {}, settings)
+    other = replace(settings, made={"data": "a 0123456789ab", "split": "other"})
+    FakeRun.failures.append(ActorDiedError())
+    with pytest.raises(ActorDiedError):
+        trainable.trial(a_trial(), {}, other)
+    trainable.trial(a_trial(), {}, other)
+    assert reports[-1]["made"]["continued"] == "with other split"
+    reports.clear()
+    monkeypatch.setattr(FakeRun, "exact", False)
+    trainable.trial(a_trial(), {}, replace(settings, storage=f"{settings.storage}-b"))
+    assert reports[-1]["made"]["continued"] == "inside a game, which began anew"
+
+
+def test_a_worker_with_other_files_of_raycl_trains_nothing(
+    made: list[FakeRun], reports: list[dict[str, Any]], settings: trainable.Settings
+) -> None:
+    trainable.trial(a_trial(), {}, replace(settings, made={"code": "raycl 0 (0123456789ab)"}))
+    assert reports == [{"unkept": "files of raycl changed since the sweep was started"}]
+    assert made[0].position == 0
 
 
 def test_an_error_in_a_runner_is_not_retried(

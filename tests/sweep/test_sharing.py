@@ -14,6 +14,7 @@ from raycl.sweep.execution import trainable
 from raycl.sweep.execution.prefixes import FOLDER, Spent, remove
 from raycl.sweep.plan import expand, sharing
 from raycl.sweep.plan.sharing import shared_by_any
+from raycl.training.run import Run
 from raycl.trial.run import Row
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,15 @@ def alone(path: Path, one: Lab) -> dict[str, Any]:
     """What each trial of a sweep reports if it shares nothing."""
     other = Lab(one.sweep, one.data, str(path / "alone"))
     return {name: measured(rows) for name, rows in other.run(without(one.plans())).items()}
+
+
+def test_a_disturbed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = lab(tmp_path / "a", SEARCH), lab(tmp_path / "b", SEARCH)
+    one.run(one.plans()[:1])
+    assert len(one.left()) == 2
+    monkeypatch.setattr(Run, "exact", False)
+    other.run(other.plans()[:1])
+    assert other.left() == []
 
 
 # ---------------------------------------------------------------------- the plan

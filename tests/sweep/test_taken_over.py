@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,10 @@ import raycl
 from raycl.report.notes import _shared, _taken_over
 from raycl.sweep.execution import trainable
 from raycl.sweep.execution.events import Hub
-from raycl.sweep.execution.taken_over import finished_elsewhere, same, take_over
+from raycl.sweep.execution.taken_over import finished_elsewhere, take_over
 from raycl.sweep.plan.plan import TrialPlan
 from raycl.sweep.record.folder import SweepFolder
-from raycl.sweep.record.made_of import MadeOf, process
+from raycl.sweep.record.made_of import MadeOf, continued, same
 from raycl.trial.checkpoint import CheckpointStore
 
 NONE = MadeOf(raycl.__version__)
@@ -41,7 +42,7 @@ def two(tmp_path: Path) -> tuple[Lab, list[TrialPlan], SweepFolder]:
 
 
 def here(plan: TrialPlan) -> Mapping[str, str]:
-    return process("cpu")
+    return trainable.made_with(trainable.Settings("", 1.0, 2, "x", "max"), "cpu", plan)
 
 
 def test_a_trial_comes_with_its_rows_and_its_files(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_what_was_made_with_something_else_is_not_taken_over(tmp_path: Path) -> 
     assert finished_elsewhere(second, plans, here, NONE)
     assert not finished_elsewhere(second, plans, lambda plan: None, NONE)
     for word in ("device", "versions"):
-        other = {**process("cpu"), word: "another"}
+        other = {**here(plans[0]), word: "another"}
         assert not finished_elsewhere(second, plans, lambda plan, now=other: now, NONE)
     threads = [replace(plan, config=plan.config | {"threads": 7}) for plan in plans]
     assert not finished_elsewhere(second, threads, here, NONE)
@@ -97,10 +98,41 @@ def test_a_trial_without_its_checkpoints_is_not_taken_over(tmp_path: Path) -> No
         ({"data": "a 0123456789ab"}, {"data": "b ba9876543210, a 1123456789ab"}, False),
         ({"weights": "w 0123456789ab"}, {"weights": "v 0123456789ab"}, False),
         ({}, {"weights": "v 0123456789ab"}, True),
+        ({"env_runners": "4"}, {"env_runners": "8"}, False),
+        ({"continued": "with other code"}, {}, False),
     ],
 )
 def test_what_is_the_same(then: dict[str, str], now: dict[str, str], expected: bool) -> None:
     assert same(then, now) == expected
+
+
+@pytest.mark.parametrize(
+    "then, now, expected",
+    [
+        ({"code": "raycl 1", "data": "a 0123456789ab"}, {"code": "raycl 1"}, ""),
+        ({"code": "raycl 1"}, {"code": "raycl 2"}, "with other code"),
+        ({"code": "1", "threads": "1"}, {"code": "2", "threads": "2"}, "with other code, threads"),
+        ({"data": "a 0123456789ab"}, {"data": "a 1123456789ab"}, "with other data"),
+        ({"code": "1", "weights": "w 0123456789ab"}, {"code": "1"}, ""),
+        ({}, {"code": "raycl 1"}, "from a checkpoint of an older raycl"),
+    ],
+)
+def test_what_a_trial_goes_on_with(
+    then: dict[str, str], now: dict[str, str], expected: str
+) -> None:
+    assert continued(then, now) == expected
+
+
+def test_files_whose_content_differs_are_other_data(tmp_path: Path) -> None:
+    """Of images that stay files, a result knows names and sizes only; the sweeps know more."""
+    _, plans, second = two(tmp_path)
+    SweepFolder(second.root, "first").record_made_of(replace(NONE, data={"data set a": "1"}), [])
+    (path,) = (second.root / "first" / "outcomes").glob("*.json")
+    outcome = json.loads(path.read_text())
+    path.write_text(json.dumps(outcome | {"tags": {}}))
+    assert finished_elsewhere(second, plans, here, replace(NONE, data={"data set a": "1"}))
+    assert finished_elsewhere(second, plans, here, replace(NONE, data={"data set b": "2"}))
+    assert not finished_elsewhere(second, plans, here, replace(NONE, data={"data set a": "2"}))
 
 
 class Tracked:

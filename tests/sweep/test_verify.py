@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,9 @@ def test_what_it_was_made_with_is_named() -> None:
     old, new = (row(made=MADE | {"weights": f"timm {one}"}) for one in "ab")
     assert verify.compare(outcome(old), "k", new, "")[1] == ["weights: timm a then, timm b now"]
     assert verify.compare(outcome(row()), "k", new, "")[1] == [], "an older raycl did not say"
+    old = row(made=MADE | {"continued": "with other code"})
+    _, changed = verify.compare(outcome(old), "k", row(), "")
+    assert changed == ["continued: with other code then, none now"]
     old = row()
     del old["made"]
     _, changed = verify.compare(outcome(old), "k", row(), "")
@@ -226,9 +230,23 @@ def test_a_fingerprint_of_files(tmp_path: Path) -> None:
     assert made_of.data({"x": one}) != first
 
 
-def test_code_and_machine_are_named() -> None:
+def test_code_and_machine_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert made_of.code().startswith("raycl ")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    packages = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert {name.rstrip("*") for name in packages} == set(made_of.OURS)
+    (tmp_path / "ours").mkdir()
+    file = tmp_path / "ours" / "__init__.py"
+    file.write_text("A = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(made_of, "OURS", ("raycl", "ours"))
+    before = made_of.code.__wrapped__()
+    file.write_text("A = 2\n")
+    assert made_of.code.__wrapped__() != before
     machine = made_of.process("cpu")
     assert machine["device"]
     assert machine["versions"].startswith("python 3.")
-    assert "torch 2" in machine["versions"]
+    for package in ("torch 2", "timm 1", "ale-py 0", "gymnasium 1"):
+        assert package in machine["versions"]
+    assert made_of._sources("timm.models.vit").keys() == {"timm"}
+    assert made_of._sources("raycl.methods.ewc") == made_of._sources("no_such") == {}

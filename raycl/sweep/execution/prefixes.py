@@ -45,8 +45,8 @@ class Prefixes:
         rows: Rows reported so far, as long as there is a point at which others need them.
         seconds: Seconds of the trial's cost that another one has spent.
         leaves: Whether it leaves states. A trial that goes on from a checkpoint of its own leaves
-            none: the part before may be of another world, a game in the middle goes on otherwise,
-            and its rows were reported by a process that is gone.
+            none: the part before may be of another world, and its rows were reported by a process
+            that is gone. Nor does a run that is not exact.
         notes: Remarks about damaged results of phases, not told yet.
     """
 
@@ -168,7 +168,7 @@ class Prefixes:
             self.rows = []
 
     def _leave(self, point: int) -> None:
-        if not self.leaves or point not in self.plan.points:
+        if not self.leaves or not self.run.exact or point not in self.plan.points:
             return
         if point not in self._damaged and self.folder.has(self._name(point)):
             return  # the first one stays

@@ -17,12 +17,12 @@ from raycl.sweep.execution.progress import Progress
 from raycl.sweep.execution.schedulers import make_scheduler
 from raycl.sweep.execution.stage import Stage
 from raycl.sweep.execution.taken_over import finished_elsewhere, take_over
+from raycl.sweep.execution.trainable import made_with
 from raycl.sweep.file import spec
 from raycl.sweep.file.blocks import benchmark_configs
 from raycl.sweep.plan import expand, sharing
 from raycl.sweep.plan.check_data import data_of
 from raycl.sweep.plan.plan import TrialPlan
-from raycl.sweep.record import made_of
 from raycl.sweep.record.folder import SweepFolder
 from raycl.sweep.record.outcomes import Outcomes
 from raycl.sweep.record.winners import choose_winners
@@ -142,7 +142,7 @@ class Stages:
             if plan.resources.get("gpu") and not torch.cuda.is_available():
                 return None  # the device of its worker is not known here
             device = "cuda" if plan.resources.get("gpu") else "cpu"
-            return {**settings.made, **made_of.process(device)}
+            return made_with(settings, device, plan)
 
         assert settings.made_of is not None
         found = finished_elsewhere(self.folder, plans, made, settings.made_of)

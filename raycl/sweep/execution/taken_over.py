@@ -8,7 +8,6 @@ so that it has everything that a trial of this sweep has.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from raycl.atomic import Damaged
 from raycl.sweep.execution.events import Hub
 from raycl.sweep.plan.plan import TrialPlan
 from raycl.sweep.record.folder import SweepFolder
-from raycl.sweep.record.made_of import MADE, MadeOf, own_code
+from raycl.sweep.record.made_of import MADE, MadeOf, own_code, same
 from raycl.sweep.record.outcomes import Outcome
 from raycl.tracking import journal
 from raycl.tracking.journal import JOURNAL
@@ -71,15 +70,16 @@ def finished_elsewhere(
             if one is None or now is None or not same(one.outcome.row.get(MADE, {}), now):
                 continue
             threads = one.outcome.config.get("threads")
-            if threads != plan.config.get("threads") or _runners(one) != plan.resources.get(
-                "env_runners", 0
-            ):
+            if threads != plan.config.get("threads"):
                 continue  # more of them may round otherwise
             theirs = one.folder.made_of()
-            if theirs and one.outcome.tags.get("made_of", theirs.key) != theirs.key:
+            if theirs is None or one.outcome.tags.get("made_of", theirs.key) != theirs.key:
                 continue  # made before a change that the other sweep has accepted
+            files = theirs.data.keys() & made_of.data.keys()
             own = set(own_code(plan.config))
-            if theirs and all(theirs.code.get(name) == made_of.code.get(name) for name in own):
+            if all(theirs.data[name] == made_of.data[name] for name in files) and all(
+                theirs.code.get(name) == made_of.code.get(name) for name in own
+            ):
                 found[plan.key] = one
     return found
 
@@ -92,34 +92,6 @@ def _finished(folder: SweepFolder, path: Path) -> Finished | None:
     storage = folder.storage(folder.identity()["resolved"].get("storage"))
     store = CheckpointStore(f"{storage}/{outcome.key}")
     return Finished(outcome, store, folder) if store.paths() else None
-
-
-def _runners(one: Finished) -> float:
-    """Env runners of a trial, by the file of its sweep."""
-    resolved = one.folder.identity()["resolved"]
-    (entry,) = [m for m in resolved["methods"] if m["label"] == one.outcome.method]
-    asked = (resolved.get("resources") or {}) | (entry.get("resources") or {})
-    return float(asked.get("env_runners", 0))
-
-
-def same(then: Made, now: Made) -> bool:
-    """Whether a trial that was made with one thing has the bits of one made with another.
-
-    Args:
-        then: What it was made with; data and weights are those of its whole sweep.
-        now: What it would be made with.
-    """
-    if any(then.get(word) != now.get(word) for word in ("code", "device", "versions")):
-        return False
-    old, new = (_parts(one.get("data", "")) for one in (then, now))
-    if any(old[name] != new[name] for name in old.keys() & new.keys()):
-        return False
-    old, new = (_parts(one.get("weights", "")) for one in (then, now))
-    return all(new.get(name) == one for name, one in old.items())
-
-
-def _parts(text: str) -> dict[str, str]:
-    return dict(re.findall(r"(.+?) ([0-9a-f]{8,64})(?:, |$)", text))
 
 
 def take_over(plan: TrialPlan, other: Finished, storage: str, hub: Hub) -> None:

@@ -34,7 +34,7 @@ from raycl.sweep.execution.prefixes import Prefixes
 from raycl.sweep.execution.rows import result_of
 from raycl.sweep.execution.storage import LEASE
 from raycl.sweep.plan.plan import TrialPlan, plan_of
-from raycl.sweep.record.made_of import MADE, MadeOf, process
+from raycl.sweep.record.made_of import CONTINUED, MADE, MadeOf, code, continued, process
 from raycl.trial.checkpoint import CheckpointStore
 from raycl.trial.run import (
     FAILED,
@@ -50,6 +50,8 @@ from raycl.trial.sharing import SHARED_SECONDS
 
 SHARED = "shared"
 """Key, in a checkpoint, of what ``Prefixes`` has to remember."""
+BEGUN = "begun"
+"""Key, in a checkpoint, of what the trial has been made with so far."""
 EVERY_S = 0.2
 """Seconds between two reports, so that short epochs are not all reported; task ends are."""
 HOPELESS = (*NO_ROOM, errno.EACCES)
@@ -164,7 +166,10 @@ def _train(
 
 def _check_made_of(settings: Settings, plan: TrialPlan) -> None:
     """Refuse to mix results with those of other code, or of other weights from a hub."""
-    if settings.made_of and (changed := settings.made_of.changed(plan.config)):
+    changed = settings.made_of.changed(plan.config) if settings.made_of else []
+    if settings.made.get("code", code()) != code():
+        changed.append("files of raycl")
+    if changed:
         raise Unkept(f"{', '.join(changed)} changed since the sweep was started")
 
 
@@ -182,7 +187,8 @@ def _advance(
     """Step a run from its last checkpoint to its end, and report and save what it gives."""
     shares = bool(plan.points or plan.phases)
     prefixes = Prefixes(run, plan, store, _world(settings, device) if shares else {})
-    keeper = Keeper(run, store, prefixes)
+    begun = _world(settings, device) | {"threads": str(plan.config.get("threads"))}
+    keeper = Keeper(run, store, prefixes, begun | made_with(settings, device, plan))
     if note := keeper.load():
         made = {MADE: keeper.made} if keeper.made else {}
         report(run.last_row | made | {NOTE: note}, settings)  # nothing may follow a last report
@@ -199,7 +205,7 @@ def _advance(
             if known(row)["at_task_end"]:  # a task may have built a network
                 _check_made_of(settings, plan)
             if known(row).get("finished"):
-                row[MADE] = keeper.made = {**settings.made, **process(device)}
+                row[MADE] = keeper.made = made_with(settings, device, plan) | keeper.disturbed
                 if prefixes.seconds:
                     known(row)["result"][SHARED_SECONDS] = prefixes.seconds
             word = parking.look()
@@ -225,6 +231,12 @@ def _advance(
     except SystemExit:  # Tune's way to stop a trial, raised inside report; see ``signals``
         keeper.save()
         raise
+
+
+def made_with(settings: Settings, device: str, plan: TrialPlan) -> dict[str, str]:
+    """What a trial would be made with, here and now; see ``raycl.sweep.record.made_of``."""
+    runners = plan.resources.get("env_runners", 0)
+    return {**settings.made, **process(device), "env_runners": f"{runners:g}"}
 
 
 def _world(settings: Settings, device: str) -> dict[str, str]:
@@ -257,14 +269,23 @@ class Keeper:
         run: The trial.
         store: Its folder.
         prefixes: What it shares with others.
+        begun: What the trial is made with here and now.
 
     Attributes:
-        made: What the result was made with, once there is one; see ``made``.
+        made: What the result was made with, once there is one.
+        continued: What it goes on with that is not what it began with; empty: nothing.
     """
 
-    def __init__(self, run: TrialRun, store: CheckpointStore, prefixes: Prefixes) -> None:
-        self.run, self.store, self.prefixes = run, store, prefixes
+    def __init__(
+        self,
+        run: TrialRun,
+        store: CheckpointStore,
+        prefixes: Prefixes,
+        begun: Mapping[str, str],
+    ) -> None:
+        self.run, self.store, self.prefixes, self.begun = run, store, prefixes, begun
         self.made: dict[str, str] = {}
+        self.continued = ""
         self.saved = -1
         self.saved_at = time.monotonic()
 
@@ -273,6 +294,12 @@ class Keeper:
         """Seconds since the last checkpoint."""
         return time.monotonic() - self.saved_at
 
+    @property
+    def disturbed(self) -> dict[str, str]:
+        """What a reader of the result must know, because no undisturbed run would give it."""
+        why = self.continued or ("" if self.run.exact else "inside a game, which began anew")
+        return {CONTINUED: why} if why else {}
+
     def load(self) -> str:
         """Continue from the newest checkpoint; returns the remark about it, if there is one."""
         with kept():
@@ -280,6 +307,8 @@ class Keeper:
         if loaded is None:
             return ""
         self.made = loaded.state.pop(MADE, {})
+        begun = loaded.state.pop(BEGUN, {})
+        self.continued = begun.pop(CONTINUED, "") or continued(begun, self.begun)
         self.prefixes.load_state_dict(loaded.state.pop(SHARED, {}))
         self.run.load_state_dict(loaded.state)
         self.saved = self.run.progress
@@ -292,7 +321,8 @@ class Keeper:
         """Write a checkpoint, unless this state has one."""
         if self.saved != self.run.progress:
             with kept():
-                more: dict[str, Any] = {MADE: self.made} if self.made else {}
+                more: dict[str, Any] = {BEGUN: {**self.begun, CONTINUED: self.continued}}
+                more |= {MADE: self.made} if self.made else {}
                 more |= {SHARED: shared} if (shared := self.prefixes.state_dict()) else {}
                 self.store.save(self.run.state_dict() | more, self.run.progress)
             self.saved, self.saved_at = self.run.progress, time.monotonic()

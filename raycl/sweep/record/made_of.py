@@ -8,13 +8,15 @@ each (``MADE``), which ``raycl verify`` compares: there, the data are those that
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import platform
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,16 @@ CACHE = ".fingerprints.db"
 """Name of the file with hashes of data files, in the folder of all runs."""
 MADE = "made"
 """Key of a finished trial's last row."""
-WORDS = ("code", "data", "weights", "device", "versions")
+CONTINUED = "continued"
+"""Word of a trial that not one undisturbed run could have made; see ``continued``."""
+WORDS = ("code", "data", "weights", "device", "versions", CONTINUED)
 """What such a row tells of."""
-PACKAGES = ("torch", "numpy", "torchvision", "ray")
+MUST_BE = ("code", "device", "versions", "env_runners")
+OURS = ("raycl", "envs")
+PACKAGES = (
+    *("torch", "numpy", "torchvision", "ray", "timm", "pillow", "scikit-learn"),
+    *("gymnasium", "ale-py", "opencv-python-headless"),
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,8 @@ class MadeOf:
 
     Attributes:
         raycl: Its version.
-        code: Name of a class's own file to its modules and their hashes.
+        code: Name of a class's own file to its modules and their hashes; where the class is of an
+            installed package, to that and its version.
         data: Label of a data set to its fingerprint.
         weights: Name of weights from a hub to the hash of their files.
     """
@@ -68,7 +78,7 @@ class MadeOf:
         """
         both = [sweep] if sweep.search.benchmark is None else [sweep, sweep.for_search]
         trials = [group.base.config for one in both for group in groups(one)]
-        code = {name: sources(name) for name in sorted(set(own_code(trials)))}
+        code = {name: _sources(name) for name in sorted(set(own_code(trials)))}
         data = {}
         if sweep.kind.needs_data:
             for config in [config for one in both for config in benchmark_configs(one)]:
@@ -151,7 +161,15 @@ def own_code(tree: Any) -> Iterator[str]:
 @lru_cache
 def _loaded(name: str, content: bytes) -> Mapping[str, str]:
     """The sources of a class when this process first loaded it; a file that changes is another."""
-    return sources(name)
+    return _sources(name)
+
+
+def _sources(name: str) -> dict[str, str]:
+    """Hashes of a class's own files, or the version of the package that it comes with."""
+    first = name.partition(".")[0]
+    if (found := sources(name)) or first in OURS or name.endswith(".py"):
+        return found
+    return {one: version(one) for one in sorted(set(packages_distributions().get(first, ())))}
 
 
 def _from_hubs(group: Group) -> Iterator[str]:
@@ -173,11 +191,15 @@ def driver(sets: Mapping[str, Dataset]) -> dict[str, str]:
 @cache
 def code() -> str:
     """The version of raycl, and a hash of its files, which may have been edited."""
-    root = Path(raycl.__file__).parent
     found = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        found.update(str(path.relative_to(root)).encode())
-        found.update(path.read_bytes())
+    for package in OURS:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        assert spec.origin is not None
+        root = Path(spec.origin).parent
+        for path in sorted(root.rglob("*.py")):
+            found.update(f"{package}/{path.relative_to(root)}".encode())
+            found.update(path.read_bytes())
     return f"raycl {raycl.__version__} ({found.hexdigest()[:12]})"
 
 
@@ -226,10 +248,14 @@ def process(device: str) -> dict[str, str]:
         name = torch.cuda.get_device_name()
     else:
         name = f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}"
-    found = [f"{package} {version(package)}" for package in PACKAGES]
-    versions = ", ".join([f"python {platform.python_version()}", *found])
     weights = ", ".join(f"{name} {one}" for name, one in sorted(LOADED.items()))
-    return ({"weights": weights} if weights else {}) | {"device": name, "versions": versions}
+    return ({"weights": weights} if weights else {}) | {"device": name, "versions": _versions()}
+
+
+@cache
+def _versions() -> str:
+    found = [f"{package} {version(package)}" for package in PACKAGES]
+    return ", ".join([f"python {platform.python_version()}", *found])
 
 
 def _processor() -> str:
@@ -246,9 +272,49 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
     Weights are passed over where an older raycl, which did not record them, made the result.
     """
-    known = [word for word in WORDS if word in (then if word == "weights" else now)]
+    then_only = ("weights", CONTINUED)
+    known = [word for word in WORDS if word in (then if word in then_only else now)]
     return [
         f"{word}: {then.get(word, 'not recorded')} then, {now.get(word, 'none')} now"
         for word in known
         if then.get(word) != now.get(word)
     ]
+
+
+def same(then: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether a trial that was made with one thing has the bits of one made with another.
+
+    Args:
+        then: What it was made with; data and weights are those of its whole sweep.
+        now: What it would be made with.
+    """
+    if then.get(CONTINUED) or any(then.get(w) != now.get(w) for w in MUST_BE):
+        return False
+    old, new = (_parts(one.get("weights", "")) for one in (then, now))
+    return _same_data(then, now) and all(new.get(name) == one for name, one in old.items())
+
+
+def _same_data(then: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether the data sets that both have are the same."""
+    old, new = (_parts(one.get("data", "")) for one in (then, now))
+    return all(old[name] == new[name] for name in old.keys() & new.keys())
+
+
+def _parts(text: str) -> dict[str, str]:
+    return dict(re.findall(r"(.+?) ([0-9a-f]{8,64})(?:, |$)", text))
+
+
+def continued(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What a trial goes on with that is not what it began with, in words; empty: nothing.
+
+    Args:
+        then: What it has been made with so far, as its checkpoint says. Weights are not compared: a
+            network that is restored needs none.
+        now: What it goes on with.
+    """
+    if not then:
+        return "from a checkpoint of an older raycl"
+    words = [w for w in sorted(then.keys() | now.keys()) if w not in ("data", "weights")]
+    words = [w for w in words if then.get(w) != now.get(w)]
+    words += [] if _same_data(then, now) else ["data"]
+    return f"with other {', '.join(words)}" if words else ""
