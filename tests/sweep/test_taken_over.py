@@ -124,7 +124,7 @@ def test_what_a_trial_goes_on_with(
 
 
 def test_files_whose_content_differs_are_other_data(tmp_path: Path) -> None:
-    """Of images that stay files, a result knows names and sizes only; the sweeps know more."""
+    """A result names files and their sizes; records of sweeps tell their contents apart."""
     _, plans, second = two(tmp_path)
     SweepFolder(second.root, "first").record_made_of(replace(NONE, data={"data set a": "1"}), [])
     (path,) = (second.root / "first" / "outcomes").glob("*.json")

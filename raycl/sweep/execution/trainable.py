@@ -187,8 +187,9 @@ def _advance(
     """Step a run from its last checkpoint to its end, and report and save what it gives."""
     shares = bool(plan.points or plan.phases)
     prefixes = Prefixes(run, plan, store, _world(settings, device) if shares else {})
-    begun = _world(settings, device) | {"threads": str(plan.config.get("threads"))}
-    keeper = Keeper(run, store, prefixes, begun | made_with(settings, device, plan))
+    begun = made_with(settings, device, plan) | _world(settings, device)
+    begun["threads"] = str(plan.config.get("threads"))
+    keeper = Keeper(run, store, prefixes, begun)
     if note := keeper.load():
         made = {MADE: keeper.made} if keeper.made else {}
         report(run.last_row | made | {NOTE: note}, settings)  # nothing may follow a last report

@@ -43,7 +43,9 @@ CONTINUED = "continued"
 WORDS = ("code", "data", "weights", "device", "versions", CONTINUED)
 """What such a row tells of."""
 MUST_BE = ("code", "device", "versions", "env_runners")
+"""Words in which two results of the same bits agree; data and weights are compared by name."""
 OURS = ("raycl", "envs")
+"""Packages of this project, all of whose files count as its code."""
 PACKAGES = (
     *("torch", "numpy", "torchvision", "ray", "timm", "pillow", "scikit-learn"),
     *("gymnasium", "ale-py", "opencv-python-headless"),
