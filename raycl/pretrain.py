@@ -21,11 +21,11 @@ from raycl.sweep.plan import expand
 from raycl.sweep.plan.plan import TrialPlan
 from raycl.sweep.record.folder import SweepFolder
 from raycl.sweep.run import Execution
-from raycl.training.pretrained import SUFFIX, About, read_about, write
+from raycl.training.pretrained import SUFFIX, About, about, read_about, write
 from raycl.training.run import build_benchmark
 from raycl.trial.checkpoint import CheckpointStore, runs_root
 from raycl.trial.randomness import Seeds
-from raycl.trial.weights import normalised, told
+from raycl.trial.weights import named_in, normalised, told
 
 PREFIX = "backbone."
 METHODS = ("regress_features", "finetune", "joint")
@@ -132,22 +132,27 @@ def _check_out(out: Path, plan: TrialPlan) -> None:
 
 
 def _about(plan: TrialPlan, data: Mapping[str, Dataset], row: Mapping[str, Any]) -> About:
-    """What the file says of itself."""
+    """What the file says of itself; it has seen what the weights that it began with have seen."""
     benchmark = build_benchmark(plan.config["benchmark"])
     seeds = Seeds.derive(plan.seed, **plan.config["fixed_seeds"])
     info = normalised(benchmark.stream(data, seeds.class_order).info, [plan.config["network"]])
     statistics = set(zip(info.mean, info.std, strict=True))
-    sets = {datasets.key(one): data[datasets.key(one)] for one in benchmark.datasets()}.values()
-    parts = [p for one in sets for p in (one.train, one.validation) if p is not None]
+    configs = {datasets.key(config): config for config in benchmark.datasets()}
+    sets = [(data[key], config.invert) for key, config in configs.items()]
+    parts = [(p, inv) for one, inv in sets for p in (one.train, one.validation) if p is not None]
+    networks = list(weights_in(plan.config).values())
+    earlier = [one for weights in named_in(networks) if (one := about(weights))]
+    units = {unit(*part) for part in parts} | {one.unit for one in earlier}
+    images = {image for part, _ in parts for image in image_ids(part)}
     metrics = row["result"]["metrics"]
     return About(
         trial=plan.key,
         recipe=plan.config,
-        source=told(list(weights_in(plan.config).values())),
+        source=told(networks),
         accuracy={readout: found["average_accuracy"] for readout, found in metrics.items()},
         normalisation=statistics.pop() if len(statistics) == 1 else None,
-        unit=", ".join(sorted({unit(part) for part in parts})),
-        images=tuple(sorted({one for part in parts for one in image_ids(part)})),
+        unit=", ".join(sorted(units)),
+        images=tuple(sorted(images.union(*(one.images for one in earlier)))),
     )
 
 

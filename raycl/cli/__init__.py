@@ -9,7 +9,7 @@ import typer
 
 from raycl import secrets
 from raycl.cli import data, running, showing
-from raycl.errors import NO_ROOM, UserError
+from raycl.errors import NOT_OURS, UserError, printable
 from raycl.terminal import steady
 
 app = typer.Typer(
@@ -43,9 +43,9 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in NOT_OURS:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -193,8 +193,16 @@ def _check_name(config: DatasetConfig) -> None:
 
 
 def resolve(path: str, root: Path) -> Path:
-    """Resolve a path of a sweep file: relative ones start at the data root."""
-    return root / Path(path).expanduser()
+    """Resolve a path of a sweep file: relative ones start at the data root.
+
+    Raises:
+        UserError: It begins with the home directory of somebody who has none.
+    """
+    try:
+        return root / Path(path).expanduser()
+    except RuntimeError as error:
+        what = f"'{path}' begins with the home directory of a user who is not known here"
+        raise UserError(WHERE, what, "~/ is your own") from error
 
 
 def _positions(wanted: Sequence[str], classes: Sequence[str], label: str) -> list[int]:

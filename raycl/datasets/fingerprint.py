@@ -19,6 +19,7 @@ from pathlib import Path
 from raycl.datasets.base import DatasetConfig
 from raycl.datasets.disk import resolve
 from raycl.datasets.files import WORKERS, split_archive
+from raycl.datasets.listing import SUFFIXES, is_passed_over
 from raycl.datasets.standard import STANDARD
 
 WHOLE = 4_000_000_000
@@ -62,21 +63,29 @@ def _files(config: DatasetConfig, root: Path) -> Iterator[tuple[str, Path]]:
         if config.split_file is not None:
             lists = (config.split_file.train, config.split_file.test)
             places += [resolve(name, root) for name in lists]
+    read = SUFFIXES if config.name == "folder" else ("",)
     for place in places:
-        if place.is_dir():
-            seen: set[tuple[int, int]] = set()
-            for folder, below, names in os.walk(place, followlinks=True):
-                state = Path(folder).stat()
-                if (state.st_dev, state.st_ino) in seen:  # a loop of links
-                    below.clear()
-                    continue
-                seen.add((state.st_dev, state.st_ino))
-                for name in names:
-                    path = Path(folder, name)
-                    if path.is_file():
-                        yield f"{place.name}/{path.relative_to(place)}", path
-        elif place.is_file():
+        if place.is_file():
             yield place.name, place
+        elif place.is_dir():
+            below = (path for path in _below(place) if path.name.lower().endswith(read))
+            yield from ((f"{place.name}/{path.relative_to(place)}", path) for path in below)
+
+
+def _below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """Files that somebody may read from: no hidden ones, and none that systems leave behind."""
+    state = folder.stat()
+    identity = (state.st_dev, state.st_ino)
+    if identity in above:  # a loop of links
+        return
+    for name in sorted(os.listdir(folder)):
+        path = folder / name
+        if is_passed_over(name) or not os.access(path, os.R_OK):
+            continue
+        if path.is_dir():
+            yield from _below(path, above | {identity})
+        elif path.is_file():
+            yield path
 
 
 class _Hashes:
@@ -88,7 +97,7 @@ class _Hashes:
     def hash(self, path: Path, stat: os.stat_result, whole: bool) -> str:
         times = f"{stat.st_mtime_ns} {stat.st_ctime_ns}"
         state = f"{stat.st_size} {times} {stat.st_ino} {'whole' if whole else 'parts'}"
-        name = str(path)
+        name = os.fsencode(path).decode("latin-1")  # SQLite takes no other bytes than Unicode's
         before = self.known.get(name)
         if before is not None and before[0] == state:
             return before[1]

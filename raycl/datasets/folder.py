@@ -31,6 +31,7 @@ SAMPLE = 1000
 """Number of images that the statistics of a set of files are computed from."""
 DRAW = 1234
 """Seed of ``hold_out``."""
+UNREAD = "images outside the folders of the splits"
 SPLITS = ("train", "val", "test")
 
 Tree = dict[str, list[str]]
@@ -87,7 +88,8 @@ def load(
         classes = list(listed[0])
         parts = _parts(listed, classes, size, colour, shorter)
         return Parts(parts[0], parts[1], tuple(classes), left_out=found.left_out)
-    train, val, test = _splits(found, path, validation)
+    train, val, test, unread = _splits(found, path, validation)
+    left_out = LeftOut.merged([found.left_out, LeftOut.of({UNREAD: unread})])
     if hold_out is not None:
         if test is not None:
             what = f"'{path}' has test images of its own"
@@ -103,7 +105,7 @@ def load(
     trees = [train, test] if val is None else [train, test, val]
     parts = _parts(trees, tuple(train), size, colour, shorter)
     held = parts[2] if val is not None else None
-    return Parts(parts[0], parts[1], tuple(train), held, found.left_out)
+    return Parts(parts[0], parts[1], tuple(train), held, left_out)
 
 
 def _parts(
@@ -139,28 +141,32 @@ def sample(part: Arrays | Files) -> NDArray[np.uint8]:
     return np.stack(decode_all(names, part.size, colour=True, shorter=part.shorter))
 
 
-def _splits(listed: Listing, path: Path, validation: bool) -> tuple[Tree, Tree | None, Tree | None]:
-    """Training, validation and test images; ``None`` for what the tree has no folder of."""
+def _splits(
+    listed: Listing, path: Path, validation: bool
+) -> tuple[Tree, Tree | None, Tree | None, list[str]]:
+    """Training, validation and test images, and the names of images that are in none of them.
+
+    For what the tree has no folder of there is ``None``.
+    """
     start, parts = listed.start, [name.parts for name in listed.names]
     while _is_lone(parts, validation):
         start, parts = f"{start}{parts[0][0]}/", [p[1:] for p in parts]
     top = {p[0] for p in parts}
     split = "test" if "test" in top else "val"
     if not (validation or {"train", split} <= top):
-        return _tree(parts, start, path), None, None
-    trees = {
-        s: _tree([p[1:] for p in parts if p[0] == s], f"{start}{s}/", path)
-        for s in (SPLITS if validation else ("train", split))
-    }
+        return _tree(parts, start, path), None, None, []
+    read = SPLITS if validation else ("train", split)
+    trees = {s: _tree([p[1:] for p in parts if p[0] == s], f"{start}{s}/", path) for s in read}
+    unread = [start + "/".join(p) for p in parts if p[0] not in read]
     train, test = trees["train"], trees[split]
     if validation:
         _check_splits(trees, path)
-        return train, trees["val"], test
+        return train, trees["val"], test, unread
     if set(train) != set(test):
         odd = sorted(set(train) ^ set(test))[0]
         there, missing = ("train", split) if odd in train else (split, "train")
         raise UserError(WHERE, f"class '{odd}' of '{path}' is in {there} but not in {missing}")
-    return train, None, test
+    return train, None, test, unread
 
 
 def _is_lone(parts: Sequence[tuple[str, ...]], validation: bool) -> bool:

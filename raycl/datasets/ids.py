@@ -22,11 +22,12 @@ def image_ids(part: Arrays | Files) -> list[str]:
     return [_id(image.tobytes()) for image in part.images]
 
 
-def unit(part: Arrays | Files) -> str:
+def unit(part: Arrays | Files, inverted: bool = False) -> str:
     """The unit of ids, file or pixels: only ids of one unit can be compared."""
     if isinstance(part, Files):
         return "files"
-    return f"pixels of {'x'.join(map(str, part.images.shape[1:]))}"
+    what = "inverted pixels" if inverted else "pixels"
+    return f"{what} of {'x'.join(map(str, part.images.shape[1:]))}"
 
 
 def _id(content: bytes) -> str:

@@ -229,7 +229,7 @@ def _walk_folder(root: Path, found: _Found) -> None:
             if _is_junk(entry.name):
                 continue
             kind = _kind(entry)
-            if entry.name.startswith("."):
+            if _is_hidden(entry.name):
                 found.passed[HIDDEN].add(name)
             elif kind is None:
                 waiting.append((name, above | {identity}))
@@ -264,7 +264,7 @@ def _walk_zip(archive: Path, prefix: str, found: _Found) -> None:
             continue
         name = member.removeprefix(prefix)
         parts = _split(name)
-        hidden = next((i for i, part in enumerate(parts) if part.startswith(".")), None)
+        hidden = next((i for i, part in enumerate(parts) if _is_hidden(part)), None)
         if any(map(_is_junk, parts)):
             continue
         if member.startswith("/") or ".." in parts:
@@ -284,3 +284,12 @@ def _walk_zip(archive: Path, prefix: str, found: _Found) -> None:
 
 def _is_junk(name: str) -> bool:
     return name.lower() in SYSTEM or name.startswith("._")
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def is_passed_over(name: str) -> bool:
+    """Whether a file or folder is never read, whatever it holds: hidden, or left by a system."""
+    return _is_junk(name) or _is_hidden(name)

@@ -130,7 +130,11 @@ def load(name: str, root: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
         train, test, stored = tiny_imagenet.load(folder)
     elif known.is_idx:
         files = idx.find(folder, Path(known.files[0]).name.partition("train")[0])
-        train, test, stored = idx.read(files, transposed=name == "emnist")
+        try:
+            train, test, stored = idx.read(files, transposed=name == "emnist")
+        except UserError as error:
+            again = f"remove it and fetch again: raycl data fetch {name}"
+            raise UserError(error.where, error.what, again) from error
     else:
         return _torchvision(name, root)
     if len(stored) != known.classes:
@@ -141,13 +145,16 @@ def load(name: str, root: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
 def fetch(name: str, root: Path) -> None:
     """Download a data set with torchvision's own downloader; nothing to do if it is there.
 
+    Files that torchvision has MD5 sums of are compared with them, and fetched again if a download
+    was cut off.
+
     Raises:
         UserError: Bundled, no network, or ``root`` cannot be written.
     """
     known = STANDARD[name]
     if not known.files:
         raise UserError("raycl data fetch", f"{name} is bundled; there is nothing to fetch")
-    if known.missing(root) is None:
+    if known.missing(root) is None and (known.is_idx or known.by_hand):
         return
     if known.by_hand:
         raise UserError("raycl data fetch", f"{name} is not in {root}", known.by_hand)

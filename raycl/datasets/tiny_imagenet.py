@@ -9,6 +9,7 @@ of ILSVRC 2014.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from raycl.errors import UserError
 WHERE = "benchmark.dataset"
 SHAPE = (3, 64, 64)
 CHUNK = 4096
+TRAIN, VAL = 500, 50
+"""Images of each class in the two splits."""
 
 
 def load(directory: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
@@ -31,7 +34,8 @@ def load(directory: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
         directory: Holds ``wnids.txt``, ``train`` and ``val``.
 
     Raises:
-        UserError: A class without images, an annotation of an unknown class, a damaged image.
+        UserError: A class with too few or too many images, an annotation of an unknown class or
+            without one, a damaged image.
     """
     classes = tuple(sorted((directory / "wnids.txt").read_text().split()))
     train = [sorted((directory / "train" / name / "images").glob("*.JPEG")) for name in classes]
@@ -39,10 +43,12 @@ def load(directory: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
     unknown = sorted(set(marked.values()) - set(classes))
     if unknown:
         raise UserError(WHERE, f"'{directory}/val' has the class {unknown[0]}, not in wnids.txt")
+    held = Counter(marked.values())
     for name, images in zip(classes, train, strict=True):
-        if not images or name not in marked.values():
-            split = "val" if images else "train"
-            raise UserError(WHERE, f"class {name} has no images in '{directory / split}'")
+        for split, count, right in (("train", len(images), TRAIN), ("val", held[name], VAL)):
+            if count != right:
+                what = f"class {name} has {count} images in '{directory / split}', not {right}"
+                raise UserError(WHERE, what, "unpack the zip again; for fewer images see limit")
     number = {name: i for i, name in enumerate(classes)}
     test_labels = np.array([number[name] for name in marked.values()], np.int64)
     counts = [len(images) for images in train]
@@ -57,6 +63,8 @@ def load(directory: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
 def _annotations(path: Path) -> dict[str, str]:
     """Class of each file; a line has file name and class, then a bounding box."""
     lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    if short := [words for words in lines if len(words) < 2]:
+        raise UserError(WHERE, f"'{path}' has no class for {short[0][0]}; is it cut off?")
     return {words[0]: words[1] for words in lines}
 
 

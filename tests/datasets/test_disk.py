@@ -213,3 +213,29 @@ def test_fetch_does_nothing_for_what_is_there(
     write_idx_set(tmp_path / "MNIST" / "raw")
     monkeypatch.delattr(torchvision.datasets, "MNIST")
     datasets.fetch("mnist", tmp_path)
+
+
+def test_fetch_looks_into_files_that_a_download_may_have_left_cut_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise URLError("name resolution failed")
+
+    monkeypatch.setattr("torchvision.datasets.svhn.download_url", offline)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}_32x32.mat").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="cannot fetch svhn"):
+        datasets.fetch("svhn", tmp_path)
+
+
+def test_a_damaged_named_set_says_how_to_get_it_again(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    write_idx_set(raw)
+    (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="remove it and fetch again: raycl data fetch mnist"):
+        datasets.load(DatasetConfig(name="mnist"), tmp_path)
+
+
+def test_the_home_of_nobody(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'~nobody-here/pets' begins with the home directory of"):
+        datasets.load(DatasetConfig(name="folder", path="~nobody-here/pets"), tmp_path)

@@ -124,3 +124,38 @@ def test_zips_loops_of_links_lists_and_bundled_sets(images: Path, tmp_path: Path
     raw.mkdir(parents=True)
     (raw / "train-images-idx3-ubyte.gz").write_bytes(b"x")
     assert found(DatasetConfig(name="mnist"), root, cache).startswith("1 files")
+
+
+UNREAD: dict[str, Change] = {
+    "a system's file": lambda pets: (pets / "cats/.DS_Store").write_bytes(b"x"),
+    "a hidden folder": lambda pets: (pets / ".ipynb_checkpoints").mkdir(),
+    "a file of another kind": lambda pets: (pets / "notes.txt").write_bytes(b"x"),
+}
+
+
+@pytest.mark.parametrize("change", UNREAD)
+def test_what_is_never_read_does_not_count(images: Path, tmp_path: Path, change: str) -> None:
+    before = found(PETS, tmp_path / "data", tmp_path / "c")
+    UNREAD[change](images)
+    for hidden in images.glob(".ipynb*"):
+        (hidden / "1.png").write_bytes(b"x")
+    assert found(PETS, tmp_path / "data", tmp_path / "c") == before
+
+
+def test_a_second_link_to_a_folder_counts_as_the_reader_reads_it(
+    images: Path, tmp_path: Path
+) -> None:
+    (images / "apes").symlink_to(images / "cats")
+    assert found(PETS, tmp_path / "data", tmp_path / "c").startswith("5 files")
+
+
+def test_names_that_are_not_utf_8_are_remembered(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "FRESH_NS", 0)
+    (images / os.fsdecode(b"cats/caf\xe9.png")).write_bytes(b"x")
+    root, cache = tmp_path / "data", tmp_path / "c"
+    before = found(PETS, root, cache)
+    assert before.startswith("4 files")
+    monkeypatch.setattr(fingerprint, "_content", lambda *_: pytest.fail("read twice"))
+    assert found(PETS, root, cache) == before

@@ -260,3 +260,12 @@ def test_lines_of_several_data_sets_are_one() -> None:
     one, two = LeftOut.of({"a": ["x", "y"]}), LeftOut.of({"a": ["z"], "b": ["\n"]})
     assert str(LeftOut.merged([one, two, LeftOut()])) == r"3 a ('x', 'y', 'z'); 1 b ('\n')"
     assert not LeftOut.merged([])
+
+
+def test_images_beside_the_splits_are_named(tmp_path: Path) -> None:
+    for split in ("train", "test", "train_part2"):
+        write_tree(tmp_path / split)
+    write_image(tmp_path / "9.png", 12)
+    left_out = load(tmp_path).left_out.reasons["images outside the folders of the splits"]
+    assert left_out[0] == 11
+    assert left_out[1][0] == f"{tmp_path}/9.png"

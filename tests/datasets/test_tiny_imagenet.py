@@ -23,8 +23,10 @@ def write(path: Path, value: int, mode: str = "RGB", side: int = 64) -> None:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Path:
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Class i in sorted order has images of the value i."""
+    monkeypatch.setattr("raycl.datasets.tiny_imagenet.TRAIN", 1)
+    monkeypatch.setattr("raycl.datasets.tiny_imagenet.VAL", 1)
     root = tmp_path / "tiny-imagenet-200"
     lines = []
     for i, wnid in enumerate(WNIDS):
@@ -76,9 +78,11 @@ def test_what_is_incomplete_is_named(tiny: Path) -> None:
     marks.write_text("\n".join(lines.splitlines()[1:]))
     refused("has 199 classes; tiny_imagenet has 200")
     wnids.write_text(listed)
-    refused("class n00000000 has no images in '.*/val'")
+    refused("class n00000000 has 0 images in '.*/val', not 1; unpack the zip again")
+    marks.write_text(lines[: lines.index("\t")])
+    refused("val_annotations.txt' has no class for val_0.JPEG; is it cut off")
     marks.write_text(lines)
     write(tiny / "val" / "images" / "val_3.JPEG", 1, side=32)
     refused("val_3.JPEG' has 32x32 pixels, not 64x64")
     (tiny / "train" / WNIDS[5] / "images" / f"{WNIDS[5]}_0.JPEG").unlink()
-    refused(f"class {WNIDS[5]} has no images in '.*/train'")
+    refused(f"class {WNIDS[5]} has 0 images in '.*/train'")

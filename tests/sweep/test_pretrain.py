@@ -223,6 +223,28 @@ def test_images_that_were_seen_are_counted(
     assert line == f"images of {plan.benchmark} that were seen in pre-training: {text}"
 
 
+def test_what_earlier_weights_have_seen_counts(root: Path, cli: Cli, block: dict[str, Any]) -> None:
+    other = {"dataset": {"name": "digits", "part": {"of": 2, "take": 1}}}
+    later = {
+        "name": "later",
+        "benchmark": SWEEP["benchmark"] | other,  # type: ignore[operator]
+        "methods": ["finetune"],
+        "network": block,
+    }
+    code, out, err = cli("--out", str(root / "later.safetensors"), **later)
+    assert code == 0, err
+    assert "later.safetensors: 1442 images seen" in err.replace("\n", "")
+    sweep = stream(root, yaml.safe_load(out)["network"], 0)
+    data = check_data(sweep, root)
+    (plan,) = expand.final_plans(sweep, {})
+    assert Provenance(sweep, data).tags(plan)["seen_images"].startswith("723 of ")
+    inverted = {"dataset": {"name": "digits", "invert": True}}
+    sweep = stream(root, block, 0, benchmark=SWEEP["benchmark"] | inverted)  # type: ignore[operator]
+    (plan,) = expand.final_plans(sweep, {})
+    tags = Provenance(sweep, check_data(sweep, root)).tags(plan)
+    assert tags["seen_images"] == "unknown", "an inverted image has other bytes"
+
+
 def test_images_of_another_size_cannot_be_compared(root: Path, block: dict[str, Any]) -> None:
     weights = block["weights"]
     network = {"name": "cnn"}

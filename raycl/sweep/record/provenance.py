@@ -72,9 +72,10 @@ class Provenance:
         """Unit and ids of all images of a benchmark's data sets; ``None`` if it has none."""
         if benchmark not in self._ids and self.data:
             wanted = build_benchmark(self._blocks[benchmark]).datasets()
-            sets = [self.data[key] for key in dict.fromkeys(map(datasets.key, wanted))]
-            parts = [p for one in sets for p in (one.train, one.validation, one.test) if p]
-            units = {unit(part) for part in parts}
-            ids = [one for part in parts for one in image_ids(part)]
+            configs = {datasets.key(config): config for config in wanted}
+            sets = [(self.data[key], config.invert) for key, config in configs.items()]
+            parts = [(p, inv) for d, inv in sets for p in (d.train, d.validation, d.test) if p]
+            units = {unit(*part) for part in parts}
+            ids = [one for part, _ in parts for one in image_ids(part)]
             self._ids[benchmark] = (units.pop() if len(units) == 1 else "several", ids)
         return self._ids.get(benchmark)
