@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raycl import yaml12
 from raycl.datasets import Entry
 from raycl.datasets.packages import Package
 from raycl.errors import Problem, UserError, nearest
@@ -239,7 +239,7 @@ def _bounds(part: Mapping[str, Any]) -> str:
 
 
 def _yaml(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    text = yaml12.dump(value, default_flow_style=True, width=10_000)
     return text.removesuffix("...\n").strip()
 
 
@@ -287,7 +287,7 @@ def print_runs(root: Path) -> None:
 
 def print_sweep(path: Path) -> None:
     """Print a sweep file with short forms written out and defaults filled in; it can be run."""
-    print(yaml.safe_dump(spec.load(path).resolved(), sort_keys=False, allow_unicode=True), end="")
+    print(yaml12.dump(spec.load(path).resolved(), allow_unicode=True), end="")
 
 
 def print_data(entries: Iterable[Entry]) -> None:

@@ -35,7 +35,7 @@ SWEEP = "raycl.sweep"
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 POLL_S = 1.0
 LOST_LIMIT = 5
-"""How many times in a row the connection to a job's log may break."""
+"""How many times in a row the connection to a job may break."""
 CODES = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
 
 
@@ -124,8 +124,7 @@ def stop(which: str, address: str | None) -> int:
     waits = int((job.runtime_env or {}).get("env_vars", {}).get(STOP_WAIT, 3))
     print(f"{name} is told to save and to stop; it has {waits} s", flush=True)
     client.stop_job(name)
-    while not (job := client.get_job_info(name)).status.is_terminal():
-        time.sleep(POLL_S)
+    job = _at_its_end(client, name)
     said = client.get_job_logs(name).strip().splitlines()
     saved = any("continue with: raycl resume" in line for line in said[-5:])
     print("\n".join(said[-1:]))
@@ -252,13 +251,12 @@ def _to_the_end(client: JobSubmissionClient, job: str, address: str | None, quie
     try:
         if not quietly:
             _follow(client, job)
-        while not (info := client.get_job_info(job)).status.is_terminal():
-            time.sleep(POLL_S)
+        info = _at_its_end(client, job)
     except KeyboardInterrupt:
         print(f"\ndetached; {job} goes on", file=sys.stderr)
         _how_to_attach(job, address)
         return 130
-    except (ConnectionError, RuntimeError) as error:
+    except _lost() as error:
         print(f"\nthe connection is lost ({error}); {job} may go on", file=sys.stderr)
         _how_to_attach(job, address)
         return 1
@@ -278,11 +276,36 @@ def _follow(client: JobSubmissionClient, job: str) -> None:
         try:
             asyncio.run(_print(client, job, printed))
             return
-        except (RuntimeError, OSError):
+        except _lost():
             lost = 1 if printed[0] > before else lost + 1
-            if lost > LOST_LIMIT or client.get_job_info(job).status.is_terminal():
+            if lost > LOST_LIMIT:
                 raise
             time.sleep(2 * POLL_S)
+            if _at_its_end(client, job, wait=False).status.is_terminal():
+                raise
+
+
+def _lost() -> tuple[type[Exception], ...]:
+    """Exceptions that mean a broken connection; those of ``requests`` are OSErrors."""
+    from aiohttp import ClientError
+
+    return RuntimeError, OSError, ClientError
+
+
+def _at_its_end(client: JobSubmissionClient, job: str, wait: bool = True) -> JobDetails:
+    """What is known of a job, at its end if that is waited for; lost connections are made again."""
+    lost = 0
+    while True:
+        try:
+            info = client.get_job_info(job)
+            lost = 0
+            if not wait or info.status.is_terminal():
+                return info
+        except _lost():
+            lost += 1
+            if lost > LOST_LIMIT:
+                raise
+        time.sleep(2 * POLL_S if lost else POLL_S)
 
 
 async def _print(client: JobSubmissionClient, job: str, printed: list[int]) -> None:
@@ -304,7 +327,7 @@ def _how_to_attach(job: str, address: str | None) -> None:
 def _answers() -> Iterator[None]:
     try:
         yield
-    except (ConnectionError, RuntimeError) as error:
+    except _lost() as error:
         raise UserError("--address", " ".join(str(error).split())[:500]) from error
 
 
@@ -315,11 +338,13 @@ def _all(client: JobSubmissionClient) -> list[JobDetails]:
 
 
 def _find(client: JobSubmissionClient, which: str) -> JobDetails:
-    """A job by its id, or the newest of a sweep."""
+    """A job by its id, or the newest of a sweep: of those that are not over, if there are any."""
     known = _all(client)
     names = [(job.metadata or {}).get(SWEEP, "") for job in known]
-    for job, name in zip(known, names, strict=True):
-        if which in (job.submission_id, name):
-            return job
+    of_name = [job for job, name in zip(known, names, strict=True) if name == which]
+    alive = [job for job in of_name if not job.status.is_terminal()]
+    by_id = [job for job in known if job.submission_id == which]
+    for job in (*by_id, *alive, *of_name):
+        return job
     hint = nearest(which, {*(str(job.submission_id) for job in known), *filter(None, names)})
     raise UserError("job", f"there is none called '{which}'", hint)

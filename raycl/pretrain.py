@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from raycl import datasets
+from raycl import datasets, yaml12
 from raycl.datasets.base import Dataset
 from raycl.datasets.ids import image_ids, unit
 from raycl.errors import UserError
@@ -166,4 +164,4 @@ def _say(out: Path, root: Path, plan: TrialPlan, about: About, digest: str) -> N
         weights |= dict(zip(("mean", "std"), map(list, about.normalisation), strict=True))
     network = {k: v for k, v in plan.config["network"].items() if k != "weights" and v != {}}
     block = {"network": network | {"weights": weights}}
-    print(yaml.safe_dump(json.loads(json.dumps(block)), sort_keys=False, default_flow_style=None))
+    print(yaml12.dump(json.loads(json.dumps(block)), default_flow_style=None))

@@ -78,9 +78,8 @@ def _below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Ite
     identity = (state.st_dev, state.st_ino)
     if identity in above:  # a loop of links
         return
-    for name in sorted(os.listdir(folder)):
-        path = folder / name
-        if is_passed_over(name) or not os.access(path, os.R_OK):
+    for path in sorted(folder.iterdir()):
+        if is_passed_over(path.name) or not os.access(path, os.R_OK):
             continue
         if path.is_dir():
             yield from _below(path, above | {identity})

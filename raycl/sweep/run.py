@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.console import Console
 
-from raycl import datasets
+from raycl import datasets, yaml12
 from raycl.atomic import Damaged
 from raycl.datasets.base import Dataset
 from raycl.errors import NO_ROOM, UserError
@@ -116,13 +115,11 @@ class Execution:
         self.sweep, self.folder, self.address = sweep, folder, address
         self.data_root = (data_root or datasets.data_root()).resolve()
         saved = State.saved(folder.path / STATE)
-        self.store = store.resolve(
-            folder.root, tracking_uri or sweep.tracking.uri, used=saved.uri if saved else None
-        )
+        self.used = store.Store(saved.uri, saved.artifacts) if saved is not None else None
+        self.store = store.resolve(folder.root, tracking_uri or sweep.tracking.uri, used=self.used)
         if store.file_of(self.store.uri) == folder.path.absolute():
             what = f"'{sweep.name}' is the file of the tracking store, {self.store.uri}"
             raise sweep.source.error(("name",), what, "choose another name")
-        self.tracked_before = saved is not None and saved.uri == self.store.uri
         self.storage = folder.storage(sweep.storage)
         self.console = Console(stderr=True)
         self.reopened = False
@@ -191,9 +188,12 @@ class Execution:
         try:
             store.check(self.store.uri)
         except store.Away as error:
-            if not self.tracked_before:
+            if self.used is None or self.used.uri != self.store.uri:
                 raise
             self._say(f"{error.what}; values wait in {self.folder.path}")
+        if self.used is not None and self.used.uri != self.store.uri:
+            new, old = store.shown(self.store.uri), store.shown(self.used.uri)
+            self._say(f"tracked in {new} from the beginning; it was tracked in {old} before")
 
     def _mend_winners(self) -> list[str]:
         """Choose the winners again if their file is damaged: what finals ran with, else as then."""
@@ -269,7 +269,7 @@ class Execution:
         tags = {HASH: spec_hash}
         if changes := self.folder.changes():
             tags["changes"] = "; ".join(changes)
-        text = yaml.safe_dump(resolved, sort_keys=False)
+        text = yaml12.dump(resolved)
         record = sweep_record(self.sweep, sweep_id, text, tags)
         tracker = self.tracker = Tracker(record, self.folder.path, *self.store)
         status: SweepStatus = "KILLED"

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from raycl import yaml12
 from raycl.tracking import pictures, plots
 from raycl.tracking.changes import TABLE
 from raycl.tracking.records import PICTURES, Event
@@ -51,7 +50,7 @@ def write(event: Event, sweep: Path, to: Path, drawn: bool) -> bool:
     if not found:
         return False
     if event["event"] == "sweep":
-        resolved = yaml.safe_dump(event["resolved"], sort_keys=False)
+        resolved = yaml12.dump(event["resolved"])
         (to / SWEEP / "sweep.yaml").write_text(event["yaml"], encoding="utf-8")
         (to / SWEEP / "resolved.yaml").write_text(resolved, encoding="utf-8")
     elif event["event"] == "pictures":

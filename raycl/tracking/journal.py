@@ -269,7 +269,10 @@ class Lock:
 def locked(directory: Path) -> bool:
     """Whether a live process holds the journal in this directory."""
     try:
-        Lock(directory).release()
-    except UserError:
+        with (directory / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    except OSError:  # there is none, or it is somebody else's: nothing is known of a process
+        return False
     return False

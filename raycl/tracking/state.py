@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,8 @@ class State:
     @classmethod
     def saved(cls, path: Path) -> State | None:
         """The saved state; None if there is none or it cannot be read (then runs are found)."""
+        if path.exists() and not os.access(path, os.R_OK):
+            return None  # somebody else's
         try:
             found = atomic.read_json(path, dict)
             if found.keys() <= cls.__dataclass_fields__.keys():

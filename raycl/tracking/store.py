@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import psutil
+from requests.utils import get_environ_proxies
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -67,18 +69,19 @@ def resolve(
     runs: Path,
     uri: str | None = None,
     artifacts: str | None = None,
-    used: str | None = None,
+    used: Store | None = None,
 ) -> Store:
-    """The store to use: the given URI, else MLFLOW_TRACKING_URI, else SQLite below ``runs``.
+    """The store to use: the given URI, else MLFLOW_TRACKING_URI, else ``used``, else SQLite.
 
     A relative SQLite path is taken from the current directory, as MLflow does, and made absolute
-    here, because Ray changes the directory of its workers.
+    here, because Ray changes the directory of its workers. SQLite lies below ``runs``.
 
     Args:
         runs: The runs folder.
         uri: As it is asked for. Files that everybody may read have no password in it.
         artifacts: Where the files of new experiments go.
-        used: What the sweep was tracked in before: it has the password that ``uri`` may lack.
+        used: What the sweep was tracked in before: it has the password that ``uri`` may lack. A
+            SQLite file that is no longer there is passed over, for the runs may have been moved.
 
     Raises:
         UserError: The URI is of no kind that raycl can use, or the folder's name is not UTF-8.
@@ -92,10 +95,13 @@ def resolve(
     where = "tracking.uri" if uri else "MLFLOW_TRACKING_URI"
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri and MASK in uri:
-        if used is None or masked(used) != uri:
+        if used is None or masked(used.uri) != uri:
             hint = "give the whole URI with --tracking-uri, or set MLFLOW_TRACKING_URI"
             raise UserError(where, f"{uri} is without its password, which no file keeps", hint)
-        uri = used
+        uri = used.uri
+    if not uri and used is not None and _is_there(used.uri):
+        remember(used.uri)
+        return used
     remember(uri or "")
     if not uri:
         uri = _sqlite(runs / "mlflow.db")
@@ -104,6 +110,11 @@ def resolve(
     if artifacts is None and kind(uri, where) not in SERVERS:
         artifacts = (runs / "artifacts").as_uri()
     return Store(uri, artifacts)
+
+
+def _is_there(uri: str) -> bool:
+    """Whether a store may be asked; a file has to exist."""
+    return kind(uri) != "sqlite" or Path(make_url(uri).database or "").is_file()
 
 
 def _sqlite(path: Path, given: str = "sqlite:") -> str:
@@ -263,13 +274,18 @@ def _clear_half_made(path: Path) -> None:
     """Move away an SQLite file whose making was cut short: it has no experiment, not even MLflow's.
 
     A process that still makes it is waited for.
+
+    Raises:
+        UserError: Another program's tables are in it, or its making does not end.
     """
     deadline = time.monotonic() + MAKING_S
     while _is_half_made(path):
         if not _open_elsewhere(path):
-            aside = path.with_name(f"{path.name}.half-made")
+            aside = _free(path.with_name(f"{path.name}.half-made"))
             path.replace(aside)
-            Path(f"{path}-journal").unlink(missing_ok=True)
+            for end in ("-journal", "-wal", "-shm"):  # they belong to that file
+                with contextlib.suppress(FileNotFoundError):
+                    Path(f"{path}{end}").replace(f"{aside}{end}")
             log.warning("%s was never finished, and holds nothing: moved to %s", path, aside.name)
             return
         if time.monotonic() > deadline:
@@ -281,11 +297,31 @@ def _clear_half_made(path: Path) -> None:
 def _is_half_made(path: Path) -> bool:
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=ANSWER_S)) as connection:
-            return not connection.execute("SELECT 1 FROM experiments LIMIT 1").fetchall()
-    except sqlite3.OperationalError as error:
-        return "no such table" in str(error)
+            found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            tables = {name for (name,) in found if not name.startswith("sqlite_")}
+            if "experiments" in tables:
+                return not connection.execute("SELECT 1 FROM experiments LIMIT 1").fetchall()
     except sqlite3.DatabaseError:
         return False  # it is something else, which MLflow will say
+    if foreign := sorted(tables - _tables()):
+        what = f"{path} is no store of MLflow: it has a table '{foreign[0]}'"
+        raise UserError("tracking.uri", what, "give another file")
+    return True
+
+
+def _tables() -> set[str]:
+    """Names of the tables of a store."""
+    from mlflow.store.db.base_sql_model import Base
+    from mlflow.store.tracking.dbmodels import models
+
+    assert models  # importing them fills the metadata
+    return {"alembic_version", *Base.metadata.tables}
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first of ``path-2``, ``path-3``, ... that is not there."""
+    names = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
+    return path if not path.exists() else next(name for name in names if not name.exists())
 
 
 def _open_elsewhere(path: Path) -> bool:
@@ -324,8 +360,15 @@ def _usable(path: Path, uri: str) -> bool:
 
 
 def _reach(uri: str, scheme: str) -> None:
-    """Open a connection, so that an address nobody listens on fails at once."""
+    """Open a connection, so that an address nobody listens on fails at once.
+
+    What is reached through a proxy, or through a socket of the file system, is not tried here.
+    """
     parts = urlsplit(uri)
+    if scheme in SERVERS and scheme in get_environ_proxies(uri, no_proxy=None):
+        return
+    if scheme in DATABASES and not parts.hostname:
+        return
     ports = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
     try:
         address = (parts.hostname or "localhost", parts.port or ports[scheme])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from raycl import yaml12
 from raycl.cli import main
 from raycl.errors import UserError
 from raycl.sweep.file import spec
@@ -450,6 +451,14 @@ def test_short_forms_and_round_trip(here):
     again = spec.Sweep.model_validate(sweep.resolved())
     assert again.resolved() == sweep.resolved()
     assert again.train["clip_norm"] is None
+
+
+def test_what_is_written_is_read_as_the_same(here):
+    """Words that one version of YAML takes for numbers, and another does not."""
+    sweep = load(GOOD, "methods[0]={name: finetune, label: '1e-3'}", "name='08'")
+    assert (sweep.name, sweep.methods[0].label) == ("08", "1e-3")
+    again = load(yaml12.dump(sweep.resolved()))
+    assert again.resolved() == sweep.resolved()
 
 
 def test_a_list_of_one_benchmark_is_like_that_benchmark(here):

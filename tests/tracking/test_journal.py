@@ -141,3 +141,22 @@ def test_lines_that_fit_only_in_part_are_cut_off_again(path: Path) -> None:
     journal._file.room = 10_000  # type: ignore[attr-defined]
     journal.append([metrics(4)])  # seven bytes at a time
     assert steps(path) == [1, 4]
+
+
+def test_to_look_whether_somebody_runs_a_sweep_writes_nothing(tmp_path: Path) -> None:
+    assert not locked(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_may_not_be_read_tells_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object) -> None:
+        raise PermissionError
+
+    lock = Lock(tmp_path)
+    assert locked(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", closed)
+        assert not locked(tmp_path)
+    lock.release()

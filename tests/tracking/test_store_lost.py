@@ -311,6 +311,33 @@ def test_a_half_made_store_does_not_block_the_folder(
     assert ("was never finished" in caplog.text) == moved
 
 
+def test_a_data_base_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
+    connection.execute("CREATE TABLE studies (id INTEGER)")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(
+        UserError, match=r"study.db is no store of MLflow: it has a table 'studies'"
+    ):
+        store.check(f"sqlite:///{path}")
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["study.db"]
+
+
+def test_what_was_moved_away_before_stays_and_the_rest_of_a_file_goes_along(
+    half_made: Path,
+) -> None:
+    earlier = half_made.with_name("half.db.half-made")
+    earlier.write_bytes(b"earlier")
+    Path(f"{half_made}-journal").write_bytes(b"")
+    store.check(f"sqlite:///{half_made}")
+    assert earlier.read_bytes() == b"earlier"
+    assert half_made.with_name("half.db.half-made-2").exists()
+    assert not Path(f"{half_made}-journal").exists()
+
+
 def test_a_store_that_somebody_still_makes_is_waited_for(
     half_made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

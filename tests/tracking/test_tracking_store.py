@@ -13,13 +13,15 @@ from sqlalchemy.engine import make_url
 
 from raycl.errors import UserError
 from raycl.tracking import Store, check, resolve
-from raycl.tracking.store import for_mlflow, make, quiet, reason, shown
+from raycl.tracking.store import Away, for_mlflow, make, quiet, reason, shown
+from raycl.tracking.store import _reach as reach
 from tests.waiting import free_port
 
 
 @pytest.fixture(autouse=True)
 def _no_uri(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in ("MLFLOW_TRACKING_URI", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_the_default_is_sqlite_below_the_runs(tmp_path: Path) -> None:
@@ -202,3 +204,38 @@ def test_a_database_that_refuses_says_so_without_a_traceback(
             database.commit()
     client.set_tag(run, "a", "b")
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_sweep_goes_on_where_it_was_tracked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = Store("http://tracker:5000", None)
+    assert resolve(tmp_path, used=used) == used
+    assert resolve(tmp_path, "http://new", used=used) == Store("http://new", None)
+    file = Store(f"sqlite:///{tmp_path}/own.db", "file:///elsewhere")
+    assert resolve(tmp_path, used=file) == resolve(tmp_path), "the runs have been moved"
+    (tmp_path / "own.db").touch()
+    assert resolve(tmp_path, used=file) == file
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://variable")
+    assert resolve(tmp_path, used=used) == Store("http://variable", None)
+
+
+@pytest.mark.parametrize(
+    "uri, variables",
+    [
+        ("https://mlflow.example.org", {"https_proxy": "http://proxy:3128"}),
+        ("postgresql:///db?host=/var/run/postgresql", {}),
+    ],
+)
+def test_what_no_plain_connection_reaches_is_left_to_mlflow(
+    monkeypatch: pytest.MonkeyPatch, uri: str, variables: dict[str, str]
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", refused)
+    with pytest.raises(Away):
+        reach("https://mlflow.example.org", "https")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    reach(uri, uri.partition(":")[0])

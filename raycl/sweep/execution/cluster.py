@@ -25,7 +25,10 @@ PASSED_ON = ("RAYCL_", "MLFLOW_", "AWS_", "AZURE_STORAGE_", "FSSPEC_", "GOOGLE_"
 """Beginnings of the names of variables that mean the same on another node."""
 OURS = {"RAYCL_RUNS": "runs", "RAYCL_DATA": "data"}
 """Variables that name folders, with the default names of those folders."""
-NOT_UPLOADED = ("/runs/", "/data/", "/mlruns/", "/mlflow.db", ".venv/", "*.pt", "*.gif")
+NOT_UPLOADED = (
+    *("/runs/", "/data/", "/mlruns/", "/mlflow.db", ".venv/", "*.pt", "*.gif"),
+    *(".env", ".env.*"),  # passwords, by custom
+)
 """Never part of a working directory that is sent to a cluster, in the words of .gitignore."""
 
 

@@ -1,7 +1,7 @@
 """A sweep file as text: YAML with line numbers, dotted paths, and overrides.
 
-The dialect is YAML 1.2's core schema: ``1e-3`` is a number, ``no`` is text, ``010`` is ten.
-Duplicate keys, non-finite numbers and foreign tags are refused.
+The dialect is that of ``raycl.yaml12``. Duplicate keys, non-finite numbers and foreign tags are
+refused.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from raycl.errors import KeyPath, UserError, nearest
+from raycl.yaml12 import Loader
 
 MAX_NODES = 100_000
 
@@ -263,26 +264,6 @@ def _some(verb: str, names: list[str], count: int = 5) -> str:
     return f"{verb} {', '.join(names[:count])}{more}" if names else ""
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2's core schema."""
-
-    yaml_implicit_resolvers: dict[str, list[Any]] = {}
-
-
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", [*"~nN", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
-    ("int", r"[-+]?[0-9]+", [*"-+0123456789"]),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
-    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", [*"-+."]),
-    ("merge", r"<<", ["<"]),
-):
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
-    )
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
-
-
 class _Parser:
     """YAML text to plain values, noting the line of each path."""
 
@@ -292,9 +273,9 @@ class _Parser:
 
     def parse(self, text: str) -> Any:
         """The value of a YAML document; ``UserError`` with the line if it is none."""
-        loader: _Loader | None = None
+        loader: Loader | None = None
         try:
-            loader = _Loader(text)
+            loader = Loader(text)
             node = loader.get_single_node()
             return None if node is None else copy.deepcopy(self._value(loader, node, ()))
         except RecursionError as error:
@@ -313,7 +294,7 @@ class _Parser:
         line = f":{mark.line + 1}" if mark is not None and self.numbered else ""
         return UserError(self.where + line, what, hint)
 
-    def _value(self, loader: _Loader, node: yaml.Node, path: KeyPath) -> Any:
+    def _value(self, loader: Loader, node: yaml.Node, path: KeyPath) -> Any:
         self.count += 1
         if self.count > MAX_NODES:
             raise self._error(node.start_mark, f"has more than {MAX_NODES} values")
@@ -330,7 +311,7 @@ class _Parser:
             raise self._error(node.start_mark, f"{dotted(path)} must be a finite number")
         return value
 
-    def _mapping(self, loader: _Loader, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+    def _mapping(self, loader: Loader, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         seen: dict[str, int] = {}
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":

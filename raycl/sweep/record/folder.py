@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 import raycl
-from raycl import atomic
+from raycl import atomic, yaml12
 from raycl.errors import UserError, nearest
 from raycl.sweep.record.made_of import MadeOf
 from raycl.sweep.record.outcomes import Outcomes
@@ -236,7 +236,7 @@ class SweepFolder:
         return list(self.identity().get("changes", []))
 
     def _write(self, identity: dict[str, Any]) -> None:
-        text = yaml.safe_dump(identity["resolved"], sort_keys=False)
+        text = yaml12.dump(identity["resolved"])
         atomic.write(self.resolved_file, text)
         atomic.write(self.spec_file, json.dumps(identity, indent=1))
 

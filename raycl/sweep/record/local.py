@@ -8,8 +8,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from raycl import yaml12
 from raycl.atomic import Damaged
 from raycl.errors import UserError
 from raycl.report.load import TrackedSweep
@@ -135,5 +134,5 @@ def _mended(folder: SweepFolder) -> Iterator[str]:
 
 def _record(folder: SweepFolder) -> SweepRecord:
     identity = folder.identity()
-    text = yaml.safe_dump(identity["resolved"], sort_keys=False)
+    text = yaml12.dump(identity["resolved"])
     return sweep_record(spec.load_begun(folder.resolved_file), identity["sweep_id"], text)

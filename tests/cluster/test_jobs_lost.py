@@ -1,0 +1,89 @@
+"""Jobs of one name, and a connection to the cluster that breaks; no cluster is needed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiohttp import ClientError
+from ray.job_submission import JobStatus
+from requests.exceptions import ConnectionError as NotReached
+
+from raycl import jobs
+
+
+def job(name: str, status: JobStatus, start: int, sweep: str = "s") -> Any:
+    return SimpleNamespace(
+        submission_id=name,
+        status=status,
+        start_time=start,
+        metadata={jobs.SWEEP: sweep},
+        driver_exit_code=0,
+        runtime_env=None,
+        message="",
+    )
+
+
+class Client:
+    """A client whose answers come from a list; an exception in it is raised."""
+
+    def __init__(self, answers: list[Any], logs: list[Any] = ()) -> None:  # type: ignore[assignment]
+        self.answers, self.logs = answers, list(logs)
+        self.stopped: list[str] = []
+
+    def list_jobs(self) -> list[Any]:
+        return [one for one in self.answers if not isinstance(one, Exception)]
+
+    def get_job_info(self, name: str) -> Any:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+        return self._tail()
+
+    async def _tail(self) -> AsyncIterator[str]:
+        for text in self.logs.pop(0):
+            if isinstance(text, Exception):
+                raise text
+            yield text
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.time, "sleep", lambda _: None)
+
+
+RUNNING, FAILED = job("first", JobStatus.RUNNING, 1), job("second", JobStatus.FAILED, 2)
+OVER = job("first", JobStatus.SUCCEEDED, 1)
+
+
+def test_a_name_means_the_job_that_still_runs() -> None:
+    client: Any = Client([RUNNING, FAILED])
+    assert jobs._find(client, "s") is RUNNING
+    assert jobs._find(client, "second") is FAILED
+    client = Client([OVER, FAILED])
+    assert jobs._find(client, "s") is FAILED, "the newest, where all are over"
+
+
+@pytest.mark.parametrize("error", [NotReached("x"), RuntimeError("x"), ClientError("x")])
+@pytest.mark.parametrize("quietly", [True, False])
+def test_a_connection_that_breaks_is_made_again(
+    capsys: pytest.CaptureFixture[str], error: Exception, quietly: bool
+) -> None:
+    client: Any = Client([RUNNING, error, RUNNING, OVER], [["a\n", error], ["a\n", "b\n"]])
+    assert jobs._to_the_end(client, "first", None, quietly) == 0
+    out, err = capsys.readouterr()
+    assert out == ("first: succeeded, code 0\n" if quietly else "a\nb\n")
+    assert err == ""
+
+
+def test_a_connection_that_stays_away_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    client: Any = Client([NotReached("away")])
+    assert jobs._to_the_end(client, "first", None, True) == 1
+    assert "the connection is lost (away); first may go on" in capsys.readouterr().err
