@@ -14,6 +14,7 @@ import yaml
 from raycl import doctor, registry
 from raycl.cli import main
 from raycl.methods.base import Method
+from raycl.report.published import _in_full as in_full
 from raycl.sweep.file import spec
 from raycl.sweep.plan import expand
 from raycl.sweep.plan.check_data import check_data
@@ -136,6 +137,8 @@ def test_every_sweep_file_is_valid_with_a_header(path):
     if sweep.published is not None:
         asked = sweep.published.in_full["train"]["epochs"]
         assert asked == sweep.resolved()["train"]["epochs"], "a shorter run must say so"
+        for entry in sweep.methods:
+            assert in_full(sweep.resolved(), entry.label), f"{entry.label} as it stands there"
 
 
 @pytest.mark.parametrize("path", sorted((SWEEPS / "blip").glob("*.yaml")), ids=lambda p: p.stem)

@@ -35,8 +35,8 @@ def notes(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> Iterable[str]:
         return
     yield (
         f"omega = 100 mean over t of A_t / A_UB,t, with A_t the average accuracy after task t and "
-        f"A_UB,t that of {label} with the same seed; name and formula were not verified in the "
-        "paper, arXiv 2106.09701, whose deviations are over n, ours over n - 1"
+        f"A_UB,t that of {label} with the same seed, as in figure 5 of arXiv 2106.09701; "
+        "deviations there are over n, here over n - 1"
     )
     several = len({run.benchmark for run in runs}) > 1
     lacking: dict[str, list[str]] = {}

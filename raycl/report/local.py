@@ -77,7 +77,7 @@ def joined(local: TrackedSweep, tracked: TrackedSweep) -> TrackedSweep:
         if other is not None and run.result is None and other.result is not None:
             run = other
         elif other is not None:
-            run = replace(run, run_id=other.run_id, metrics=run.metrics or other.metrics)
+            run = replace(run, run_id=other.run_id, metrics={**other.metrics, **run.metrics})
         runs.append(run)
     ordered = sorted([*runs, *theirs.values()], key=lambda run: (run.started, run.name))
     return replace(

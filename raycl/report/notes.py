@@ -115,9 +115,7 @@ def _search(sweep: TrackedSweep) -> Iterable[str]:
         parts.append(f"of {' or '.join(map(str, tasks))} tasks")
     parts.append(f"in {duration(sum(costs))} of training")
     if len(costs) < len(runs):
-        parts.append(
-            f"(not counting {len(runs) - len(costs)} that ended before their first task did)"
-        )
+        parts.append(f"(not counting {len(runs) - len(costs)} that ended inside a task)")
     metric = search.get("metric", "validation/average_accuracy")
     where, again = "", "the seeds counted here"
     if search.get("benchmark"):

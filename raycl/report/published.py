@@ -30,8 +30,8 @@ def join_published(
     """
     published = spec.get("published") or {}
     primary, spared = _primary(rows), set()
-    whole = _has(spec, published.get("in_full") or {}) and not (spec.get("stop") or {}).get("tasks")
-    rounded = _rounded(spec)
+    stopped = bool((spec.get("stop") or {}).get("tasks"))
+    in_full = {row["method"]: not stopped and _in_full(spec, row["method"]) for row in rows}
     asked = len(spec.get("seeds") or ())
     for key, numbers in published.items():
         if not isinstance(numbers, Mapping) or key == "in_full":
@@ -57,8 +57,8 @@ def join_published(
             row["published"], row["published_std"] = printed["mean"], printed.get("std")
             row["published_source"] = printed.get("source")
             spread = printed.get("std") if printed.get("error") is None else printed["error"]
-            exact = rounded.isdisjoint({None, row["method"]})
-            full = whole and exact and row["n"] >= max(1, asked) and not row["sampled"]
+            full = in_full[row["method"]] and not _is_cut(spec, row["benchmark"])
+            full = full and row["n"] >= max(1, asked) and not row["sampled"]
             row["verdict"] = verdict(row, spread, full)
     return spared
 
@@ -76,18 +76,68 @@ def verdict(row: Mapping[str, Any], spread: float | None, whole: bool) -> str | 
     Args:
         row: A row of the table, of which ``mean`` and ``published`` are read.
         spread: Published standard deviation, or error of a value that was read off a plot.
-        whole: Whether all seeds of the sweep ran, in float32, with everything that ``in_full`` asks
-            for, and were measured on all test images.
+        whole: Whether all seeds of the sweep ran, in float32, on all images, with everything that
+            ``in_full`` asks for, and were measured on all test images.
 
     Returns:
-        ``not run in full``; else ``within``, if the two differ by at most the spread, or
-        ``outside``; ``None`` where no spread is published.
+        ``not run in full``; else ``within``, if the two differ by at most the spread, or by what
+        was lost when the published mean was rounded, or ``outside``; ``None`` where no spread is
+        published.
     """
     if not whole:
         return NOT_IN_FULL
     if spread is None:
         return None
-    return "within" if abs(row["mean"] - row["published"]) <= spread else "outside"
+    lost = 0.5 * 10.0 ** -len(repr(float(row["published"])).partition(".")[2])
+    return "within" if abs(row["mean"] - row["published"]) <= max(spread, lost) else "outside"
+
+
+def _in_full(spec: Mapping[str, Any], label: str) -> bool:
+    """Whether a method was run with all that ``in_full`` asks of it, and in float32.
+
+    What ``in_full`` says of ``train`` and ``network`` counts for every method, with its own options
+    on top; ``methods: {LABEL: ...}`` says what one of them has otherwise, or of its own.
+    """
+    entry = next((m for m in spec.get("methods") or () if label == _label(m)), {})
+    wanted = dict((spec.get("published") or {}).get("in_full") or {})
+    own = dict(wanted.pop("methods", {}).get(label, {}))
+    blocks = {name: _over(spec.get(name), entry.get(name)) for name in ("train", "network")}
+    for name in blocks.keys() & own.keys():
+        wanted[name] = _over(wanted.get(name), own.pop(name))
+    exact = all(
+        (block or {}).get("precision") in (None, "float32")
+        for block in (blocks["train"], spec.get("evaluate"))
+    )
+    return exact and _has({**spec, **blocks}, wanted) and _has(entry, own)
+
+
+def _label(method: Mapping[str, Any]) -> str:
+    return str(method.get("label") or method["name"])
+
+
+def _over(base: Any, over: Any) -> Any:
+    """A mapping with the values of another one on top; one of another name replaces it."""
+    if over is None or not isinstance(base, Mapping) or not isinstance(over, Mapping):
+        return base if over is None else over
+    if "name" in over and over["name"] != base.get("name", over["name"]):
+        return over
+    return {**base, **{key: _over(base.get(key), value) for key, value in over.items()}}
+
+
+def _is_cut(spec: Any, benchmark: str) -> bool:
+    """Whether the data sets of a benchmark are limited to some of their images."""
+    blocks = spec.get("benchmark")
+    blocks = blocks if isinstance(blocks, list | tuple) else [blocks]
+    named = [b for b in blocks if isinstance(b, Mapping) and b.get("label") == benchmark]
+    return any(map(_limited, named or blocks))
+
+
+def _limited(tree: Any) -> bool:
+    if isinstance(tree, list | tuple):
+        return any(map(_limited, tree))
+    if not isinstance(tree, Mapping):
+        return False
+    return bool(tree.get("limit") or tree.get("test_limit")) or _limited(list(tree.values()))
 
 
 def _has(spec: Any, wanted: Any) -> bool:
@@ -95,19 +145,6 @@ def _has(spec: Any, wanted: Any) -> bool:
     if isinstance(wanted, Mapping):
         return isinstance(spec, Mapping) and all(_has(spec.get(k), v) for k, v in wanted.items())
     return bool(spec == wanted)
-
-
-def _rounded(spec: Mapping[str, Any]) -> set[str | None]:
-    """Labels of the methods that are trained or evaluated in bfloat16; ``None``: all of them."""
-    blocks: dict[str | None, list[Any]] = {None: [spec.get("train"), spec.get("evaluate")]}
-    for method in spec.get("methods") or ():
-        blocks[method.get("label") or method["name"]] = [method.get("train")]
-    exact = (None, "float32")
-    return {
-        label
-        for label, found in blocks.items()
-        if any((block or {}).get("precision") not in exact for block in found)
-    }
 
 
 def _primary(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -277,7 +277,7 @@ class Execution:
         try:
             if data is not None:
                 self._on_cluster(data, tracker)
-            lacks = self._failed() or self._without_winner() or self._missing_final()
+            lacks = self._failed()[0] or self._without_winner() or self._missing_final()
             status = "FAILED" if lacks else "FINISHED"
             self._forget_shared()
         except cluster.Interrupted:
@@ -368,16 +368,22 @@ class Execution:
         """Failed search trials run again only while the search is open."""
         return {"trial", "winner"} | ({"search"} if self._missing_search() else set())
 
-    def _failed(self) -> list[Outcome]:
-        return [o for o in self.outcomes.all() if o.status == "error"]
+    def _failed(self) -> tuple[list[Outcome], list[Outcome]]:
+        """Failed trials that ``resume`` runs again, and those of searches that have a winner."""
+        kinds, without = self._open_kinds(), self._without_winner()
+        found = [o for o in self.outcomes.all() if o.status == "error"]
+        again = [o for o in found if o.kind in kinds or (o.benchmark, o.method) in without]
+        return again, [o for o in found if o not in again]
 
     # ------------------------------------------------------------------ the end
 
     def _conclude(self, status: str, unsent: int) -> int:
         name = self.sweep.name
-        failed = self._failed()
+        failed, passed_over = self._failed()
         for outcome in failed:
             self._say(f"failed: {outcome.name} {outcome.error}")
+        for outcome in passed_over:
+            self._say(f"failed, so the search chose among others: {outcome.name} {outcome.error}")
         if self.lost:
             self._say(
                 f"{self.lost} values could not be written to {self.folder.path}, and are lost"

@@ -121,7 +121,7 @@ def omega(R: ArrayLike, upper: ArrayLike) -> float:
 
     The column next to A_N in table 2 of Smith et al., "Always Be Dreaming: A New Approach for
     Data-Free Class-Incremental Learning", ICCV 2021, arXiv 2106.09701. Its code does not compute
-    it; name and formula are as they were reconstructed and could not be checked in the paper.
+    it; the formula fits figure 5 of the paper, where the last point of ABD gives its accuracy.
 
     Args:
         R: The matrix.

@@ -108,6 +108,7 @@ def test_a_sweep_as_a_job(lab: Lab, head: tuple[str, dict[str, str]]) -> None:
         (lab.path / folder).mkdir()
         (lab.path / folder / "file.txt").write_text("x")
     (lab.path / ".rayignore").write_text("big/\n")
+    (lab.path / ".env").write_text("PASSWORD=x\n")
     methods = [
         {"name": "spy.py:Spy", "label": "good"},
         {"name": "spy.py:Spy", "label": "bad", "explode": 1},
@@ -127,7 +128,7 @@ def test_a_sweep_as_a_job(lab: Lab, head: tuple[str, dict[str, str]]) -> None:
     assert "hush-hush" not in known, "it travelled in a file"
     files = (lab.path / "files.txt").read_text().split()
     assert {"spy.py", "fragile.py", "job.yaml", "mydata/file.txt"} <= set(files)
-    assert not {"runs/file.txt", "data/file.txt", "big/file.txt"} & set(files)
+    assert not {"runs/file.txt", "data/file.txt", "big/file.txt", ".env"} & set(files)
 
     listed = lab.run("jobs", "--address", address, **mine)
     (row,) = [line for line in listed.splitlines() if line.startswith("raycl-job-")]

@@ -87,7 +87,7 @@ def test_a_benchmark_without_bound_has_none(table: Table) -> None:
 
 def test_notes_say_what_it_is_and_what_is_left_out(table: Table) -> None:
     (formula,) = [note for note in table.notes if note.startswith("omega = ")]
-    for part in ("A_t / A_UB,t", "not verified", "over n - 1", "UB with the same seed"):
+    for part in ("A_t / A_UB,t", "figure 5 of arXiv", "over n - 1", "UB with the same seed"):
         assert part in formula
     (left_out,) = [note for note in table.notes if note.startswith("omega leaves out")]
     assert "finetune seed 2" in left_out

@@ -120,7 +120,7 @@ def test_published_numbers_of_several_revisions(golden: TrackedSweep) -> None:
     assert json.loads(render(table, "json")) == table.rows
 
 
-BFLOAT16 = {"precision": "bfloat16"}
+BFLOAT16, FLOAT32 = {"precision": "bfloat16"}, {"precision": "float32"}
 
 
 def with_published(golden: TrackedSweep, printed: Any, **spec: Any) -> Table:
@@ -167,6 +167,26 @@ def with_published(golden: TrackedSweep, printed: Any, **spec: Any) -> Table:
             None,
             "54.00 |",
         ),
+        (
+            54,
+            {"train": {"epochs": 9} | BFLOAT16, "methods": [{"name": "ours", "train": FLOAT32}]},
+            None,
+            "54.00 |",
+        ),
+        (
+            54,
+            {"methods": [{"name": "ours", "train": {"epochs": 2}}]},
+            "not run in full",
+            "54.00, not run in full |",
+        ),
+        (
+            54,
+            {"benchmark": {"name": "split", "dataset": {"name": "mnist", "limit": 9}}},
+            "not run in full",
+            "54.00, not run in full |",
+        ),
+        ({"mean": 54.7, "std": 0.0}, {}, "within", "54.70 ± 0.00, within |"),
+        ({"mean": 54.8, "std": 0.0}, {}, "outside", "54.80 ± 0.00, outside |"),
     ],
 )
 def test_how_ours_compares_with_what_is_published(
@@ -181,6 +201,24 @@ def test_how_ours_compares_with_what_is_published(
     assert json.loads(render(table, "json")) == table.rows
     assert verdict is None or verdict in render(table, "csv")
     assert row(table, method="finetune")["verdict"] is None
+
+
+@pytest.mark.parametrize(
+    "own, verdict",
+    [
+        ({"train": {"lr": 0.1}, "steps": 10}, None),
+        ({"train": {"lr": 0.1}, "steps": 5}, "not run in full"),
+        ({"steps": 10}, "not run in full"),
+    ],
+)
+def test_a_method_may_have_settings_of_its_own_in_full(
+    golden: TrackedSweep, own: dict[str, Any], verdict: str | None
+) -> None:
+    wanted = {"train": {"lr": 1}, "methods": {"ours": {"train": {"lr": 0.1}, "steps": 10}}}
+    published = {"source": "s", "in_full": wanted, "average_accuracy": {"ours": 54}}
+    methods = [{"name": "ours", **own}]
+    table = with_published(golden, 54, methods=methods, published=published)
+    assert row(table, method="ours")["verdict"] == verdict
 
 
 def test_baseline_can_be_chosen_and_must_exist(golden: TrackedSweep, store: Store) -> None:
@@ -240,7 +278,7 @@ def test_search_is_one_line_and_no_row(store: Store) -> None:
     (line,) = [note for note in table.notes if note.startswith("search")]
     assert line.startswith(
         "search: 4 trials (3 finished, 1 stopped early) of 3 tasks in 5.0 min of training "
-        "(not counting 1 that ended before their first task did); protocol first_tasks"
+        "(not counting 1 that ended inside a task); protocol first_tasks"
     )
     assert "without test data" in line
     assert not any("not in the table" in note or "fewer than" in note for note in table.notes)

@@ -272,3 +272,20 @@ def test_tune_sees_two_numbers_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None
     trainable.report(row, trainable.Settings("", 60, 2, "validation/average_accuracy", "max"))
     numbers = {k for k, value in flatten_dict(sent[0]).items() if isinstance(value, int | float)}
     assert numbers == {"tasks_done", "score"}
+
+
+def test_options_that_exclude_each_other_are_no_point() -> None:
+    """A check of each pair has passed what only three together are."""
+    spaces = {
+        "train.lr": Space("choice", (0.1,)),
+        "train.schedule": Space("choice", ({"name": "constant"},)),
+        "train.optimizer": Space("choice", ("sgd", "adam")),
+        "train.momentum": Space("choice", (0.0, 0.9)),
+    }
+    drawn = optuna_search._drawn(0, 0)
+    found = optuna_search.make_searcher(base(), spaces, "optuna", drawn, "max", [])
+    proposed = []
+    while (one := found.suggest(f"trial{len(proposed)}")) not in (None, found.FINISHED):
+        proposed.append(one["space"])  # type: ignore[index]
+    assert len(proposed) == 3
+    assert ("adam", 0.9) not in {(p["train.optimizer"], p["train.momentum"]) for p in proposed}

@@ -224,6 +224,22 @@ OVERRIDES = [
         "published: a figure has no 'sd'; did you mean 'std'?",
     ),
     (
+        "published={source: x, forgetting: {ewc: {mean: 3, n: 0}}}",
+        "published: the n of a figure: input should be greater than or equal to 1",
+    ),
+    (
+        "published={source: x, forgetting: {ewc: {mean: null, std: 1}}}",
+        "published: the mean of a figure: input should be a valid number",
+    ),
+    (
+        "published={source: x, in_full: {seeds: 3}}",
+        "published.in_full.seeds: the finished sweep has a list there, which '3' never equals",
+    ),
+    (
+        "published={source: x, in_full: {methods: {ewcc: {lam: 3}}}}",
+        "published.in_full.methods.ewcc: the sweep has no 'ewcc' there; did you mean 'ewc'?",
+    ),
+    (
         "published={source: x, in_full: {train: {epoch: 3}}}",
         "published.in_full.train.epoch: the sweep has no 'epoch' there; did you mean 'epochs'?",
     ),
@@ -469,6 +485,35 @@ def test_a_list_of_one_benchmark_is_like_that_benchmark(here):
     two = one.replace("}]\nmethods", "}, permuted]\nmethods")
     with pytest.raises(UserError, match="benchmark has no 'tasks'; valid: permuted, split"):
         load(two, "benchmark.tasks=2")
+
+
+LAM = "methods.ewc.lam={loguniform: [1, 100]}"
+
+
+def test_what_a_searcher_that_proposes_cannot_do(here):
+    with pytest.raises(
+        UserError, match=r"search.seeds: must be 1 with optuna, which learns from ea"
+    ):
+        load(GOOD, LAM, "search={algorithm: optuna, seeds: 2}")
+    assert load(GOOD, LAM, "search={algorithm: random, seeds: 2}").search.seeds == 2
+    both = "train={optimizer: {choice: [sgd, adam]}, momentum: {uniform: [0, 0.9]}}"
+    with pytest.raises(UserError, match=r"momentum.uniform.*: momentum and nesterov are for"):
+        load(GOOD, both, "search.algorithm=optuna")
+
+
+def test_a_search_metric_that_one_task_does_not_have(here, tmp_path):
+    given = (LAM, "search.metric=validation/forgetting", "benchmark.dataset=digits")
+    check_data(load(GOOD, *given, "benchmark.tasks=2"), tmp_path)
+    with pytest.raises(UserError, match=r"search.metric: forgetting needs 2 tasks, .* has 1"):
+        check_data(load(GOOD, *given, "benchmark.tasks=1"), tmp_path)
+    check_data(load(GOOD, *given[1:], "benchmark.tasks=1"), tmp_path)  # nothing is searched
+
+
+def test_automatic_smoke_leaves_a_search_the_tasks_that_its_metric_needs(here):
+    search = "search: {protocol: first_tasks, tasks: 3, metric: validation/%s}\n"
+    for metric, tasks in (("forgetting", 2), ("average_accuracy", 1)):
+        text = GOOD.replace("label: ewc", "label: ewc, lam: {grid: [1, 2]}") + search % metric
+        assert load(text, smoke=True).search.tasks == tasks
 
 
 def test_mode_follows_the_metric(here):

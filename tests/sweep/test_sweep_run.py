@@ -55,6 +55,23 @@ def test_a_search_that_finished_nothing_is_opened_again_by_resume(tmp_path: Path
     assert found._missing_final()
 
 
+def test_one_failed_trial_of_a_search_that_has_a_winner_is_no_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = execution(tmp_path)
+    bad, good = expand.search_plans(found.sweep)
+    found.outcomes.add(Outcome.of(bad, "error", {}, "TrainingError: the loss is nan"))
+    assert found._failed()[0], "the search is open, and resume tries it again"
+    found.folder.record_winners({(good.benchmark, good.method): good.varied})
+    again, passed_over = found._failed()
+    assert (again, [o.key for o in passed_over]) == ([], [bad.key])
+    monkeypatch.setattr(found, "_report", lambda: True)
+    assert found._conclude("FINISHED", 0) == 0
+    said = capsys.readouterr().err
+    assert "failed, so the search chose among others: " in said
+    assert "run them again" not in said
+
+
 def test_a_table_without_a_method_is_no_success(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

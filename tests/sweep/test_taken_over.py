@@ -19,7 +19,7 @@ from raycl.sweep.execution.events import Hub
 from raycl.sweep.execution.taken_over import finished_elsewhere, take_over
 from raycl.sweep.plan.plan import TrialPlan
 from raycl.sweep.record.folder import SweepFolder
-from raycl.sweep.record.made_of import MadeOf, continued, same
+from raycl.sweep.record.made_of import MadeOf, continued, differences, same
 from raycl.trial.checkpoint import CheckpointStore
 
 NONE = MadeOf(raycl.__version__)
@@ -104,6 +104,21 @@ def test_a_trial_without_its_checkpoints_is_not_taken_over(tmp_path: Path) -> No
 )
 def test_what_is_the_same(then: dict[str, str], now: dict[str, str], expected: bool) -> None:
     assert same(then, now) == expected
+
+
+@pytest.mark.parametrize(
+    "then, now, said",
+    [
+        ({"data": "a 0123456789ab, b ba9876543210"}, {"data": "a 0123456789ab"}, False),
+        ({"data": "a 0123456789ab"}, {"data": "a 1123456789ab"}, True),
+        ({"data": "b 0123456789ab"}, {"data": "a 0123456789ab"}, True),
+        ({}, {"data": "a 0123456789ab"}, True),
+    ],
+)
+def test_other_data_of_the_whole_sweep_are_no_difference(
+    then: dict[str, str], now: dict[str, str], said: bool
+) -> None:
+    assert bool(differences(then, now)) == said
 
 
 @pytest.mark.parametrize(

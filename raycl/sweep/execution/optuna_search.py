@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from optuna.trial import TrialState
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
+from raycl.errors import Problem
 from raycl.sweep.execution.cluster import bundles
 from raycl.sweep.execution.rows import row_of
 from raycl.sweep.execution.schedulers import make_scheduler
@@ -34,6 +36,8 @@ from raycl.sweep.record.outcomes import Outcome, Outcomes, Status
 from raycl.sweep.record.winners import search_value
 from raycl.tracking.journal import Journal
 from raycl.trial.run import FAILED, Row, known
+
+log = logging.getLogger(__name__)
 
 SAMPLERS = {"optuna": optuna.samplers.TPESampler, "optuna_gp": optuna.samplers.GPSampler}
 ATTEMPTS = 5
@@ -190,8 +194,12 @@ class Searcher(OptunaSearch):
         return self.FINISHED  # type: ignore[return-value]
 
     def _is_new(self, values: Mapping[str, Any]) -> bool:
-        """Whether a proposal is not of a plan that was tried; from now on it is."""
-        key = fill(self.base, values, self.base.seed, self.base.kind).key
+        """Whether a proposal is of a plan, and of none that was tried; from now on it is."""
+        try:
+            key = fill(self.base, values, self.base.seed, self.base.kind).key
+        except Problem as problem:  # options that exclude each other only three at a time
+            log.warning("passed over a proposal: %s", problem.what)
+            return False
         new = key not in self.tried
         self.tried.add(key)
         return new

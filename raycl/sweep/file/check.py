@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -139,7 +140,10 @@ class _Checked:
         except Problem as p:
             raise self.error(("methods", index, "resources", *p.path), p.what, p.hint) from p
         selects = False
-        for chosen, culprit in _representatives(spaces):
+        pairs = (
+            sweep.search.algorithm != "random"
+        )  # whose values are drawn, and checked, beforehand
+        for chosen, culprit in _representatives(spaces, pairs):
             done = _finish(blocks, chosen, culprit, at, self.kind)
             selects |= done["train"].get("select", "last") != "last"
             self._precision(index, done["train"])
@@ -238,16 +242,13 @@ class _Checked:
             what = f"must be at most stop.tasks, {sweep.stop.tasks}, not {search.tasks}"
             raise self.error(("search", "tasks"), what)
         tasks = search.tasks or sweep.stop.tasks
-        metric = search.metric.rpartition("/")[2]
-        least = self.kind.all_metrics()[metric].min_tasks
-        if tasks and tasks < least and any(f.spaces for f in self.found):
-            what = f"{metric} needs {least} tasks, search trials have {tasks}"
-            raise self.error(("search", "metric"), what)
+        if tasks and any(f.spaces for f in self.found):
+            check_metric(sweep, tasks, "search trials have")
         if sweep.scheduler.name != "fifo" and search.seeds > 1:
             what = f"must be 1 with {sweep.scheduler.name}: a stopped trial would leave its mean"
             raise self.error(("search", "seeds"), what)
         if search.algorithm != "random":
-            self._no_grid()
+            self._proposed()
 
     def search_benchmark(self) -> None:
         """Check the stream of a search as the sweep's own, with the methods that are searched."""
@@ -299,7 +300,12 @@ class _Checked:
                     )
                     raise self.error(("benchmark", b, *path), what, self.kind.validation_hint)
 
-    def _no_grid(self) -> None:
+    def _proposed(self) -> None:
+        """Check what a searcher that proposes values cannot do: grids, several seeds."""
+        search = self.sweep.search
+        if search.seeds > 1 and any(found.spaces for found in self.found):
+            what = f"must be 1 with {search.algorithm}, which learns from each trial by itself"
+            raise self.error(("search", "seeds"), what)
         for i, found in enumerate(self.found):
             for path, space in found.spaces.items():
                 if space.is_grid:
@@ -322,7 +328,9 @@ class _Checked:
             raise self.error(("report", "upper_bound"), what, "leave it out")
         if self.sweep.published is None:
             return
-        self._in_full(self.sweep.published.in_full, self.sweep.resolved(), ("published", "in_full"))
+        tree = self.sweep.resolved()
+        tree["methods"] = {entry["label"]: entry for entry in tree["methods"]}
+        self._in_full(self.sweep.published.in_full, tree, ("published", "in_full"))
         for key, numbers in (self.sweep.published.model_extra or {}).items():
             self._published_key(key)
             for path, label, valid_labels in self._published_labels(key, numbers, methods):
@@ -331,7 +339,7 @@ class _Checked:
                     raise self.error(path, what, nearest(label, valid_labels))
 
     def _in_full(self, wanted: Mapping[str, Any], tree: Any, path: KeyPath) -> None:
-        """Refuse keys of ``in_full`` that no sweep file has; those with ``null`` may be any."""
+        """Refuse what no sweep file has in ``in_full``; keys with ``null`` may be any."""
         for key, value in wanted.items():
             if key not in tree and value is None:
                 continue  # left at its default
@@ -339,8 +347,13 @@ class _Checked:
                 raise self.error(
                     (*path, key), f"the sweep has no '{key}' there", nearest(key, tree)
                 )
-            if isinstance(value, Mapping) and isinstance(tree[key], Mapping):
-                self._in_full(value, tree[key], (*path, key))
+            found = tree[key]
+            for kind, word in ((Mapping, "a mapping"), (list, "a list")):
+                if isinstance(found, kind) and value is not None and not isinstance(value, kind):
+                    what = f"the finished sweep has {word} there, which '{value}' never equals"
+                    raise self.error((*path, key), what, "see raycl show sweep")
+            if isinstance(value, Mapping) and isinstance(found, Mapping):
+                self._in_full(value, found, (*path, key))
 
     def _published_key(self, key: str) -> None:
         """``METRIC``, ``READOUT/METRIC``, or what else the kind has numbers of."""
@@ -390,16 +403,22 @@ Chosen = dict[KeyPath, tuple[KeyPath, Any]]
 """Path of a search space to one of its representatives: the place below the space, the value."""
 
 
-def _representatives(spaces: Mapping[KeyPath, Space]) -> Iterator[tuple[Chosen, KeyPath]]:
+def _representatives(
+    spaces: Mapping[KeyPath, Space], pairs: bool
+) -> Iterator[tuple[Chosen, KeyPath]]:
     """Values to try, and the path of the one that differs from the first try.
 
-    Each space in turn takes each of its representative values while the others keep their first.
+    Each space in turn takes each of its representative values while the others keep their first; so
+    does each pair of spaces, if ``pairs``.
     """
     first = {path: space.representatives()[0] for path, space in spaces.items()}
     yield first, ()
     for path, space in spaces.items():
         for below, value in space.representatives()[1:]:
             yield first | {path: (below, value)}, (*path, *below)
+    for (one, a), (two, b) in itertools.combinations(spaces.items(), 2) if pairs else ():
+        for left, right in itertools.product(a.representatives()[1:], b.representatives()[1:]):
+            yield first | {one: left, two: right}, (*two, *right[0])
 
 
 def _finish(
@@ -445,3 +464,18 @@ def check_length(sweep: Sweep, label: str, tasks: int) -> None:
     for path, wanted in wanted_of.items():
         if wanted is not None and wanted > tasks:
             raise sweep.source.error(path, f"{wanted} tasks, but {label} has {tasks}")
+
+
+def check_metric(sweep: Sweep, tasks: int, has: str) -> None:
+    """Refuse a search metric that is not defined for so few tasks.
+
+    Args:
+        sweep: The sweep.
+        tasks: Number of tasks.
+        has: Who has so many, as the beginning of a sentence.
+    """
+    metric = sweep.search.metric.rpartition("/")[2]
+    least = sweep.kind.all_metrics()[metric].min_tasks
+    if tasks < least:
+        what = f"{metric} needs {least} tasks, {has} {tasks}"
+        raise sweep.source.error(("search", "metric"), what)

@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -283,11 +284,21 @@ class Published(BaseModel):
         for numbers in (self.model_extra or {}).values():
             for value in (*numbers.values(), *_inner(numbers)):
                 if isinstance(value, dict) and "mean" in value:
-                    wrong = next(name for name in value if name not in Figure.model_fields)
-                    raise ValueError(
-                        f"a figure has no '{wrong}'; {nearest(wrong, Figure.model_fields)}"
-                    )
+                    raise ValueError(_fault(value))
         return self
+
+
+def _fault(figure: dict[str, Any]) -> str:
+    """The reason why a mapping with a mean is no ``Figure``."""
+    for name in figure:
+        if name not in Figure.model_fields:
+            return f"a figure has no '{name}'; {nearest(name, Figure.model_fields)}"
+    try:
+        Figure.model_validate(figure)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"the {first['loc'][0]} of a figure: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return "no figure stands there"
 
 
 def _inner(numbers: dict[str, Any]) -> list[Any]:

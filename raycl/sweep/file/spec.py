@@ -113,7 +113,8 @@ def automatic_smoke(data: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
         small = sweep.kind.smoke(other, benchmark_configs(sweep.for_search))
         found |= {f"search.{k}": v for k, v in small.items() if k.startswith("benchmark")}
     if data.get("search", {}).get("tasks"):
-        found["search.tasks"] = 1
+        metric = sweep.kind.all_metrics().get(sweep.search.metric.rpartition("/")[2])
+        found["search.tasks"] = metric.min_tasks if metric else 1  # an unknown one is refused
     if "scheduler" in data:
         found["scheduler.grace_period"] = 1
     for i, method in enumerate(data["methods"]):

@@ -15,7 +15,7 @@ from raycl.errors import UserError
 from raycl.networks.base import Tensors, from_hubs, weights_of
 from raycl.rl.benchmarks.base import build_games
 from raycl.sweep.file.blocks import benchmark_configs, place, weights_in
-from raycl.sweep.file.check import check_length
+from raycl.sweep.file.check import check_length, check_metric
 from raycl.sweep.file.model import Sweep
 from raycl.sweep.file.source import undotted
 from raycl.sweep.plan.expand import each_value, groups
@@ -106,6 +106,8 @@ def _check_games(sweep: Sweep) -> None:
     """Weights that networks for games start from, those of a hub included."""
     for index, config in enumerate(benchmark_configs(sweep)):
         shape = build_games(config).input_shape
+        if _is_searched(sweep):
+            check_metric(sweep, sweep.kind.tasks(config, {}), f"{config['label']} has")
         for group in groups(sweep):
             if group.benchmark != config["label"]:
                 continue
@@ -203,13 +205,15 @@ def _check_stream(sweep: Sweep, label: str, info: StreamInfo) -> None:
             what = f"{entry.label} can be evaluated by none of the readouts of {label}"
             hint = f"{defined}; {entry.label} supports {', '.join(sorted(settings))}"
             raise sweep.source.error(("methods", i), what, hint)
+    if not _is_searched(sweep):
+        return
+    check_metric(sweep, len(info.tasks), f"{label} has")
     searched = sweep.search.readout
-    if (
-        searched is not None
-        and sweep.search.benchmark is None
-        and any(g.spaces for g in groups(sweep))
-        and searched not in info.readouts
-    ):
-        raise sweep.source.error(
-            ("search", "metric"), f"{label} has no readout '{searched}'", defined
-        )
+    if searched is not None and searched not in info.readouts:
+        what = f"{label} has no readout '{searched}'"
+        raise sweep.source.error(("search", "metric"), what, defined)
+
+
+def _is_searched(sweep: Sweep) -> bool:
+    """Whether values are chosen on the streams of this sweep, not on one of the search's."""
+    return sweep.search.benchmark is None and any(group.spaces for group in groups(sweep))

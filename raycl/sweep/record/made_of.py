@@ -272,7 +272,8 @@ def _processor() -> str:
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """One line for each word of ``WORDS`` that is not what it was.
 
-    Weights are passed over where an older raycl, which did not record them, made the result.
+    Weights are passed over where an older raycl, which did not record them, made the result. Data
+    are those of a whole sweep, which may have had others beside those of this one.
     """
     then_only = ("weights", CONTINUED)
     known = [word for word in WORDS if word in (then if word in then_only else now)]
@@ -280,6 +281,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         f"{word}: {then.get(word, 'not recorded')} then, {now.get(word, 'none')} now"
         for word in known
         if then.get(word) != now.get(word)
+        and not (word == "data" and _shared(then, now) and _same_data(then, now))
     ]
 
 
@@ -299,7 +301,13 @@ def same(then: Mapping[str, str], now: Mapping[str, str]) -> bool:
 def _same_data(then: Mapping[str, str], now: Mapping[str, str]) -> bool:
     """Whether the data sets that both have are the same."""
     old, new = (_parts(one.get("data", "")) for one in (then, now))
-    return all(old[name] == new[name] for name in old.keys() & new.keys())
+    return all(old[name] == new[name] for name in _shared(then, now))
+
+
+def _shared(then: Mapping[str, str], now: Mapping[str, str]) -> set[str]:
+    """Names of the data sets that both have."""
+    old, new = (_parts(one.get("data", "")) for one in (then, now))
+    return old.keys() & new.keys()
 
 
 def _parts(text: str) -> dict[str, str]:
