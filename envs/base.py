@@ -11,17 +11,19 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Finished(NamedTuple):
-    """A game played to its end.
+    """A game that is over.
 
     Args:
         env: Index of the emulator.
         score: Raw score.
         steps: Agent steps.
+        cut: Whether it was cut by its time limit.
     """
 
     env: int
     score: float
     steps: int
+    cut: bool = False
 
 
 class Step(NamedTuple):

@@ -22,11 +22,12 @@ Outside of training the games are the same, but rewards are raw and ``terminated
 a game. Rewards of the steps of 5 and 6 are in the score, and in no step.
 
 Differences from the fast preset (``envs.fast``): 1 (108,000 frames, ``truncated``, no-ops not
-counted), 2 (0 to 29 frames), 3 (maximum of grey values), 5 and 6 (one frame of FIRE before the
-no-ops of a new game, nothing after a lost life), 10 (the stack goes on over a lost life). What 3
-makes of 1,000 screens of random play: none of them differs in Boxing and SpaceInvaders; in
-Jamesbond 33 % of the screens, by up to 36 grey levels in 0.04 % of the pixels; in KungFuMaster
-57 %, 15 levels, 0.2 %; in Krull 87 %, 25 levels, 0.2 %; in Riverraid 86 %, 34 levels, 1.6 %.
+counted), 2 (0 to 29 frames, 0 to 28 after FIRE), 3 (maximum of grey values), 5 and 6 (one frame of
+FIRE before the no-ops of a new game, nothing after a lost life), 10 (the stack goes on over a lost
+life). What 3 makes of 1,000 screens of random play: none of them differs in Boxing and
+SpaceInvaders; in Jamesbond 33 % of the screens, by up to 36 grey levels in 0.04 % of the pixels; in
+KungFuMaster 57 %, 15 levels, 0.2 %; in Krull 87 %, 25 levels, 0.2 %; in Riverraid 86 %, 34 levels,
+1.6 %.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class Frames(_Wrapper):
             if over:
                 break
         self.screen = self._last.max(axis=0)
-        return self.screen, total, over, False, {}
+        return self.screen, total, over, False, {"cut": over and not self.ale.game_over()}
 
 
 class Score(_Wrapper):
@@ -133,7 +134,8 @@ class Score(_Wrapper):
         self._steps += 1
         if over:
             self.games += 1
-            self._finished.append(Finished(self._index, self._score, self._steps))
+            cut = bool(info.get("cut"))
+            self._finished.append(Finished(self._index, self._score, self._steps, cut))
         return observation, float(reward), over, truncated, info
 
 

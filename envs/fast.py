@@ -20,10 +20,10 @@ class FastGames:
 
     Four emulator frames per step, pixel-wise maximum of the last two (of grey values), 84 x 84 by
     area, a stack of four, no sticky actions. A game starts with one frame of FIRE where the game
-    has it, and 0 to 29 frames of NOOP. A lost life is told (``life_loss_info``), nothing else
-    happens: the game and the stack go on. ``episodic_life`` would start a new game at each lost
-    life. A game is cut (``truncated``) after 108,000 frames, those before the first step not
-    counted.
+    has it, and 0 to 29 frames of NOOP (0 to 28 after FIRE). A lost life is told
+    (``life_loss_info``), nothing else happens: the game and the stack go on. ``episodic_life``
+    would start a new game at each lost life. A game is cut (``truncated``) after 108,000 frames,
+    those before the first step not counted.
     """
 
     def __init__(
@@ -92,13 +92,14 @@ class FastGames:
             over = truncated | (frame <= self._frame)
             if over.any():
                 final = info["final_obs"]
-                self._note(over)
+                self._note(over, truncated)
         self._frame = frame
         return Step(observations, rewards, terminated, truncated, final)
 
-    def _note(self, over: npt.NDArray[np.bool_]) -> None:
+    def _note(self, over: npt.NDArray[np.bool_], cut: npt.NDArray[np.bool_]) -> None:
         for env in map(int, np.flatnonzero(over)):
-            self._finished.append(Finished(env, float(self._score[env]), int(self._steps[env])))
+            score, steps = float(self._score[env]), int(self._steps[env])
+            self._finished.append(Finished(env, score, steps, bool(cut[env])))
         self._score[over] = 0.0
         self._steps[over] = 0
 

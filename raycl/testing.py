@@ -329,11 +329,14 @@ class MethodConformance(SharingConformance):
         images = next(iter(self.data.values())).train
         assert isinstance(images, Arrays)
         known = {image.tobytes() for image in images.images}
-        for name, tensor in run.method.state_dict().items():
-            if isinstance(tensor, Tensor) and tensor.dtype == torch.uint8:
-                rows = tensor.reshape(-1, 64) if tensor.numel() % 64 == 0 else tensor[:0]
-                kept = sum(row.cpu().numpy().tobytes() in known for row in rows)
-                assert not kept, f"{name} holds {kept} training images; declare memory"
+        for task in run.stream.data:  # normalised ones are images, too
+            ready = task.train.prepare(task.train.raw(torch.arange(len(task.train))))
+            known |= {image.numpy().tobytes() for image in ready.float().cpu()}
+        for tensor in tensors(run.method.state_dict()):
+            if tensor.dtype in (torch.uint8, torch.float32) and tensor.numel() % 64 == 0:
+                rows = tensor.detach().cpu().reshape(-1, 64).contiguous()
+                kept = sum(row.numpy().tobytes() in known for row in rows)
+                assert not kept, f"the state holds {kept} training images; declare memory"
 
     def test_memory_is_counted(self) -> None:
         """Counted bytes are those of the state and, for an upper bound, of all data."""

@@ -11,23 +11,39 @@ from raycl.datasets.examples import Augment, Batch, Examples
 
 BATCH = 256
 """Number of images at a time while the values are computed, unless they are large."""
+TRAINING, SAMPLE, WHOLE = range(3)
+"""Ranks of the sets of a run."""
 
 
 class Budget:
     """Bytes that the values of all sets of a run may take together.
+
+    Which sets get a share depends on the sets alone, not on which of them is read first: a run that
+    goes on from a checkpoint keeps the same ones. Sets for training come first, because what they
+    say must not depend on how much is evaluated; then samples, and then whole sets.
 
     Args:
         megabytes: In units of 10^6 bytes.
     """
 
     def __init__(self, megabytes: float) -> None:
-        self.left = int(1_000_000 * megabytes)
+        self.bytes = int(1_000_000 * megabytes)
+        self._asking: list[tuple[int, FrozenSet]] = []
+        self._given: set[int] | None = None
 
-    def take(self, size: int) -> bool:
-        """Take ``size`` bytes, and tell whether as many were left."""
-        fits = size <= self.left
-        self.left -= size if fits else 0
-        return fits
+    def ask(self, one: FrozenSet, rank: int) -> None:
+        """Ask for a share, before the first value is known."""
+        self._asking.append((rank, one))
+
+    def given(self, one: FrozenSet, row: int) -> bool:
+        """Whether a set has a share, with ``row`` bytes for each image."""
+        if self._given is None:
+            left, self._given = self.bytes, set()
+            for _, asking in sorted(self._asking, key=lambda pair: pair[0]):
+                if (size := len(asking) * row) <= left:
+                    self._given.add(id(asking))
+                    left -= size
+        return id(one) in self._given
 
 
 class FrozenSet(Examples):
@@ -44,6 +60,7 @@ class FrozenSet(Examples):
         alone: Whether the values are all that the method looks at: where they are kept no image is
             read any more, and ``Batch.images`` is empty, (B, 0).
         at_once: Images at a time while the values are computed.
+        rank: Place among those that ask for a share of the budget; ``None``: it asks for none.
     """
 
     def __init__(
@@ -53,11 +70,14 @@ class FrozenSet(Examples):
         budget: Budget,
         alone: bool = False,
         at_once: int = BATCH,
+        rank: int | None = WHOLE,
     ) -> None:
         self.examples, self.function, self.budget = examples, function, budget
         self.labels, self.alone, self.at_once = examples.labels, alone, at_once
         self._values: Tensor | None = None
-        self._refused = False
+        self._refused = rank is None
+        if rank is not None:
+            budget.ask(self, rank)
 
     def raw(self, index: Tensor) -> Tensor:
         """See ``Examples.raw``."""
@@ -70,7 +90,7 @@ class FrozenSet(Examples):
     def sample(self, index: Tensor) -> FrozenSet:
         """The same as ``subset``, with values that are kept apart from those of this set."""
         chosen = self.examples.subset(index)
-        return FrozenSet(chosen, self.function, self.budget, self.alone, self.at_once)
+        return FrozenSet(chosen, self.function, self.budget, self.alone, self.at_once, SAMPLE)
 
     def prepare(self, raw: Tensor) -> Tensor:
         """See ``Examples.prepare``."""
@@ -105,8 +125,7 @@ class FrozenSet(Examples):
             for batch in self.examples.batches(self.at_once):
                 part = self._of(batch.images)
                 if self._values is None:
-                    size = part[0].numel() * part.element_size() * len(self)
-                    if not self.budget.take(size):
+                    if not self.budget.given(self, part[0].numel() * part.element_size()):
                         self._refused = True
                         break
                     with torch.inference_mode(False):

@@ -30,7 +30,8 @@ class Clip:
     Attributes:
         colours: RGB uint8 [n, 3].
         shape: Height and width of a frame.
-        scores: Raw score after each step [steps + 1].
+        scores: Raw score after each step [steps + 1]; with the preset ``faithful`` without what is
+            won between lives, but for the last one of a game that is over.
         over: Whether the game came to its end; else it was cut, here or by its time limit.
         counts: How often each colour was shown, in pixels over all frames [n].
         packed: The frames: indices into the colours, each as its difference (exclusive or) to the
@@ -146,12 +147,12 @@ def play(player: Chooser, games: GameSequence, game: int, *, seed: int, max_step
         recorder.add(env.render()[0], score)
         for _ in range(max_steps):
             actions = player.actions(torch.from_numpy(observations), game).numpy()
-            observations, rewards, _, truncated, _ = env.step(actions)
+            observations, rewards, *_ = env.step(actions)
             score += float(rewards[0])
             finished = env.finished_games()
             if finished:  # the screen is that of the next game already
                 recorder.repeat(finished[0].score)
-                return recorder.clip(over=not truncated[0])
+                return recorder.clip(over=not finished[0].cut)
             recorder.add(env.render()[0], score)
         return recorder.clip(over=False)
     finally:

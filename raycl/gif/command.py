@@ -75,8 +75,9 @@ class Trial:
 
     def jobs(self, wish: Wish) -> list[Job]:
         """Every game to be played; those not learnt yet only where they are scored too."""
-        unseen = self.games.config.evaluation.zero_shot
         method = kinds.GAMES.named("method", self.plan.config["method"])
+        # of a separate network that has not begun, which is scored too, no checkpoint is kept
+        unseen = self.games.config.evaluation.zero_shot and not method.separate
         return [
             Job(
                 self.storage,

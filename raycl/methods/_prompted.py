@@ -231,6 +231,9 @@ class PromptMethod(Classifier):
         self.backbone = self.frozen_network()
         if config.anchor == "first_task":
             self.fixed = ()
+            if context.train.schedule.name == "plateau":
+                what = "the plateau schedule follows a score, and the phase anchor has none"
+                raise UserError("train.schedule", what)
         width = self.backbone.num_features
         self.student = self.make_model(type(self).learner, config, self.backbone, width)
 
@@ -408,7 +411,8 @@ class PromptMethod(Classifier):
 
     def restart(self, head: nn.Module) -> None:
         """Give a head random weights again, which depend on the phase and not on what was made."""
-        with torch.random.fork_rng(devices=[]):
+        device = self.context.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             seed = torch.randint(2**31, (), generator=self.context.method_generator)
             torch.manual_seed(int(seed))
             for module in head.modules():

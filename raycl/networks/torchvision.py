@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 import torchvision
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from raycl.errors import UserError, nearest
 from raycl.networks._probe import num_features
@@ -72,14 +73,39 @@ class TorchvisionNetwork(Backbone):
         return self.model(images.expand(-1, 3, -1, -1))  # type: ignore[no-any-return]
 
 
+class Pool(nn.AdaptiveAvgPool2d):
+    """``AdaptiveAvgPool2d`` whose backward pass on CUDA is deterministic.
+
+    For sides that the output's divide, or that divide the output's; torch's own for others.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pool (B, C, H, W) to the output size (h, w)."""
+        wide = self.output_size
+        (h, w), (height, width) = (wide, wide) if isinstance(wide, int) else wide, images.shape[2:]
+        if h and w and height % h == width % w == 0:
+            kernel = height // h, width // w
+            return images if kernel == (1, 1) else F.avg_pool2d(images, kernel)
+        if h and w and h % height == w % width == 0:
+            above, beside = h // height, w // width
+            wider = images[:, :, :, None, :, None].expand(-1, -1, -1, above, -1, beside)
+            return wider.reshape(*images.shape[:2], h, w)
+        return super().forward(images)
+
+
 def _create(name: str, weights: str | None) -> nn.Module:
     chosen = None if weights is None else _named(name, weights)
     _check_model(name)
     try:
-        return torchvision.models.get_model(name, weights=chosen)  # type: ignore[no-any-return]
+        model: nn.Module = torchvision.models.get_model(name, weights=chosen)
     except OSError as error:
         what = f"cannot load {weights} of {name}: {error}"
         raise UserError(WHERE, what, ELSEWHERE) from error
+    for parent in model.modules():
+        for child, module in parent.named_children():
+            if type(module) is nn.AdaptiveAvgPool2d and module.output_size not in (1, (1, 1)):
+                setattr(parent, child, Pool(module.output_size))
+    return model
 
 
 def _check_model(name: str) -> None:

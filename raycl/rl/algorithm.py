@@ -260,11 +260,10 @@ class SequencePPO(PPO):  # type: ignore[misc]
             left = [job for job in jobs if job not in done]
             share = {worker: left[i :: len(ids)] for i, worker in enumerate(ids)}
             found = self._ask(lambda r: r.evaluate(weights, share[r.worker_index]), ids, None)
-            pairs = [pair for part in found for pair in part]
-            done.update(pairs)
-            return len(pairs)
+            done.update(pair for part in found for pair in part)
+            return len(found)
 
-        self._until(lambda: len(done) == len(jobs), play)
+        self._until(lambda: len(done) == len(jobs), play, endless=True)
         return done
 
     # ------------------------------------------------------------------ runners
@@ -284,8 +283,15 @@ class SequencePPO(PPO):  # type: ignore[misc]
         self._until(lambda: len(found) == wanted, play)
         return found
 
-    def _until(self, done: Callable[[], bool], play: Callable[[list[int]], int]) -> None:
+    def _until(
+        self, done: Callable[[], bool], play: Callable[[list[int]], int], endless: bool = False
+    ) -> None:
         """Let runners play until everything is done; restarted runners join in.
+
+        Args:
+            done: Whether everything is done.
+            play: Lets some runners play, and tells how many of them have answered.
+            endless: It waits however long they take; so that is no time without an answer.
 
         Raises:
             RunnersLostError: None has answered for ``PATIENCE_S``.
@@ -294,9 +300,12 @@ class SequencePPO(PPO):  # type: ignore[misc]
         while not done():
             remote = self.config.num_env_runners > 0
             ids = self.env_runner_group.healthy_env_runner_ids() if remote else [0]
+            asked = time.monotonic()
             if ids and play(ids):
                 deadline = time.monotonic() + PATIENCE_S
                 continue
+            if endless:
+                deadline += time.monotonic() - asked
             if time.monotonic() > deadline:
                 raise RunnersLostError(f"no env runner has answered for {PATIENCE_S:.0f} s")
             time.sleep(PAUSE_S)
@@ -314,6 +323,8 @@ class SequencePPO(PPO):  # type: ignore[misc]
         def guarded(runner: ArrayEnvRunner) -> tuple[T | None, str]:
             try:
                 return function(runner), ""
+            except (RayError, torch.AcceleratorError):
+                raise  # a process or a device is gone, and the trial is tried again elsewhere
             except Exception:  # noqa: BLE001  (whatever it is, the driver has to know)
                 return None, traceback.format_exc()
 

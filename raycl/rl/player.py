@@ -41,6 +41,6 @@ class Player:
             return self.policy.greedy(obs, game)
         draws = self._draws if rows is None else [self._draws[row] for row in rows]
         logits, _ = self.policy.heads(self.policy.features(obs), game)
-        below = torch.softmax(logits, 1).cumsum(1)
-        points = torch.tensor([[draw.random()] for draw in draws], device=obs.device)
-        return (below <= points).sum(1).clamp_(max=logits.shape[1] - 1)
+        below = torch.softmax(logits, 1).cpu().cumsum(1)  # on CUDA it is not deterministic
+        points = torch.tensor([[draw.random()] for draw in draws])
+        return (below <= points).sum(1).clamp_(max=logits.shape[1] - 1).to(obs.device)

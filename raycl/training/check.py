@@ -13,7 +13,7 @@ import torch
 from raycl import registry
 from raycl.benchmarks.base import StreamInfo
 from raycl.errors import UserError
-from raycl.methods.base import Context, Method
+from raycl.methods.base import Classifier, Context, Method
 from raycl.networks.base import (
     Backbone,
     Weights,
@@ -59,7 +59,8 @@ def check_networks(method: type[Method], name: str, networks: Sequence[Mapping[s
 def check_batches(config: Mapping[str, Any], images: Sequence[int]) -> None:
     """Refuse ``drop_last`` where a task would be left without a batch.
 
-    A method that keeps images trains on them, too; of its tasks only the first is sure to be alone.
+    A method whose memory lengthens the list of images has no task but the first alone in it; one
+    that puts stored images behind each batch still takes its steps from the task's own.
 
     Args:
         config: A finished configuration.
@@ -72,8 +73,10 @@ def check_batches(config: Mapping[str, Any], images: Sequence[int]) -> None:
     train = trial.train
     if not train.drop_last:
         return
-    method = registry.find("raycl.methods", Method, trial.method["name"], where="method")  # type: ignore[type-abstract]
-    alone = images[: trial.tasks] if method.memory is None else images[:1]
+    method = find_method(trial.method)
+    own = getattr(method, "train_batches", None) is Classifier.train_batches
+    beside = getattr(method.Config.model_validate(trial.method), "replay", None) == "batch"
+    alone = images[: trial.tasks] if method.memory is None or own or beside else images[:1]
     for task, count in enumerate(alone, 1):
         if count < train.batch_size:
             what = f"leaves nothing of task {task}: {count} images, and batches of"

@@ -6,17 +6,18 @@ from torch import Tensor
 
 from raycl.benchmarks.base import Stream, TaskData
 from raycl.datasets.examples import Examples
-from raycl.datasets.frozen import BATCH, Budget, FrozenSet
+from raycl.datasets.frozen import BATCH, TRAINING, WHOLE, Budget, FrozenSet
 from raycl.methods.base import Method
 
 
-def with_frozen(stream: Stream, method: Method, cache_mb: float) -> Stream:
+def with_frozen(stream: Stream, method: Method, cache_mb: float, augmented: bool) -> Stream:
     """The stream with ``Method.frozen_values`` of its images, if the method has any.
 
     Args:
         stream: The stream; its images are read as before.
         method: May be in any mode; it is in that mode again after each call.
         cache_mb: Memory for all values together, in units of 10^6 bytes.
+        augmented: Whether training images change from epoch to epoch, so that no value is kept.
     """
     cls = type(method)
     if cls.frozen_values is Method.frozen_values or not method.fixed:
@@ -33,7 +34,9 @@ def with_frozen(stream: Stream, method: Method, cache_mb: float) -> Stream:
     def wrapped(examples: Examples, training: bool = False) -> Examples:
         if cls.frozen_training and not training:
             return examples
-        return FrozenSet(examples, function, budget, cls.frozen_alone, at_once)
+        rank = TRAINING if training else WHOLE
+        asks = None if training and augmented and not cls.frozen_training else rank
+        return FrozenSet(examples, function, budget, cls.frozen_alone, at_once, asks)
 
     data = [
         TaskData(

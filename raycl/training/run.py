@@ -105,7 +105,8 @@ class Run:
         self.own_evaluator = Evaluator(info, self.readouts, self.device, *rule, evaluate.precision)
         self.selector = Evaluator(info, self._selecting(), self.device, *rule)
         self.costs = Costs(self.device)
-        self.sets = with_frozen(self.stream, self.method, evaluate.cache_mb)
+        augmented = self.config.train.augment != "none"
+        self.sets = with_frozen(self.stream, self.method, evaluate.cache_mb, augmented)
         self.probe = probe.Probe(self.config, self.stream, self.method, self.evaluator)
         selects = self.config.train.select == "validation_accuracy"
         self.coverage = Coverage(evaluate, self.sets, self.num_tasks, self.method)

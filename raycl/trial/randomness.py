@@ -73,6 +73,7 @@ class Randomness:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
         torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False  # by default convolutions round to ten bits
         torch.set_grad_enabled(True)
         self.device = device
         random.seed(seeds.init)

@@ -361,5 +361,8 @@ def test_drop_last_looks_at_every_task_that_is_learnt_alone(data: Path) -> None:
     options = ("train.drop_last=true", "train.batch_size=12")
     assert checked(data, "seq", *options, "methods=[joint]") == ["t1", "t2"]
     assert checked(data, "seq", *options, "stop.tasks=1") == ["t1", "t2"]
-    with pytest.raises(UserError, match="leaves nothing of task 2: 8 images, and batches of 12"):
-        checked(data, "seq", *options)
+    rehearsal = "methods=[{name: naive_rehearsal, replay: list}]"
+    assert checked(data, "seq", *options, rehearsal) == ["t1", "t2"]
+    for alone in ("finetune", "naive_rehearsal", "er"):  # stored images stand behind each batch
+        with pytest.raises(UserError, match="leaves nothing of task 2: 8 images, and batches of"):
+            checked(data, "seq", *options, f"methods=[{alone}]")

@@ -71,6 +71,23 @@ class SecretMemory(Finetune):
         self.cache.copy_(task.train.raw(torch.arange(4)))
 
 
+class SecretFeatures(Finetune):
+    """Images as the network sees them, in what is no tensor of a buffer."""
+
+    def __init__(self, config: Any, context: Any) -> None:
+        super().__init__(config, context)
+        self.seen = torch.zeros(4, 1, 8, 8)
+
+    def end_task(self, task: Task) -> None:
+        self.seen = task.train.prepare(task.train.raw(torch.arange(4)))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.seen = state["seen"]
+
+
 class TouchyEvaluation(Finetune):
     def __init__(self, config: Any, context: Any) -> None:
         super().__init__(config, context)
@@ -276,6 +293,7 @@ def run(method: str, test: str) -> None:
         ("PhaseWithSideEffects", "test_resumes_bitwise"),
         ("Unseeded", "test_same_seed_same_matrix"),
         ("SecretMemory", "test_sees_only_what_it_declares"),
+        ("SecretFeatures", "test_sees_only_what_it_declares"),
         ("TouchyEvaluation", "test_evaluation_changes_nothing"),
         ("StructureFromData", "test_resumes_bitwise"),
         ("NeedsFullBatches", "test_uneven_batches"),

@@ -107,6 +107,11 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         VALIDATED | {"train": {"select": "validation_loss", "schedule": {"name": "plateau"}}},
         r"train\.schedule: the plateau schedule follows a score, and the teacher has none",
     ),
+    (
+        alone("l2p"),
+        VALIDATED | {"train": {"select": "validation_loss", "schedule": {"name": "plateau"}}},
+        r"train\.schedule: the plateau schedule follows a score, and the phase anchor has none",
+    ),
 ]
 
 

@@ -6,6 +6,7 @@ from torch import nn
 from raycl import registry
 from raycl.errors import UserError
 from raycl.networks.base import Backbone
+from raycl.networks.torchvision import Pool
 from raycl.sweep.kinds import registered
 
 GREY, COLOUR = (1, 8, 8), (3, 32, 32)
@@ -184,3 +185,17 @@ def test_cnn_with_batch_norm():
     assert all(m.bias is None for m in network.modules() if isinstance(m, nn.Conv2d))
     plain = build("cnn", GREY, channels=[4, 8], features=12)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in plain.modules())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 4), (6, 6), (7, 7), (12, 6), (13, 9)])
+@pytest.mark.parametrize("to", [(6, 6), (2, 3), 7])
+def test_pools_of_torchvision_say_what_torch_says(size, to):
+    """The same averages, by operations that are deterministic on CUDA where sides allow it."""
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(Pool(to)(images), nn.AdaptiveAvgPool2d(to)(images))
+
+
+def test_alexnet_has_such_a_pool():
+    network = build("torchvision", (3, 64, 64), model="alexnet")
+    assert type(network.model.avgpool) is Pool
+    assert "avgpool" not in "".join(network.state_dict())

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from envs.base import Finished
 from envs.vector import SequentialAtari
 from raycl.gif.clip import Clip, play
 from raycl.gif.encode import COLOURS, encode, fitted
@@ -160,7 +161,7 @@ class FakeEnv:
 
     def finished_games(self) -> Any:
         end = self.steps == self.length
-        return [SimpleNamespace(env=0, score=2.5 * self.steps, steps=self.steps)] if end else []
+        return [Finished(0, 2.5 * self.steps, self.steps, self.timed)] if end else []
 
     def screen(self, step: int) -> np.ndarray:
         rgb = np.zeros((5, 4, 3), np.uint8)

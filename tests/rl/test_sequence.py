@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +367,36 @@ def test_no_runner_left_ends_the_trial_to_be_retried(
     monkeypatch.setattr(run.algorithm, "restore_env_runners", lambda _: [])
     with pytest.raises(RunnersLostError, match="no env runner"):
         run.advance()
+
+
+def test_time_spent_on_long_games_is_no_silence(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runner that is lost late in its game is waited for like any other."""
+    run = make(tiny())
+    monkeypatch.setattr("raycl.rl.algorithm.PATIENCE_S", 0.3)
+    monkeypatch.setattr("raycl.rl.algorithm.PAUSE_S", 0.01)
+    monkeypatch.setattr(run.algorithm, "restore_env_runners", lambda _: [])
+    answers = [0, 0, 1]
+
+    def play(ids: list[int]) -> int:
+        time.sleep(0.4 if len(answers) == 3 else 0)
+        return answers.pop(0)
+
+    run.algorithm._until(lambda: not answers, play, endless=True)
+    answers[:] = [0, 0, 1]
+    with pytest.raises(RunnersLostError):
+        run.algorithm._until(lambda: not answers, play)
+
+
+def test_a_lost_device_is_told_as_what_it_is(make: Make) -> None:
+    run = make(tiny())
+
+    def gone(_: Any) -> None:
+        raise torch.AcceleratorError("the context is gone")
+
+    with pytest.raises(torch.AcceleratorError):
+        run.algorithm._ask(gone, [0], None)
 
 
 def test_a_loss_that_is_no_number_is_an_error(make: Make) -> None:

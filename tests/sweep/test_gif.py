@@ -112,8 +112,12 @@ def test_games_to_come_are_played_where_they_are_scored(tmp_path: Path) -> None:
     assert places(trials[0]) == [(0, 0), (0, 1)]
 
 
-def test_weights_of_ones_own_play_their_game(tmp_path: Path) -> None:
-    sweep, folder = sweep_of(tmp_path, methods=["scratch"])
+@pytest.mark.parametrize("zero_shot", [False, True])
+def test_weights_of_ones_own_play_their_game(tmp_path: Path, zero_shot: bool) -> None:
+    """No checkpoint has the network of a game that has not begun, which may be scored, too."""
+    benchmark = {"name": "atari", "games": GAMES, "frames": 8000}
+    benchmark["evaluation"] = {"zero_shot": zero_shot}
+    sweep, folder = sweep_of(tmp_path, methods=["scratch"], benchmark=benchmark)
     for after in (0, 1):
         keep(folder, plans_of(sweep)[0], after)
     (trial,), _ = find_trials(sweep, folder, Wish())

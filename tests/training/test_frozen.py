@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from raycl.benchmarks.base import Task
-from raycl.datasets.frozen import Budget, FrozenSet
+from raycl.datasets.frozen import TRAINING, Budget, FrozenSet
 from raycl.methods.base import Classifier, masked_cross_entropy
 from raycl.testing import finish, toy_data
 from raycl.training.run import Run
@@ -105,7 +105,7 @@ def test_values_are_not_rounded_where_a_score_is(cache_mb):
 def test_the_budget_is_for_all_sets():
     stream = Run(config("Projected"), toy_data()).stream
     budget = Budget(0)
-    budget.left = 4 * len(stream.data[0].train) + 3
+    budget.bytes = 4 * len(stream.data[0].train) + 3
     calls = []
 
     def function(images: Tensor) -> Tensor:
@@ -119,6 +119,27 @@ def test_the_budget_is_for_all_sets():
                 assert torch.equal(batch.frozen, batch.images.flatten(1).mean(1, keepdim=True))
     assert calls[0] == len(first)  # once, all of them
     assert sum(calls) > len(first) + 2 * len(second)  # no room for the other
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_who_has_a_share_does_not_depend_on_who_is_read_first(first):
+    stream = Run(config("Projected"), toy_data()).stream
+    train, test = stream.data[0].train, stream.data[0].test
+    budget = Budget(0)
+    budget.bytes = 4 * (len(train) + 5)
+
+    def function(images: Tensor) -> Tensor:
+        return images.flatten(1).mean(1, keepdim=True)
+
+    whole = FrozenSet(test, function, budget)
+    sample = whole.sample(torch.arange(5))
+    training = FrozenSet(train, function, budget, rank=TRAINING)
+    augmented = FrozenSet(train, function, budget, rank=None)
+    sets = [whole, sample, training, augmented]
+    for one in [sets[first], *sets]:
+        for _ in one.batches(7):
+            pass
+    assert [one._values is not None for one in sets] == [False, True, True, False]
 
 
 def test_what_evaluation_kept_can_be_trained_on():

@@ -110,11 +110,13 @@ def test_a_run_inherits_nothing_from_the_process() -> None:
     finish(Run(config("naive_rehearsal", seed=5, method__memory_size=8), toy_data()))
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(2)
+    torch.backends.cudnn.allow_tf32 = True
     torch.manual_seed(99)
     random.seed(99)
     np.random.seed(99)  # noqa: NPY002
     assert finish(Run(config(), toy_data()))["matrices"] == first["matrices"]
     assert torch.get_default_dtype() == torch.float32
+    assert not torch.backends.cudnn.allow_tf32, "float32 is float32"
 
 
 def test_a_method_knows_how_many_tasks_are_run() -> None:

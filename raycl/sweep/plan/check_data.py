@@ -143,7 +143,8 @@ def _check_trials(sweep: Sweep, index: int, label: str, stream: Stream) -> None:
                 check_batches(config, images)
             except UserError as error:
                 raise _in_trial(sweep, index, group.index, config, error) from error
-            built = canonical({name: config[name] for name in ("method", "network")})
+            asked = {name: config["train"].get(name) for name in ("schedule", "select")}
+            built = canonical({**{name: config[name] for name in ("method", "network")}, **asked})
             if built in tried:
                 continue
             tried.add(built)
