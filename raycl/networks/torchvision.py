@@ -81,8 +81,8 @@ class Pool(nn.AdaptiveAvgPool2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Pool (B, C, H, W) to the output size (h, w)."""
-        wide = self.output_size
-        (h, w), (height, width) = (wide, wide) if isinstance(wide, int) else wide, images.shape[2:]
+        wide, (height, width) = self.output_size, images.shape[2:]
+        h, w = wide if isinstance(wide, tuple) else (wide, wide)
         if h and w and height % h == width % w == 0:
             kernel = height // h, width // w
             return images if kernel == (1, 1) else F.avg_pool2d(images, kernel)

@@ -98,7 +98,8 @@ def _in_full(spec: Mapping[str, Any], label: str) -> bool:
     What ``in_full`` says of ``train`` and ``network`` counts for every method, with its own options
     on top; ``methods: {LABEL: ...}`` says what one of them has otherwise, or of its own.
     """
-    entry = next((m for m in spec.get("methods") or () if label == _label(m)), {})
+    methods: list[Mapping[str, Any]] = list(spec.get("methods") or ())
+    entry = next((m for m in methods if label == _label(m)), {})
     wanted = dict((spec.get("published") or {}).get("in_full") or {})
     own = dict(wanted.pop("methods", {}).get(label, {}))
     blocks = {name: _over(spec.get(name), entry.get(name)) for name in ("train", "network")}
