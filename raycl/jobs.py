@@ -123,9 +123,10 @@ def stop(which: str, address: str | None) -> int:
         return 0
     waits = int((job.runtime_env or {}).get("env_vars", {}).get(STOP_WAIT, 3))
     print(f"{name} is told to save and to stop; it has {waits} s", flush=True)
-    client.stop_job(name)
-    job = _at_its_end(client, name)
-    said = client.get_job_logs(name).strip().splitlines()
+    with _answers():
+        client.stop_job(name)
+        job = _at_its_end(client, name)
+        said = client.get_job_logs(name).strip().splitlines()
     saved = any("continue with: raycl resume" in line for line in said[-5:])
     print("\n".join(said[-1:]))
     print(f"{name}: {job.status.value.lower()}; the same submission continues it")
@@ -282,7 +283,8 @@ def _follow(client: JobSubmissionClient, job: str) -> None:
                 raise
             time.sleep(2 * POLL_S)
             if _at_its_end(client, job, wait=False).status.is_terminal():
-                raise
+                print(client.get_job_logs(job)[printed[0] :], end="", flush=True)
+                return
 
 
 def _lost() -> tuple[type[Exception], ...]:

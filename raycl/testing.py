@@ -330,7 +330,8 @@ class MethodConformance(SharingConformance):
         assert isinstance(images, Arrays)
         known = {image.tobytes() for image in images.images}
         for task in run.stream.data:  # normalised ones are images, too
-            ready = task.train.prepare(task.train.raw(torch.arange(len(task.train))))
+            every = torch.arange(len(task.train), device=self.device)
+            ready = task.train.prepare(task.train.raw(every))
             known |= {image.numpy().tobytes() for image in ready.float().cpu()}
         for tensor in tensors(run.method.state_dict()):
             if tensor.dtype in (torch.uint8, torch.float32) and tensor.numel() % 64 == 0:

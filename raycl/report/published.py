@@ -101,7 +101,7 @@ def _in_full(spec: Mapping[str, Any], label: str) -> bool:
     methods: list[Mapping[str, Any]] = list(spec.get("methods") or ())
     entry = next((m for m in methods if label == _label(m)), {})
     wanted = dict((spec.get("published") or {}).get("in_full") or {})
-    own = dict(wanted.pop("methods", {}).get(label, {}))
+    own = dict((wanted.pop("methods", None) or {}).get(label) or {})
     blocks = {name: _over(spec.get(name), entry.get(name)) for name in ("train", "network")}
     for name in blocks.keys() & own.keys():
         wanted[name] = _over(wanted.get(name), own.pop(name))

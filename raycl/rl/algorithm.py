@@ -261,7 +261,7 @@ class SequencePPO(PPO):  # type: ignore[misc]
             share = {worker: left[i :: len(ids)] for i, worker in enumerate(ids)}
             found = self._ask(lambda r: r.evaluate(weights, share[r.worker_index]), ids, None)
             done.update(pair for part in found for pair in part)
-            return len(found)
+            return sum(map(len, found))
 
         self._until(lambda: len(done) == len(jobs), play, endless=True)
         return done
@@ -290,7 +290,7 @@ class SequencePPO(PPO):  # type: ignore[misc]
 
         Args:
             done: Whether everything is done.
-            play: Lets some runners play, and tells how many of them have answered.
+            play: Lets some runners play, and tells how much of it is done now.
             endless: It waits however long they take; so that is no time without an answer.
 
         Raises:

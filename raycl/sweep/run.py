@@ -330,6 +330,7 @@ class Execution:
         try:
             if self._missing_search():
                 stages.search()
+                self.reopened = False
             stages.final(self._final_plans() or [])
         except (KeyboardInterrupt, OSError):
             hub.end_all("killed")

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import psutil
-from requests.utils import get_environ_proxies
+from requests.utils import get_environ_proxies, select_proxy
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -81,7 +81,8 @@ def resolve(
         uri: As it is asked for. Files that everybody may read have no password in it.
         artifacts: Where the files of new experiments go.
         used: What the sweep was tracked in before: it has the password that ``uri`` may lack. A
-            SQLite file that is no longer there is passed over, for the runs may have been moved.
+            SQLite file that is no longer there, or that was beside the runs in another folder, is
+            passed over: the runs have been moved or copied.
 
     Raises:
         UserError: The URI is of no kind that raycl can use, or the folder's name is not UTF-8.
@@ -99,7 +100,7 @@ def resolve(
             hint = "give the whole URI with --tracking-uri, or set MLFLOW_TRACKING_URI"
             raise UserError(where, f"{uri} is without its password, which no file keeps", hint)
         uri = used.uri
-    if not uri and used is not None and _is_there(used.uri):
+    if not uri and used is not None and _is_there(used, runs):
         remember(used.uri)
         return used
     remember(uri or "")
@@ -112,9 +113,11 @@ def resolve(
     return Store(uri, artifacts)
 
 
-def _is_there(uri: str) -> bool:
-    """Whether a store may be asked; a file has to exist."""
-    return kind(uri) != "sqlite" or Path(make_url(uri).database or "").is_file()
+def _is_there(used: Store, runs: Path) -> bool:
+    """Whether a sweep in the folder ``runs`` goes on in a store."""
+    path = file_of(used.uri)
+    beside = path is not None and used.artifacts == (path.parent / "artifacts").as_uri()
+    return path is None or (path.is_file() and not (beside and path.parent != runs))
 
 
 def _sqlite(path: Path, given: str = "sqlite:") -> str:
@@ -234,6 +237,8 @@ def check(uri: str) -> None:
             MlflowClient(for_mlflow(uri)).search_experiments(max_results=1)
         except Exception as error:  # noqa: BLE001  (stores raise whatever their drivers do)
             what = f"{shown(uri)} does not work: {reason(error)}"
+            if scheme != "sqlite" and _is_elsewhere(uri, scheme):
+                raise Away("tracking.uri", what) from None
             raise UserError("tracking.uri", what, _REFILL if scheme == "sqlite" else "") from None
 
 
@@ -359,15 +364,17 @@ def _usable(path: Path, uri: str) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
-def _reach(uri: str, scheme: str) -> None:
-    """Open a connection, so that an address nobody listens on fails at once.
+def _is_elsewhere(uri: str, scheme: str) -> bool:
+    """Whether a store is reached through a proxy, or through a socket of the file system."""
+    if scheme in SERVERS:
+        return select_proxy(uri, get_environ_proxies(uri, no_proxy=None)) is not None
+    return not urlsplit(uri).hostname
 
-    What is reached through a proxy, or through a socket of the file system, is not tried here.
-    """
+
+def _reach(uri: str, scheme: str) -> None:
+    """Open a connection, so that an address nobody listens on fails at once."""
     parts = urlsplit(uri)
-    if scheme in SERVERS and scheme in get_environ_proxies(uri, no_proxy=None):
-        return
-    if scheme in DATABASES and not parts.hostname:
+    if _is_elsewhere(uri, scheme):
         return
     ports = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
     try:

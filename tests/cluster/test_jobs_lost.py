@@ -45,6 +45,9 @@ class Client:
     def tail_job_logs(self, name: str) -> AsyncIterator[str]:
         return self._tail()
 
+    def get_job_logs(self, name: str) -> str:
+        return "a\nb\n"
+
     async def _tail(self) -> AsyncIterator[str]:
         for text in self.logs.pop(0):
             if isinstance(text, Exception):
@@ -79,6 +82,12 @@ def test_a_connection_that_breaks_is_made_again(
     out, err = capsys.readouterr()
     assert out == ("first: succeeded, code 0\n" if quietly else "a\nb\n")
     assert err == ""
+
+
+def test_a_job_that_ended_meanwhile_has_its_own_code(capsys: pytest.CaptureFixture[str]) -> None:
+    client: Any = Client([OVER], [["a\n", NotReached("x")]])
+    assert jobs._to_the_end(client, "first", None, False) == 0
+    assert capsys.readouterr() == ("a\nb\n", "")
 
 
 def test_a_connection_that_stays_away_says_how_to_go_on(

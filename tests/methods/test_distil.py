@@ -281,6 +281,9 @@ def test_options_of_the_published_streams():
         assert (train["epochs"], train["batch_size"], train["lr"]) == (200, 32, 0.03)
         assert train.keys().isdisjoint({"momentum", "weight_decay", "schedule", "optimizer"})
         found = [m for m in sweep["methods"] if m["name"] in SMALL]
+        without = [m["label"] for m in found if m.get("alpha") == 0]
+        assert without == ["finetune-resnet18"], "the fine-tuning of that code"
+        found = [m for m in found if m.get("label") not in without]
         assert len(found) == 6
         for method in found:
             cls = {"distil": Distil, "distilbuf": DistilBuf, "qdi": QDI}[method["name"]]

@@ -209,6 +209,7 @@ def test_how_ours_compares_with_what_is_published(
         ({"train": {"lr": 0.1}, "steps": 10}, None),
         ({"train": {"lr": 0.1}, "steps": 5}, "not run in full"),
         ({"steps": 10}, "not run in full"),
+        ({"label": "ours", "train": {"lr": 0.1}, "steps": 10}, None),
     ],
 )
 def test_a_method_may_have_settings_of_its_own_in_full(

@@ -469,6 +469,14 @@ def test_short_forms_and_round_trip(here):
     assert again.train["clip_norm"] is None
 
 
+def test_in_full_a_method_may_have_what_the_sweep_has_otherwise(here):
+    wanted = "published={source: x, in_full: {train: {lr: 0.05}, methods: {ewc: %s}}}"
+    for own in ("{train: {lr: 0.1}}", "null"):
+        assert load(GOOD, wanted % own).published is not None
+    with pytest.raises(UserError, match=r"in_full.methods.ewc.train.lrr: the sweep has no 'lrr'"):
+        load(GOOD, wanted % "{train: {lrr: 0.1}}")
+
+
 def test_what_is_written_is_read_as_the_same(here):
     """Words that one version of YAML takes for numbers, and another does not."""
     sweep = load(GOOD, "methods[0]={name: finetune, label: '1e-3'}", "name='08'")

@@ -67,6 +67,7 @@ def test_one_failed_trial_of_a_search_that_has_a_winner_is_no_failure(
     assert (again, [o.key for o in passed_over]) == ([], [bad.key])
     monkeypatch.setattr(found, "_report", lambda: True)
     assert found._conclude("FINISHED", 0) == 0
+    assert not found.reopened
     said = capsys.readouterr().err
     assert "failed, so the search chose among others: " in said
     assert "run them again" not in said

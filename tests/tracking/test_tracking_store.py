@@ -216,6 +216,10 @@ def test_a_sweep_goes_on_where_it_was_tracked(
     assert resolve(tmp_path, used=file) == resolve(tmp_path), "the runs have been moved"
     (tmp_path / "own.db").touch()
     assert resolve(tmp_path, used=file) == file
+    beside = resolve(tmp_path)
+    (tmp_path / "mlflow.db").touch()
+    assert resolve(tmp_path, used=beside) == beside
+    assert resolve(tmp_path / "copy", used=beside) == resolve(tmp_path / "copy"), "a copy"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://variable")
     assert resolve(tmp_path, used=used) == Store("http://variable", None)
 
@@ -224,6 +228,7 @@ def test_a_sweep_goes_on_where_it_was_tracked(
     "uri, variables",
     [
         ("https://mlflow.example.org", {"https_proxy": "http://proxy:3128"}),
+        ("https://mlflow.example.org", {"ALL_PROXY": "http://proxy:3128"}),
         ("postgresql:///db?host=/var/run/postgresql", {}),
     ],
 )

@@ -329,7 +329,12 @@ class _Checked:
         if self.sweep.published is None:
             return
         tree = self.sweep.resolved()
-        tree["methods"] = {entry["label"]: entry for entry in tree["methods"]}
+        entries = zip(tree["methods"], self.sweep.methods, strict=True)
+        tree["methods"] = {  # each with all that it is trained with
+            given["label"]: {**given, **{name: blocks[name] for name in ("train", "network")}}
+            for given, entry in entries
+            if (blocks := blocks_of(self.sweep, entry))
+        }
         self._in_full(self.sweep.published.in_full, tree, ("published", "in_full"))
         for key, numbers in (self.sweep.published.model_extra or {}).items():
             self._published_key(key)
