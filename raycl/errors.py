@@ -11,7 +11,7 @@ from raycl.secrets import redact
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Error numbers of a disk that is full or read-only, where the program is not to blame."""
 NOT_OURS = (*NO_ROOM, errno.EACCES, errno.ENAMETOOLONG)
-"""Likewise, and of a path that may not be looked at, or that no file can have."""
+"""Error numbers of a full disk, of a path that is closed to us, and of a name that is too long."""
 
 
 class UserError(Exception):
