@@ -140,6 +140,7 @@ _LEFT_OUT = {
     "auc": "no game ended in training while it was learnt",
 }
 """Metrics that may have no value, each with the reason."""
+TRANSFER = "forward_transfer"
 
 
 def _undefined(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> Iterable[str]:
@@ -158,6 +159,15 @@ def _undefined(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> Iterable[
         ]
         if lacking:
             yield f"{metric} leaves out {', '.join(lacking)}: {why}"
+    has = {  # by name
+        f"{run.method} seed {run.seed}": TRANSFER in run.result["metrics"]["normalised"]
+        for run in runs
+        if run.result is not None and is_games(run.result) and run.method not in alone
+    }
+    if any(has.values()) and not all(has.values()):
+        lacking = [name for name, there in has.items() if not there]
+        why = f"{alone[0]} of that seed has not finished, or no game ended in training"
+        yield f"{TRANSFER} leaves out {', '.join(lacking)}: {why}"
 
 
 def _human(spec: Mapping[str, Any], benchmark: str) -> bool:

@@ -88,8 +88,19 @@ def test_what_has_no_value_is_named(store: Store) -> None:
     below = [note for note in found.notes if "leaves out" in note]
     assert below[0].startswith("retention leaves out finetune seed 1: a game ended no better than")
     assert below[1].startswith("auc leaves out finetune seed 1, scratch seed 1: no game ended in")
-    assert len(below) == 2
+    assert below[2].startswith("forward_transfer leaves out finetune seed 1: scratch of that seed")
+    assert len(below) == 3
     assert not [note for note in make_table(load("games", store.uri)).notes if "leaves out" in note]
+
+
+def test_seeds_without_a_forward_transfer_are_named(store: Store) -> None:
+    writer = games_sweep(store, "games-some", ["finetune", "scratch"], seeds=1)
+    writer.trial("finetune", 2, game_result(0.1, 2), benchmark="atari-blip3")
+    below = [n for n in make_table(load("games-some", store.uri)).notes if "leaves out" in n]
+    assert below == [
+        "forward_transfer leaves out finetune seed 2: scratch of that seed has not finished, or no "
+        "game ended in training"
+    ]
 
 
 def test_what_scratch_has_not_is_not_drawn(store: Store) -> None:
