@@ -140,9 +140,7 @@ class _Checked:
         except Problem as p:
             raise self.error(("methods", index, "resources", *p.path), p.what, p.hint) from p
         selects = False
-        pairs = (
-            sweep.search.algorithm != "random"
-        )  # whose values are drawn, and checked, beforehand
+        pairs = sweep.search.algorithm != "random"  # draws are checked one by one
         for chosen, culprit in _representatives(spaces, pairs):
             done = _finish(blocks, chosen, culprit, at, self.kind)
             selects |= done["train"].get("select", "last") != "last"
