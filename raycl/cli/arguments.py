@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -59,14 +59,3 @@ def runs_folder(given: Path | None) -> Path | None:
     root = given.expanduser().resolve()
     os.environ["RAYCL_RUNS"] = str(root)
     return root
-
-
-def store_of(runs: Path | None, uri: str | None, name: str | None) -> Any:
-    """URI and artifacts: as asked for, else those the sweep used, else the default ones."""
-    from raycl.tracking import store
-    from raycl.tracking.state import STATE, State
-    from raycl.trial.checkpoint import runs_root
-
-    root = runs_root(runs)
-    used = State.saved(root / name / STATE) if name and uri is None else None
-    return store.resolve(root, uri) if used is None else store.Store(used.uri, used.artifacts)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from raycl.cli.arguments import Address, DataDir, Name, RunsDir, Uri, data_folder, store_of
+from raycl.cli.arguments import Address, DataDir, Name, RunsDir, Uri, data_folder
 from raycl.errors import UserError, nearest
 
 app = typer.Typer()
@@ -97,10 +97,13 @@ def ui(
     tracking_uri: Uri = None,
 ) -> None:
     """Serve MLflow's web interface on the right store."""
+    from raycl.tracking import state, store
     from raycl.tracking.ui import serve
+    from raycl.trial.checkpoint import runs_root
 
-    uri, artifacts = store_of(runs, tracking_uri, name)
-    raise typer.Exit(serve(uri, artifacts, port, name))
+    root = runs_root(runs)
+    used = state.store_of(root / name, tracking_uri) if name else store.resolve(root, tracking_uri)
+    raise typer.Exit(serve(*used, port, name))
 
 
 @app.command("list")

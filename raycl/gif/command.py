@@ -292,10 +292,9 @@ def track(
     from mlflow.exceptions import MlflowException
 
     from raycl.report.load import connect, load
-    from raycl.tracking.state import STATE, State
+    from raycl.tracking.state import store_of
 
-    saved = State.saved(folder.path / STATE) if uri is None else None
-    uri = saved.uri if saved else store.resolve(folder.root, uri).uri
+    uri = store_of(folder.path, uri).uri
     unknown = []
     try:
         sweep = load(folder.name, uri)

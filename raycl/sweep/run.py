@@ -31,9 +31,8 @@ from raycl.sweep.record.outcomes import Outcome, Recorder
 from raycl.sweep.record.provenance import Provenance
 from raycl.sweep.record.tracked import Tracked, sweep_record
 from raycl.sweep.record.winners import Labels, choose_winners
-from raycl.tracking import store
+from raycl.tracking import state, store
 from raycl.tracking.records import SweepStatus
-from raycl.tracking.state import STATE, State
 from raycl.tracking.tracker import Tracker
 from raycl.trial.checkpoint import TRIALS, runs_root
 
@@ -114,8 +113,7 @@ class Execution:
         self.repaired: list[str] = []
         self.sweep, self.folder, self.address = sweep, folder, address
         self.data_root = (data_root or datasets.data_root()).resolve()
-        saved = State.saved(folder.path / STATE)
-        self.used = store.Store(saved.uri, saved.artifacts) if saved is not None else None
+        self.used = state.used(folder.path)
         self.store = store.resolve(folder.root, tracking_uri or sweep.tracking.uri, used=self.used)
         if store.file_of(self.store.uri) == folder.path.absolute():
             what = f"'{sweep.name}' is the file of the tracking store, {self.store.uri}"

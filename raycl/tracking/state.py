@@ -11,6 +11,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from raycl import atomic
+from raycl.secrets import remember
+from raycl.tracking import store
 
 log = logging.getLogger(__name__)
 
@@ -68,3 +70,33 @@ class State:
     def save(self, path: Path) -> None:
         """Replace the file; only its owner may read it, for a URI can hold a password."""
         atomic.write(path, json.dumps(asdict(self)), 0o600)
+
+
+def used(folder: Path) -> store.Store | None:
+    """The store that a sweep was tracked in last; ``None`` if that is not known.
+
+    Args:
+        folder: The sweep's folder.
+    """
+    saved = State.saved(folder / STATE)
+    return None if saved is None else store.Store(saved.uri, saved.artifacts)
+
+
+def store_of(folder: Path, uri: str | None = None) -> store.Store:
+    """The store to read a sweep from: as asked for, else the one it was in, else the usual one.
+
+    ``MLFLOW_TRACKING_URI`` decides only where the sweep's own store is not known or no longer
+    there, as in a copy of its folder (``store.is_there``).
+
+    Args:
+        folder: The sweep's folder, in the runs folder; it need not exist.
+        uri: As it is asked for.
+
+    Raises:
+        UserError: See ``store.resolve``.
+    """
+    before = used(folder)
+    if uri is None and before is not None and store.is_there(before, folder.parent.absolute()):
+        remember(before.uri)
+        return before
+    return store.resolve(folder.parent, uri, used=before)

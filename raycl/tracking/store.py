@@ -81,8 +81,8 @@ def resolve(
         uri: As it is asked for. Files that everybody may read have no password in it.
         artifacts: Where the files of new experiments go.
         used: What the sweep was tracked in before: it has the password that ``uri`` may lack. A
-            SQLite file that is no longer there, or that was beside the runs in another folder, is
-            passed over: the runs have been moved or copied.
+            SQLite file that is not there is passed over (``is_there``): the runs have been moved or
+            copied.
 
     Raises:
         UserError: The URI is of no kind that raycl can use, or the folder's name is not UTF-8.
@@ -100,7 +100,7 @@ def resolve(
             hint = "give the whole URI with --tracking-uri, or set MLFLOW_TRACKING_URI"
             raise UserError(where, f"{uri} is without its password, which no file keeps", hint)
         uri = used.uri
-    if not uri and used is not None and _is_there(used, runs):
+    if not uri and used is not None and is_there(used, runs):
         remember(used.uri)
         return used
     remember(uri or "")
@@ -113,8 +113,12 @@ def resolve(
     return Store(uri, artifacts)
 
 
-def _is_there(used: Store, runs: Path) -> bool:
-    """Whether a sweep in the folder ``runs`` goes on in a store."""
+def is_there(used: Store, runs: Path) -> bool:
+    """Whether the store that a sweep was tracked in is still its own.
+
+    An SQLite file that is gone is not, nor is one that lay beside the runs in another folder than
+    ``runs``, an absolute path.
+    """
     path = file_of(used.uri)
     beside = path is not None and used.artifacts == (path.parent / "artifacts").as_uri()
     return path is None or (path.is_file() and not (beside and path.parent != runs))

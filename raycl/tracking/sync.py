@@ -11,7 +11,7 @@ from raycl.tracking import store
 from raycl.tracking.journal import JOURNAL, Journal, Ledger, Lock, left_open, locked
 from raycl.tracking.lines import lacking, started
 from raycl.tracking.records import SweepRecord, TrialEnd, closing
-from raycl.tracking.state import STATE, State
+from raycl.tracking.state import STATE, State, store_of
 from raycl.tracking.writer import Writer
 
 
@@ -45,11 +45,7 @@ def sync(
     path = directory / JOURNAL
     if not path.exists() and not ends:
         raise UserError(str(directory), f"nothing was tracked here (no {JOURNAL})")
-    saved = State.saved(directory / STATE)
-    if uri is None and saved is not None:
-        used = store.Store(saved.uri, saved.artifacts)
-    else:
-        used = store.resolve(directory.parent, uri)
+    used = store_of(directory, uri)
     lock = Lock(directory)
     try:
         store.check(used.uri)

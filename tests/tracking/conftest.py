@@ -16,10 +16,11 @@ from raycl.tracking.store import quiet
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """An SQLite store below a folder whose name has a space."""
+    """An SQLite store below a folder whose name has a space, for sweeps in other folders."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        found = resolve(tmp_path_factory.mktemp("runs of mine"))
+        folder = tmp_path_factory.mktemp("runs of mine")
+        found = resolve(folder, artifacts=(folder / "files").as_uri())
     check(found.uri)
     quiet()
     from mlflow import MlflowClient

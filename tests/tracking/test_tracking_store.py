@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import sqlite3
 import time
@@ -13,6 +14,7 @@ from sqlalchemy.engine import make_url
 
 from raycl.errors import UserError
 from raycl.tracking import Store, check, resolve
+from raycl.tracking.state import STATE, State, store_of
 from raycl.tracking.store import Away, for_mlflow, make, quiet, reason, shown
 from raycl.tracking.store import _reach as reach
 from tests.waiting import free_port
@@ -222,6 +224,26 @@ def test_a_sweep_goes_on_where_it_was_tracked(
     assert resolve(tmp_path / "copy", used=beside) == resolve(tmp_path / "copy"), "a copy"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://variable")
     assert resolve(tmp_path, used=used) == Store("http://variable", None)
+
+
+def test_a_sweep_is_read_where_it_was_tracked_and_a_copy_in_its_own_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, copy = tmp_path / "runs", tmp_path / "copy"
+    used = resolve(runs)
+    (runs / "s").mkdir(parents=True)
+    (runs / "mlflow.db").touch()
+    State(used.uri, used.artifacts).save(runs / "s" / STATE)
+    shutil.copytree(runs, copy)
+    assert store_of(runs / "s") == used
+    assert store_of(copy / "s") == resolve(copy) != used
+    monkeypatch.chdir(tmp_path)
+    assert store_of(Path("runs/s")) == used
+    assert store_of(runs / "s", "http://asked") == Store("http://asked", None)
+    assert store_of(runs / "never") == used
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://variable")
+    assert store_of(runs / "s") == used, "a variable set since then does not move it"
+    assert store_of(copy / "s") == store_of(runs / "never") == Store("http://variable", None)
 
 
 @pytest.mark.parametrize(

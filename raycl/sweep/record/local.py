@@ -18,12 +18,12 @@ from raycl.sweep.file import spec
 from raycl.sweep.record.folder import SweepFolder
 from raycl.sweep.record.outcomes import Outcome
 from raycl.sweep.record.tracked import end_of, sweep_record
-from raycl.tracking import Synced, TrialEnd, journal, store
+from raycl.tracking import Synced, TrialEnd, journal
 from raycl.tracking import sync as send
 from raycl.tracking.journal import JOURNAL, Ledger, locked
 from raycl.tracking.lines import lacking
 from raycl.tracking.records import Event, SweepRecord
-from raycl.tracking.state import STATE, State
+from raycl.tracking.state import store_of
 from raycl.trial.checkpoint import TRIALS, runs_root
 
 
@@ -94,12 +94,9 @@ def read(name: str, runs: Path | None, uri: str | None) -> tuple[TrackedSweep, l
         UserError: There is no such sweep, or it is nowhere to be read.
     """
     root = runs_root(runs)
-    if uri is not None:
-        return load_tracked(name, store.resolve(root, uri).uri), []
     folder = SweepFolder(root, name)
-    local = load(folder) if folder.path.is_dir() else None
-    used = State.saved(folder.path / STATE) if folder.path.is_dir() else None
-    where = used.uri if used is not None else store.resolve(root).uri
+    where = store_of(folder.path, uri).uri
+    local = load(folder) if uri is None and folder.path.is_dir() else None
     if local is None:
         return load_tracked(name, where), []
     return with_store(local, where)
