@@ -28,6 +28,11 @@ def names(package: str) -> list[str]:
     return sorted(name for name in found if name != "base" and not name.startswith("_"))
 
 
+def short(name: str) -> str:
+    """The name without the module or file that it is in."""
+    return name.rpartition(":")[2]
+
+
 def find(package: str, base: type[T], name: str, *, where: str = "") -> type[T]:
     """The class called ``name``.
 

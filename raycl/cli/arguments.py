@@ -18,7 +18,8 @@ DataDir = Annotated[
 Uri = Annotated[
     str | None,
     typer.Option(
-        "--tracking-uri", help="MLflow [default: $MLFLOW_TRACKING_URI or runs/mlflow.db]."
+        "--tracking-uri",
+        help="MLflow [default: the sweep's own, $MLFLOW_TRACKING_URI or runs/mlflow.db].",
     ),
 ]
 Address = Annotated[

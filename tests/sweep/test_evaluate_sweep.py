@@ -103,7 +103,8 @@ ROUNDED = "train.precision=bfloat16"
 def test_a_search_measures_the_rows_that_it_reads(further: list[str], every: bool) -> None:
     sweep = load(IMAGES, ALL, ROUNDED, *further)
     group = next(g for g in expand.groups(sweep) if g.spaces)
-    expected = {"limit": 500, "precision": "bfloat16"} | ({"every": 10} if every else {})
+    expected = {"limit": 500, "precision": "bfloat16", "cache_mb": 5}
+    expected |= {"every": 10} if every else {}
     assert expand.search_base(sweep, group).config["evaluate"] == expected
     assert set(group.base.config["evaluate"]) == {
         "limit",

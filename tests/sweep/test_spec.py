@@ -266,6 +266,7 @@ OVERRIDES = [
     ),
     # overrides themselves
     ("methods.ewcc.lam=3", "methods has no 'ewcc'; did you mean 'ewc'?"),
+    ("methods=[{name: finetune, label: 5}]", "methods[0].label: it should be a valid string"),
     ("methods[5].lam=3", "methods has 2 elements, counted from 0"),
     ("train.lr.x=3", "train.lr is 0.05, nothing is below it"),
     ("train[0]=3", "train is not a list"),
@@ -442,11 +443,11 @@ def test_what_does_not_go_together(here):
 
 def test_numbers_and_words_are_those_of_yaml_1_2(here):
     text = GOOD.replace("lr: 0.05", "lr: 1e-3, weight_decay: 5.e-4").replace(
-        "seeds: 3", "seeds: [010]"
+        "seeds: 3", "seeds: [010, 0o17, 0x1F]"
     )
     sweep = load(text + "description: no\n")
     assert sweep.train == {"epochs": 2, "lr": 0.001, "weight_decay": 0.0005}
-    assert sweep.seeds == (10,)
+    assert sweep.seeds == (10, 15, 31)
     assert sweep.description == "no"
 
 
@@ -457,6 +458,14 @@ def test_anchors_and_merge_keys_work(here):
     lines = text.splitlines()
     lines.insert(2, lines.pop(6))  # train before methods
     assert load("\n".join(lines)).methods[1].train == {"epochs": 2, "lr": 0.1}
+
+
+def test_an_alias_of_merged_values_may_come_twice(here):
+    text = GOOD.replace("train: {epochs: 2, lr: 0.05}\n", "")
+    text = text.replace("methods:", "train: &t {epochs: 2, lr: 0.05}\nmethods:")
+    twice = "label: ewc, train: &u {<<: *t, lr: 0.1}}\n  - {name: ewc, label: again, train: *u}"
+    sweep = load(text.replace("label: ewc}", twice))
+    assert [method.train for method in sweep.methods[1:]] == [{"epochs": 2, "lr": 0.1}] * 2
 
 
 def test_short_forms_and_round_trip(here):
@@ -545,6 +554,17 @@ def test_overrides_address_lists_by_index_label_and_name(here):
     assert sweep.benchmark[0]["dataset"] == {"name": "digits", "limit": 9}
 
 
+def test_a_method_is_also_addressed_by_the_label_it_has_by_default(here):
+    Path("mine.py").write_text(
+        'from raycl.methods.ewc import EWC\n\n\nclass Mine(EWC):\n    """Mine."""\n'
+    )
+    text = GOOD.replace("- finetune", "- mine.py:Mine\n  - online_ewc")
+    sweep = load(text, "methods.Mine.lam=7", "methods.online_ewc.lam=3")
+    assert [method.options.get("lam") for method in sweep.methods] == [7, 3, None]
+    with pytest.raises(UserError, match="methods has no 'foo'"):  # beside a label that is no text
+        load(GOOD.replace("label: ewc", "label: 5"), "methods.foo.lam=3")
+
+
 def test_automatic_smoke(here):
     text = GOOD.replace("label: ewc}", "lam: {grid: [1, 2, 3]}, train: {epochs: 9}}")
     sweep = load(text, smoke=True)
@@ -554,6 +574,11 @@ def test_automatic_smoke(here):
     assert sweep.methods[1].options == {"lam": {"grid": [1, 2]}}
     assert load(text, "seeds=2", smoke=True).seeds == (0, 1)
     assert load(text).train["epochs"] == 2
+    grid = text.replace("{epochs: 2, lr", "{epochs: {grid: [3, 4]}, lr")
+    assert load(grid, smoke=True).train["epochs"] == 1
+    short = load(GOOD.replace("tasks: 5", "tasks: 1"), smoke=True)
+    assert short.stop.tasks == 1
+    assert load(GOOD.replace("demo", "d" * 80), smoke=True).name == "d" * 74 + "-smoke"
 
 
 def test_own_smoke_block_replaces_the_automatic_one(here):

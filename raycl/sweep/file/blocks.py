@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raycl.errors import KeyPath, Problem
-from raycl.networks.base import SOURCES
+from raycl.networks.base import SOURCES, named_block
 from raycl.sweep import kinds
 from raycl.sweep.file.model import MethodEntry, Sweep
 from raycl.sweep.file.spaces import KINDS
@@ -32,8 +32,11 @@ def blocks_of(sweep: Sweep, entry: MethodEntry) -> Blocks:
 def _merge(base: Any, over: Any) -> Any:
     """Put ``over`` on top of ``base``.
 
-    A mapping with another ``name``, or weights from another source, replace the whole mapping.
+    A mapping with another ``name``, or weights from another source, replace the whole mapping; one
+    that is empty changes nothing.
     """
+    if isinstance(base, Mapping) and over == {}:
+        return base
     both = isinstance(base, Mapping) and isinstance(over, Mapping)
     if not both or any(kind in tree for tree in (base, over) for kind in KINDS):
         return over
@@ -77,7 +80,9 @@ def finish(blocks: Mapping[str, Any], kind: Kind) -> Blocks:
     """
     done: Blocks = {}
     for block in ("method", "network", "train"):
-        data = blocks[block]
+        data = named_block(blocks[block]) if block == "network" else blocks[block]
+        if not isinstance(data, Mapping):
+            raise Problem((block,), f"must be a mapping, not {data!r}")
         try:
             if block == "train":
                 model, subject = kind.train_model(), "train"

@@ -161,7 +161,7 @@ def _methods(kind: Kind) -> list[Schema]:
     common = {
         "label": own["label"],
         "train": {"$ref": f"#/$defs/train-{kind.name}"},
-        "network": {"type": "object"},
+        "network": {"type": ["object", "string"]},
         "resources": _partial(inlined(Resources)),
     }
     blocks = []

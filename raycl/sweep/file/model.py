@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from raycl.errors import nearest
+from raycl.registry import short
 from raycl.secrets import concealed, masked
 from raycl.sweep import kinds
 from raycl.sweep.file.source import Source
@@ -30,6 +31,8 @@ NO_PBT = (
     "another configuration in mid-stream, so the result is no run of any configuration"
 )
 Number = float | int | None
+MAX_NAME = 80
+"""Letters of a sweep's name."""
 THEIRS = re.compile(r"(?i)(mlflow\.db.*|mlruns|mlartifacts|artifacts)\Z")
 """Names in the runs folder that no sweep may have, on file systems that ignore case, too."""
 DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?\Z")
@@ -59,9 +62,9 @@ def _word(value: str) -> str:
 
 
 def _folder(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", value):
+    if len(value) > MAX_NAME or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
         raise ValueError(
-            f"'{value}' names a folder: up to 80 letters, digits and . _ -, "
+            f"'{value}' names a folder: up to {MAX_NAME} letters, digits and . _ -, "
             "beginning with a letter or digit"
         )
     if THEIRS.match(value):
@@ -130,7 +133,7 @@ class MethodEntry(BaseModel):
     def _label(cls, value: Any) -> Any:
         value = _named(value)
         if isinstance(value, dict) and "label" not in value and isinstance(value.get("name"), str):
-            return value | {"label": value["name"].rpartition(":")[2]}
+            return value | {"label": short(value["name"])}
         return value
 
     @property

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from raycl.errors import KeyPath, UserError, nearest
+from raycl.registry import short
 from raycl.yaml12 import Loader
 
 MAX_NODES = 100_000
@@ -150,7 +151,7 @@ class Source:
         only = self.data.get("benchmark") if path[:1] == ("benchmark",) else None
         if not isinstance(only, list) or len(only) != 1 or not path[1:]:
             return path
-        named = isinstance(path[1], int) or path[1] in _names(only[0])
+        named = isinstance(path[1], int) or path[1] in _names(only[0], of_methods=False)
         return path if named else ("benchmark", 0, *path[1:])
 
     def _put(self, path: KeyPath, value: Any, origin: str) -> None:
@@ -186,7 +187,7 @@ def _index(tree: Any, part: str | int, origin: str, path: KeyPath) -> Any:
             if part < len(tree):
                 return part
             raise UserError(origin, f"{dotted(path)} has {len(tree)} elements, counted from 0")
-        names = [_names(element) for element in tree]
+        names = [_names(element, of_methods=path == ("methods",)) for element in tree]
         for by in (0, 1):  # labels before names
             matches = [i for i, known in enumerate(names) if known[by] == part]
             if len(matches) == 1:
@@ -202,12 +203,16 @@ def _index(tree: Any, part: str | int, origin: str, path: KeyPath) -> Any:
     return part
 
 
-def _names(element: Any) -> tuple[str | None, str | None]:
+def _names(element: Any, of_methods: bool) -> tuple[str | None, str | None]:
+    """Label and name of an element of a list, as far as they are text; methods all have a label."""
     if isinstance(element, str):
-        return (None, element)
-    if isinstance(element, dict):
-        return (element.get("label"), element.get("name"))
-    return (None, None)
+        element = {"name": element}
+    if not isinstance(element, dict):
+        return (None, None)
+    label, name = (v if isinstance(v := element.get(k), str) else None for k in ("label", "name"))
+    if of_methods and label is None and name is not None:
+        label = short(name)
+    return label, name
 
 
 def read(path: Path) -> Source:
@@ -269,6 +274,7 @@ class _Parser:
 
     def __init__(self, where: str, *, numbered: bool = True) -> None:
         self.where, self.numbered, self.count = where, numbered, 0
+        self.flattened: set[int] = set()
         self.origins: dict[KeyPath, int | str] = {}
 
     def parse(self, text: str) -> Any:
@@ -284,7 +290,7 @@ class _Parser:
             what = ", ".join(part for part in (error.context, error.problem) if part)
             mark = error.problem_mark or error.context_mark
             raise self._error(mark, f"not valid YAML: {what}") from error
-        except (yaml.YAMLError, ValueError) as error:
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
             raise UserError(self.where, f"not valid YAML: {error}") from error
         finally:
             if loader is not None:
@@ -319,12 +325,13 @@ class _Parser:
             if key.tag != "tag:yaml.org,2002:str":
                 what = f"a key must be text, not {getattr(key, 'value', key.id)!s:.40}"
                 raise self._error(key.start_mark, what, "put it in quotes")
-            if key.value in seen:
+            if key.value in seen and id(node) not in self.flattened:  # an alias may come again
                 where = dotted((*path, key.value))
                 what = f"{where} is given twice (first in line {seen[key.value]})"
                 raise self._error(key.start_mark, what)
             seen[key.value] = key.start_mark.line + 1
         loader.flatten_mapping(node)
+        self.flattened.add(id(node))
         found: dict[str, Any] = {}
         for key, child in node.value:
             found[key.value] = self._value(loader, child, (*path, key.value))

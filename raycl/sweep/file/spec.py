@@ -11,12 +11,15 @@ from raycl.errors import KeyPath, Problem
 from raycl.sweep import kinds
 from raycl.sweep.file.blocks import benchmark_configs
 from raycl.sweep.file.check import check
-from raycl.sweep.file.model import Sweep
+from raycl.sweep.file.model import MAX_NAME, Sweep
 from raycl.sweep.file.source import Source, dotted, get, read
 from raycl.sweep.file.validate import validate
 from raycl.trial.weights import with_hashes, with_option_hashes
 
 __all__ = ["Sweep", "load", "load_begun", "parse"]
+
+SMOKE = "-smoke"
+"""End of a small sweep's name."""
 
 
 def load(path: Path, overrides: Sequence[str] = (), smoke: bool = False) -> Sweep:
@@ -26,7 +29,7 @@ def load(path: Path, overrides: Sequence[str] = (), smoke: bool = False) -> Swee
         path: The YAML file.
         overrides: ``a.b=c``, as on the command line; they win over ``smoke``.
         smoke: Make it as small as it can be and still touch everything: the file's ``smoke``
-            block, or else ``automatic_smoke``. The name gets ``-smoke`` at its end.
+            block, or else ``automatic_smoke``. The name ends in ``-smoke``.
 
     Raises:
         UserError: Anything that is wrong with it, with file, line, path and nearest name.
@@ -69,7 +72,17 @@ def parse(source: Source) -> Sweep:
     assert isinstance(sweep, Sweep)
     sweep._source = source
     check(sweep)
+    _list_tasks(sweep)
     return sweep
+
+
+def _list_tasks(sweep: Sweep) -> None:
+    """Write down which folders are tasks, so that a folder that comes later is none."""
+    for one in (sweep, sweep.for_search):
+        for block, config in zip(one.benchmark, benchmark_configs(one), strict=True):
+            if isinstance(config.get("tasks"), list):
+                block["tasks"] = config["tasks"]
+                block.pop("order", None)
 
 
 def _with_hashes(data: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +104,7 @@ def _with_hashes(data: dict[str, Any]) -> dict[str, Any]:
 def apply_smoke(source: Source, sweep: Sweep) -> None:
     """Apply ``--smoke`` to what was read."""
     overrides = automatic_smoke(source.data, sweep) if sweep.smoke is None else sweep.smoke
-    source.data["name"] = f"{sweep.name}-smoke"
+    source.data["name"] = f"{sweep.name[: MAX_NAME - len(SMOKE)]}{SMOKE}"
     for path, value in overrides.items():
         source.override(path, value, f"{source.file}: smoke")
 
@@ -106,7 +119,8 @@ def automatic_smoke(data: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
         data: The file's data.
         sweep: What it means.
     """
-    found: dict[str, Any] = {"seeds": 1, "search.num_samples": 2}
+    found: dict[str, Any] = {dotted(path): get(data, path)[:2] for path in _grids(data, ())}
+    found |= {"seeds": 1, "search.num_samples": 2}
     found |= sweep.kind.smoke(data, benchmark_configs(sweep))
     if sweep.search.benchmark is not None:
         other = {"benchmark": data["search"]["benchmark"]}
@@ -117,15 +131,29 @@ def automatic_smoke(data: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
         found["search.tasks"] = metric.min_tasks if metric else 1  # an unknown one is refused
     if "scheduler" in data:
         found["scheduler.grace_period"] = 1
-    for i, method in enumerate(data["methods"]):
-        own = method if isinstance(method, dict) else {}
-        for word, value in list(found.items()):
-            block, _, key = word.partition(".")
-            if block in ("train", "resources") and key in own.get(block, {}):
-                found[f"methods[{i}].{word}"] = value  # what the method would override
-    for path in _grids(data, ()):
-        found[dotted(path)] = get(data, path)[:2]
+    methods = [method if isinstance(method, dict) else {} for method in data["methods"]]
+    for word, value in list(found.items()):
+        block, _, key = word.partition(".")
+        if block not in ("train", "resources"):
+            continue
+        if places := list(_in_options(data.get(block), block, key)):
+            del found[word]
+            found |= dict.fromkeys(places, value)
+        for i, own in enumerate(methods):  # what the method would override
+            path = f"methods[{i}].{block}"
+            found |= dict.fromkeys(_in_options(own.get(block), path, key), value)
+            if key in own.get(block, {}):
+                found[f"{path}.{key}"] = value
     return found
+
+
+def _in_options(block: Any, path: str, key: str) -> Iterator[str]:
+    """Where ``key`` stands in the options of a choice of blocks, or in the first two of a grid."""
+    for kind in ("choice", "grid"):
+        if isinstance(block, dict) and isinstance(block.get(kind), list):
+            for i, option in enumerate(block[kind][: 2 if kind == "grid" else None]):
+                if isinstance(option, dict):
+                    yield f"{path}.{kind}[{i}].{key}"
 
 
 def _grids(tree: Any, path: KeyPath) -> Iterator[KeyPath]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -38,7 +38,9 @@ def _problem(error: ValidationError, model: type[BaseModel], data: Any, subject:
     """The error to show: of the branches of a union, the one that got furthest."""
     errors = error.errors(include_url=False)
     first = errors[0]["loc"][:1]
-    chosen = max((e for e in errors if e["loc"][:1] == first), key=_rank)
+    chosen = max(
+        (e for e in errors if e["loc"][:1] == first and not _follows(e, errors)), key=_rank
+    )
     what, hint = _words(chosen, model, subject)
     path = tuple(chosen["loc"])
     return Problem(path[:-1] if path[-1:] in _BRANCHES else path, what, hint)
@@ -46,6 +48,13 @@ def _problem(error: ValidationError, model: type[BaseModel], data: Any, subject:
 
 _BRANCHES = (("str",), ("int",), ("float",), ("bool",))
 """What pydantic calls branches of a union at the end of a path."""
+
+
+def _follows(error: ErrorDetails, errors: Sequence[ErrorDetails]) -> bool:
+    """Whether a list is only too short because something in it is wrong."""
+    here = error["loc"]
+    below = (e["loc"] for e in errors if len(e["loc"]) > len(here))
+    return error["type"] == "too_short" and any(loc[: len(here)] == here for loc in below)
 
 
 def _rank(error: ErrorDetails) -> tuple[bool, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raycl import registry
@@ -13,12 +13,23 @@ from raycl.networks.base import Tensors, find_network
 from raycl.sweep.kinds.kind import NETWORKS, Kind, Part, Shown
 from raycl.trial.run import Row, TrialRun
 
+_LENGTHS = ("tasks", "angles", "datasets")
+"""Options of benchmarks that say, as a number or a list, how many tasks there are."""
+
 
 def tasks(benchmark: Mapping[str, Any], data: Mapping[str, Dataset]) -> int:
     """Tasks of the stream."""
     from raycl.training.run import build_benchmark
 
     return len(build_benchmark(benchmark).stream(data, 0).info.tasks)
+
+
+def smoke(data: Mapping[str, Any], benchmarks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One epoch on each of two tasks; on one, where a benchmark says that it has no more."""
+    lengths = [block.get(name) for block in benchmarks for name in _LENGTHS]
+    counts = [len(one) if isinstance(one, list) else one for one in lengths]
+    known = [count for count in counts if isinstance(count, int)]
+    return {"train.epochs": 1, "stop.tasks": min([2, *known])}
 
 
 def fits(
@@ -119,7 +130,7 @@ IMAGES = Kind(
     settings=lambda method: frozenset(method.settings),
     probes=probes,
     fits=fits,
-    smoke=lambda data, benchmarks: {"train.epochs": 1, "stop.tasks": 2},
+    smoke=smoke,
     published=lambda benchmarks: {},
     build=build,
     shown=SHOWN,
