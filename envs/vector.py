@@ -176,6 +176,7 @@ class SequentialAtari(VectorEnv[Pixels, Actions, npt.NDArray[Any]]):
                 raise ValueError(f"{len(seeds)} seeds for {self.num_envs} emulators")
             if (seeds < 0).any() or (seeds >= 1 << 31).any():
                 raise ValueError("seeds of emulators must be 0 to 2**31 - 1")
+            super().reset(seed=int(seeds[0]))  # what follows a change of game repeats, too
             return seeds
         number = operator.index(seed)
         if not 0 <= number < SEEDS:

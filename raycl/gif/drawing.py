@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from raycl.errors import UserError
 from raycl.gif.clip import Clip, play
 from raycl.gif.encode import Gif
 from raycl.gif.sheet import Sheet, Tile, number
@@ -148,8 +149,11 @@ def _state(job: Job) -> dict[str, Any]:
 
 def _play(job: Job, state: dict[str, Any]) -> Clip:
     config = SequenceConfig.model_validate(state["config"])
-    games = build_games(config.benchmark)
-    policy = build_policy(config)
+    try:
+        games = build_games(config.benchmark)
+        policy = build_policy(config, random=True)  # the checkpoint has all weights
+    except UserError as error:
+        raise Unusable(str(error)) from error
     try:
         policy.load_state_dict(state["policy"])
     except RuntimeError as error:

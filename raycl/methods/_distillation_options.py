@@ -109,6 +109,8 @@ class CDLConfig(PromptMethod.Config):
     def _known(self) -> Self:
         if self.teacher is None and not self.keep_teachers:
             return self
+        if self.teacher is not None and self.keep_teachers:
+            raise ValueError("keep_teachers keeps teachers trained here: leave out teacher")
         if self.scheme == "cdl_prompt":
             raise ValueError("cdl_prompt trains teacher and student together: no other teacher")
         if self.anchor != "weights":

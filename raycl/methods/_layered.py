@@ -122,6 +122,14 @@ class Layered(PerTask):
         assert isinstance(own, Own)
         return own
 
+    def trainable(self) -> list[nn.Parameter]:
+        """See ``PerTask.trainable``; ``trained_network`` comes before."""
+        return [*self.trained_network(), *super().trainable()]
+
+    def trained_network(self) -> list[nn.Parameter]:
+        """The network's parameters that the current task trains; none, unless overridden."""
+        return []
+
     def own_parameters(self, task: int) -> list[nn.Parameter]:
         """See ``PerTask.own_parameters``."""
         return list(self.own(task).parameters())
@@ -129,8 +137,8 @@ class Layered(PerTask):
     def penalised(self) -> list[Tensor]:
         """See ``PerTask.penalised``; each tensor of the normalisations on its own."""
         own = self.own(self.index)
-        norms = own.norms.part("affine").values()
-        return [*own.values.parameters(), *norms, *self.heads[self.index].parameters()]
+        values = *own.values.parameters(), *own.norms.part("affine").values()
+        return [*self.trained_network(), *values, *self.heads[self.index].parameters()]
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """The network's parameters without normalisations that each task has of its own."""

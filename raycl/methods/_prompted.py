@@ -186,6 +186,17 @@ def check_frozen(backbone: Backbone, block: Mapping[str, Any] | None, where: str
         )
 
 
+def check_classes(tasks: Iterable[TaskInfo]) -> None:
+    """Refuse a task of one class, from which a loss over the task's own classes learns nothing.
+
+    Raises:
+        UserError: Names the first such task.
+    """
+    if small := [task for task in tasks if len(task.classes) < 2]:
+        what = f"task {small[0].name} has one class: a loss over a task's own classes would be 0"
+        raise UserError("benchmark", what, "give every task two classes or more")
+
+
 def transformer(backbone: nn.Module) -> VisionTransformer:
     """The transformer in a backbone.
 
@@ -199,7 +210,7 @@ class PromptMethod(Classifier):
     """One frozen transformer with the prompts of one learner, and a linear head over all outputs.
 
     The query of an image is the feature vector that the network has of it without prompts; it is
-    computed once per image where images are not augmented.
+    computed once per image where images are not augmented, as far as ``evaluate.cache_mb`` goes.
 
     With ``anchor: first_task``, for machines without weights, the first task has a phase ``anchor``
     before ``train``: the whole network and the head learn it without prompts.
@@ -216,7 +227,7 @@ class PromptMethod(Classifier):
             2.0,
             ge=0,
             description="factor of the losses of keys and features: 1 as written, 2 as on the two "
-            "GPUs of the authors, where they are summed over GPUs",
+            "GPUs of the authors, where they are summed over GPUs (0.5 for l2p with all_pairs)",
         )
         anchor: Literal["weights", "first_task"] = Field(
             "weights", description="the frozen network: as it starts, or trained on the first task"
@@ -227,6 +238,7 @@ class PromptMethod(Classifier):
 
     def __init__(self, config: Any, context: Context) -> None:
         Method.__init__(self, config, context)
+        check_classes(context.stream.tasks)
         self.check(context)
         self.backbone = self.frozen_network()
         if config.anchor == "first_task":

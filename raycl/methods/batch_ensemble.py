@@ -67,10 +67,9 @@ class BatchEnsemble(Layered):
             for layer, s, t in triples
         ]
 
-    def trainable(self) -> list[nn.Parameter]:
-        """See ``PerTask.trainable``; in the first task W, if it learns that."""
-        first = self.learns_first and self.index == 0
-        return [*(self.shared_parameters() if first else []), *super().trainable()]
+    def trained_network(self) -> list[nn.Parameter]:
+        """See ``Layered.trained_network``: in the first task W, if it learns that."""
+        return self.shared_parameters() if self.learns_first and self.index == 0 else []
 
     def end_task(self, task: Task) -> None:
         """Let later tasks start from the normalisations that go with W."""

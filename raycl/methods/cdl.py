@@ -15,7 +15,13 @@ from raycl.datasets.examples import Batch
 from raycl.errors import UserError
 from raycl.methods._distillation_options import SHARED, CDLConfig, find_learner
 from raycl.methods._kept_teachers import KeptTeachers, check_kept, kept_state
-from raycl.methods._prompted import Answer, PromptedModel, PromptMethod, transformer
+from raycl.methods._prompted import (
+    Answer,
+    PromptedModel,
+    PromptMethod,
+    check_classes,
+    transformer,
+)
 from raycl.methods._schemes import SCHEMES
 from raycl.methods.base import Context, Losses, Method, Phase
 from raycl.networks.base import Backbone, find_network
@@ -115,9 +121,7 @@ class CDL(PromptMethod):
         """
         method = find_learner(self.config.learner)
         method.check(context)
-        if self.scheme.soft and (small := [t for t in context.stream.tasks if len(t.classes) < 2]):
-            what = f"task {small[0].name} has one class, over which a teacher says nothing"
-            raise UserError("method.scheme", what, "take none, or tasks of two classes and more")
+        check_classes(context.stream.tasks)
         blocks = (*context.networks[:1], self.config.teacher_network)
         needs = [
             cls.normalisation(options)

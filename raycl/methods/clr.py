@@ -136,9 +136,13 @@ class CLR(OnAnchor):
         return list(self.own(task).parameters())
 
     def penalised(self) -> list[Tensor]:
-        """See ``PerTask.penalised``; each kernel tensor on its own, without the A of ``scaled``."""
+        """See ``PerTask.penalised``; each kernel tensor on its own, without the A of ``scaled``.
+
+        In the anchor phase the kernels are not trained, and so left out.
+        """
         own = self.own(self.index)
-        named = own.part("weights") | own.part("affine")
+        kernels = {} if self.anchoring else own.part("weights")
+        named = kernels | own.part("affine")
         kept = [value for name, value in named.items() if not name.endswith(".scale")]
         return [*kept, *self.heads[self.index].parameters()]
 

@@ -60,7 +60,9 @@ class L2P(PromptMethod):
     Departures: the paper puts chosen prompts as tokens before those of the image; that code, and
     this, extends keys and values ("L2P++"). ``blocks: [0, 1, 2, 3, 4]`` is its deep form.
     ``key_loss: all_pairs`` is what its first revision (2024) computes. ``aux_loss_scale`` is 2 by
-    default, which its two GPUs amount to; 1 is the formula. ``anchor: first_task`` is not in it.
+    default, which its two GPUs amount to with ``key_loss: mean``; 1 is the formula. With
+    ``all_pairs`` they amount to 0.5: each GPU sums over the pairs in its half of the batch, so that
+    half of all pairs count. ``anchor: first_task`` is not in it.
     """
 
     class Config(PromptMethod.Config):

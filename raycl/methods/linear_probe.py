@@ -20,7 +20,7 @@ class LinearProbe(OnAnchor):
     the Euclidean norms of the head's weight and bias (that code: 1e-5).
 
     Without augmentation the features of each image are computed once per run, if the network comes
-    with its weights.
+    with its weights, and as far as ``evaluate.cache_mb`` goes.
 
     Departures: ``anchor: first_task`` is not in that code; see ``clr``.
     """

@@ -70,9 +70,9 @@ class PSP(Layered):
         pairs = zip(self.layers.values(), contexts.signs(), strict=True)
         return [scaled_inputs(layer, signs) for layer, signs in pairs]
 
-    def trainable(self) -> list[nn.Parameter]:
-        """See ``PerTask.trainable``; and all that tasks share."""
-        return [*self.shared_parameters(), *super().trainable()]
+    def trained_network(self) -> list[nn.Parameter]:
+        """See ``Layered.trained_network``: all that tasks share."""
+        return self.shared_parameters()
 
 
 class Contexts(nn.Module):

@@ -46,7 +46,8 @@ class RegressFeatures(Method):
     images are the rule.
 
     Without augmentation the source sees each image once; with ``augment: flip`` once as it is and
-    once mirrored, and each epoch draws one of the two; with any other it sees every batch.
+    once mirrored, and each epoch draws one of the two. Both hold as far as ``evaluate.cache_mb``
+    goes; beyond it, and with any other augmentation, the source sees every batch.
 
     Labels:
         Nothing that is trained depends on a label. When a task has been learnt, a linear head over

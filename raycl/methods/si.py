@@ -59,7 +59,7 @@ class SI(Classifier):
         norm by ``train.clip_norm``, if set. In w, g is not clipped and theta moves as far as it
         did: bounded, with momentum, with weight decay. A clipped g would not be the slope of the
         loss on the way, and w no part of the loss. Where nothing is clipped and the optimiser is
-        plain SGD, a step of the first task adds lr g_i^2, as divyam3897/UCL does in all steps.
+        plain SGD, a step of the first task adds lr g_i^2.
 
     Departures from the paper:
         * ``clip_value``, which it does not have; set ``null`` for none.
@@ -67,7 +67,9 @@ class SI(Classifier):
           gradient, w_i may be negative, and a negative Omega_i would push it away without bound.
         * Running statistics of batch normalisation are neither protected nor frozen.
     Departures from the code of arXiv 2004.07211:
-        * Omega is bounded by 0, see above.
+        * w is that of the paper. In the versions of that code that were read, a step of any task
+          adds lr times the square of the clipped gradient of L, penalty included, as it does in
+          divyam3897/UCL. Omega cannot fall below 0 there.
         * With ``train.select`` w ends with the epoch that is kept, like the weights; so it is held
           twice.
     """

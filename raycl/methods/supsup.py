@@ -78,7 +78,7 @@ class SupSup(Masked):
 def signed_constant_(layer: Layer) -> None:
     """Make the weight of a layer +c or -c at random, c = sqrt(2 / fan-in), and its bias 0."""
     weight = layer.weight
-    signs = torch.randint(2, weight.shape, device=weight.device) * 2 - 1
+    signs = torch.randint(2, weight.shape) * 2 - 1  # drawn on the CPU: the same for every device
     weight.copy_(signs * math.sqrt(2 / weight[0].numel()))
     if layer.bias is not None:
         layer.bias.zero_()

@@ -1,7 +1,8 @@
 """A pool of prompts from which each image takes those whose keys are closest to its query.
 
 Shapes are written with B images, a pool of M prompts of L rows with C channels, and queries and
-keys of Q channels.
+keys of Q channels. What chooses prompts, and what is a loss, keeps the precision of the keys where
+layers compute in bfloat16: training chooses as evaluation does.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Chosen(NamedTuple):
 
 def cosines(queries: Tensor, keys: Tensor) -> Tensor:
     """Cosines between queries (B, Q) and keys (M, Q): (B, M)."""
-    return F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T
+    with _exactly(keys):
+        return F.normalize(queries.to(keys.dtype), dim=-1) @ F.normalize(keys, dim=-1).T
 
 
 def choose(scores: Tensor, count: int) -> Chosen:
@@ -92,9 +94,11 @@ def weighted(queries: Tensor, attention: Tensor, keys: Tensor, prompts: Tensor) 
     Returns:
         (B, L, C).
     """
-    # as products of matrices, without the B x M x Q numbers q * A
-    squares = queries.square() @ attention.square().T * keys.square().sum(1)
-    weights = queries @ (attention * keys).T / squares.clamp_min(1e-16).sqrt()
+    with _exactly(keys):
+        queries = queries.to(keys.dtype)
+        # as products of matrices, without the B x M x Q numbers q * A
+        squares = queries.square() @ attention.square().T * keys.square().sum(1)
+        weights = queries @ (attention * keys).T / squares.clamp_min(1e-16).sqrt()
     return torch.einsum("bm,mlc->blc", weights, prompts)
 
 
@@ -124,5 +128,11 @@ def orthonormal_rows(earlier: Tensor, count: int, generator: torch.Generator) ->
 
 def orthogonality_penalty(rows: Tensor) -> Tensor:
     """Mean of the squared entries of R R^T - I for rows R (M, D): a scalar, 0 if orthonormal."""
-    products = rows @ rows.T
+    with _exactly(rows):
+        products = rows @ rows.T
     return (products - torch.eye(len(rows), device=rows.device)).square().mean()
+
+
+def _exactly(like: Tensor) -> torch.autocast:
+    """A context in which products of matrices are not rounded to bfloat16."""
+    return torch.autocast(like.device.type, enabled=False)

@@ -145,28 +145,35 @@ TRANSFER = "forward_transfer"
 
 def _undefined(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> Iterable[str]:
     """Notes on metrics that some seeds lack, so that their mean is over the other seeds."""
-    alone = _labels(spec)
+    alone, played = _labels(spec), [run for run in runs if is_games(run.result)]
+    several = len({run.benchmark for run in played}) > 1
+
+    def name(run: TrackedRun) -> str:
+        return f"{run.method} seed {run.seed}" + (f" on {run.benchmark}" if several else "")
+
     for metric, why in _LEFT_OUT.items():
         least = METRICS[metric].min_tasks
         lacking = [
-            f"{run.method} seed {run.seed}"
-            for run in runs
+            name(run)
+            for run in played
             if run.result is not None
-            and is_games(run.result)
             and len(run.result["tasks"]) >= least
             and metric not in run.result["metrics"]["normalised"]
             and (metric in OWN_METRICS or run.method not in alone)
         ]
         if lacking:
             yield f"{metric} leaves out {', '.join(lacking)}: {why}"
-    has = {  # by name
-        f"{run.method} seed {run.seed}": TRANSFER in run.result["metrics"]["normalised"]
-        for run in runs
-        if run.result is not None and is_games(run.result) and run.method not in alone
-    }
-    if any(has.values()) and not all(has.values()):
-        lacking = [name for name, there in has.items() if not there]
-        why = f"{alone[0]} of that seed has not finished, or no game ended in training"
+    has = [
+        (run, TRANSFER in run.result["metrics"]["normalised"])
+        for run in played
+        if run.result is not None and run.method not in alone
+    ]
+    with_it = {run.benchmark for run, there in has if there}
+    if lacking := [name(run) for run, there in has if not there and run.benchmark in with_it]:
+        why = (
+            f"{alone[0]} of that seed has not finished, no game ended in training, or {alone[0]} "
+            "is at 100 % of a game all the time, so that nothing is left to gain"
+        )
         yield f"{TRANSFER} leaves out {', '.join(lacking)}: {why}"
 
 

@@ -52,7 +52,7 @@ MAX_ACTIONS = 18
 
 
 class RunnersLostError(RayError):
-    """No env runner is left and none comes back: the trial has to start again elsewhere."""
+    """No env runner is left, or one has not started: the trial has to start again elsewhere."""
 
 
 def algorithm_config(
@@ -139,8 +139,17 @@ class SequencePPO(PPO):  # type: ignore[misc]
         self._logdir = tempfile.mkdtemp(prefix="raycl-")
 
     def setup(self, config: RLlibConfig) -> None:
-        """RLlib's hook: runners and learner."""
-        super().setup(config)
+        """RLlib's hook: runners and learner.
+
+        Raises:
+            RunnersLostError: A runner has not started, which RLlib only logs.
+        """
+        try:
+            super().setup(config)
+        except IndexError:  # RLlib has asked the first runner for its spaces
+            self._check_runners()
+            raise
+        self._check_runners()
         self.game = self.update = 0
         self.rollouts: list[Rollout] = []
         self._newest: NDArray[np.uint8] | None = None
@@ -267,6 +276,27 @@ class SequencePPO(PPO):  # type: ignore[misc]
         return done
 
     # ------------------------------------------------------------------ runners
+
+    def _check_runners(self) -> None:
+        """Refuse to begin without a runner: one whose constructor has failed never comes back.
+
+        Raises:
+            RunnersLostError: With the last line of what each of them said.
+        """
+        group = self.env_runner_group
+        ids = range(1, self.config.num_env_runners + 1)
+        lost = sorted({*ids} - {*group.healthy_env_runner_ids()})
+        if not lost:
+            return
+        answers = group._worker_manager.foreach_actor(
+            "assert_healthy", healthy_only=False, remote_actor_ids=lost, timeout_seconds=PAUSE_S
+        )
+        said = [
+            str(answer.get()).strip().rpartition("\n")[2] for answer in answers if not answer.ok
+        ]
+        why = "; ".join(dict.fromkeys(said)) or "lost meanwhile"
+        names = ", ".join(map(str, lost))
+        raise RunnersLostError(f"env runners that did not start: {names} of {len(ids)}: {why}")
 
     def _collect(self) -> list[Rollout]:
         """Collect a whole batch; the share of lost runners is played by the others."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raycl.networks.atari_cnn import orthogonal
-from raycl.networks.base import Backbone
+from raycl.networks.base import Backbone, find_network
 from raycl.nn.precision import Precision, autocast
 from raycl.rl.benchmarks.base import build_games
 from raycl.rl.config import SequenceConfig
@@ -145,18 +145,24 @@ class Policy(nn.Module):
         return logits.argmax(1)
 
 
-def build_policy(config: SequenceConfig) -> Policy:
-    """Build the untrained policy of a trial, with weights from torch's global generator.
+def build_policy(config: SequenceConfig, *, random: bool = False) -> Policy:
+    """Build the policy that a trial starts with; random weights are of torch's global generator.
 
     Args:
         config: ``benchmark``, ``network`` and ``tasks`` are used; one pair of heads for each game.
+        random: All weights are random: no file or hub is asked for those that the trial starts
+            from.
 
     Raises:
-        UserError: An unknown name, a network that does not take the images, or weights that do not
-            fit.
+        UserError: An unknown name, a network that does not take the images, or weights that are not
+            there or do not fit.
     """
     games = build_games(config.benchmark)
-    trunk = build_network(config.network, games.input_shape)
+    if random:
+        cls, options = find_network(config.network)
+        trunk = cls(options.untrained(), games.input_shape)
+    else:
+        trunk = build_network(config.network, games.input_shape)
     return Policy(trunk, games.num_actions[: config.tasks])
 
 

@@ -21,7 +21,7 @@ from raycl.rl.benchmarks.base import build_games
 from raycl.rl.config import SequenceConfig
 from raycl.rl.env_runner import Job
 from raycl.rl.methods.base import build_method, find_method
-from raycl.rl.policy import plasticity
+from raycl.rl.policy import build_policy, plasticity
 from raycl.rl.scores import Scores
 from raycl.rl.seeds import EVALUATION, VALIDATION, game_seeds
 from raycl.trial.costs import Costs
@@ -70,6 +70,9 @@ class SequenceRun:
         if not self.updates:
             raise ValueError(f"an update takes {frames} frames, more than a game has")
         self.frames_per_update = frames
+        if env_runners:  # RLlib only logs what the constructor of a runner raises
+            with torch.random.fork_rng(devices=[]):
+                build_policy(self.config)
         self.algorithm = SequencePPO(
             algorithm_config(
                 self.config,
@@ -350,9 +353,15 @@ class SequenceRun:
         row |= self.scores.row(game)
         row |= {f"cost/{name}": value for name, value in self._costs().items()}
         row |= {f"method/{k}": float(v) for k, v in learner.method.diagnostics().items()}
-        for name, counts in learner.method.histograms().items():
-            self.histograms.setdefault(name, []).append([int(count) for count in counts])
+        self._add_histograms()
         return row | {"at_task_end": True}
+
+    def _add_histograms(self) -> None:
+        for name, counts in self.algorithm.learner.method.histograms().items():
+            self.histograms.setdefault(name, []).append([int(count) for count in counts])
+        for name, rows in self.histograms.items():
+            if len(rows) != self.game or len({0, *map(len, rows)}) != 2:
+                raise ValueError(f"histogram {name} must have the same bins after every game")
 
     def _observations(self) -> torch.Tensor:
         return torch.from_numpy(self.algorithm.observations).to(self.device)

@@ -64,7 +64,7 @@ def check_batches(config: Mapping[str, Any], images: Sequence[int]) -> None:
 
     Args:
         config: A finished configuration.
-        images: Training images of each task.
+        images: Training images of each task, the least number over the class orders.
 
     Raises:
         UserError: A task has fewer images than a batch.

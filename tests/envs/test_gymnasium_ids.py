@@ -141,6 +141,16 @@ def test_a_sequence_changes_its_game() -> None:
         env.step(0)
 
 
+def test_what_follows_a_seed_repeats_through_a_change_of_game() -> None:
+    def start() -> list[Any]:
+        env = make("raycl/Sequence-v0", games=["Pong", "Breakout"])
+        env.reset(seed=5)
+        env.set_task(1)
+        return [env.reset()[0] for _ in range(4)]
+
+    np.testing.assert_array_equal(start(), start())
+
+
 def test_pictures() -> None:
     env = make(render_mode="rgb_array")
     env.reset(seed=0)

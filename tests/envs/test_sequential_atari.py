@@ -71,10 +71,11 @@ def test_a_seed_repeats_and_another_does_not(preset: str) -> None:
 
 
 @both
-def test_what_follows_a_seed_repeats_through_a_change_of_game(preset: str) -> None:
+@pytest.mark.parametrize("seed", [5, [5, 6, 7, 8]])
+def test_what_follows_a_seed_repeats_through_a_change_of_game(preset: str, seed: Any) -> None:
     def start() -> Any:
         env = SequentialAtari(["Pong", "Breakout"], 4, preset=preset)
-        env.reset(seed=5)
+        env.reset(seed=seed)
         env.set_task(1)
         return env.reset()[0]
 

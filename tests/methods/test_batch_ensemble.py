@@ -97,6 +97,17 @@ def test_the_first_task_trains_all_and_later_ones_start_from_its_normalisations(
     assert all(torch.equal(value, first[name]) for name, value in backbone(run).items())
 
 
+def test_the_penalty_sums_the_network_while_that_is_trained(build):
+    for options, counts in (({"weights": "first_task"}, [4, 0]), ({}, [0, 0])):
+        run = build("batch_ensemble", network=CNN, penalty=0.1, **options)
+        network = {id(p) for p in run.method.backbone.parameters()}
+        for info, count in zip(run.stream.info.tasks, counts, strict=True):
+            run.method.add_task(info)
+            penalised = [id(p) for p in run.method.penalised()]
+            assert len(network & set(penalised)) == count
+            assert len(penalised) == count + 2 * 3 + 2 * 2 + 2  # s and t, affine, head
+
+
 def test_what_a_task_costs(build):
     run = build("batch_ensemble", network=CNN)
     total = sum(p.numel() for p in run.method.backbone.parameters())

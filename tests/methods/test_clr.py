@@ -235,6 +235,20 @@ def test_anchor_is_trained_on_the_first_task_only(clr):
     assert run.method.fixed == ()
 
 
+def test_kernels_are_outside_the_penalty_of_the_anchor(clr):
+    """They are not trained there; with them the curve would have a constant that is no loss."""
+    run = clr(network=RESNET, anchor="first_task", penalty=0.01)
+    run._enter_task()
+    method, own = run.method, run.method.own(0)
+    counts = []
+    for trained in (True, False):
+        for parameter in method.backbone.parameters():
+            parameter.requires_grad_(trained)
+        counts.append(len(method.penalised()))
+    affine, kernels = len(own.part("affine")), len(own.part("weights"))
+    assert counts == [affine + 2, kernels + affine + 2]
+
+
 def test_frozen_statistics(clr):
     run = clr(network=RESNET, anchor="first_task", statistics="frozen", train={"epochs": 1})
     run._enter_task()

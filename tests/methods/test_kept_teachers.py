@@ -108,6 +108,7 @@ def test_resumes(root: Path) -> None:
         ({"scheme": "cdl_prompt"}, "trains teacher and student together"),
         ({"anchor": "first_task"}, "needs anchor: weights"),
         ({"teacher": {"file": "small.safetensors"}}, "teacher is a trial"),
+        ({"keep_teachers": True}, "keeps teachers trained here: leave out teacher"),
         ({"teacher": {"trial": "earlier/nothing"}}, "no checkpoint of a trial 'nothing'"),
         ({"teacher": {"trial": "earlier/plain"}}, "has kept no teachers"),
         ({"teacher": {"trial": "earlier/half"}}, "teachers of 1 tasks, and 2 are to be learnt"),

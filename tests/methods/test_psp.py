@@ -117,6 +117,15 @@ def test_weights_start_as_the_networks_or_xavier(build):
     assert weight.abs().max() > 3 * weight.std(), "normal: a uniform one ends at 1.7"
 
 
+def test_the_penalty_sums_all_that_is_trained(build):
+    run = build("psp", network=CNN, penalty=0.1)
+    run._enter_task()
+    method = run.method
+    trained = {id(p) for p in method.trainable() if p is not method.own(0).norms.affine}
+    assert trained <= {id(p) for p in method.penalised()}
+    assert len(method.penalised()) == len(trained) + 2 * 2  # affine parameters, one by one
+
+
 def test_what_a_task_costs(build):
     run = build("psp", network=CNN)
     backbone = 36 + 180 + 168 + 18

@@ -33,6 +33,18 @@ def test_constants_by_hand():
     assert not layer.bias.any()
 
 
+def test_signs_are_drawn_on_the_cpu_wherever_the_layer_is():
+    """No checkpoint holds them: a run that goes on elsewhere must find the same ones."""
+    drawn_next = []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 2, device=device)
+        torch.manual_seed(1)
+        signed_constant_(layer)
+        drawn_next.append(torch.rand(()))
+    assert torch.equal(*drawn_next)
+
+
 def test_the_network_is_random_whatever_it_was(build):
     run = build("supsup", network=CNN)
     backbone = run.method.backbone

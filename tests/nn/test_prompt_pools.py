@@ -100,3 +100,27 @@ def test_projections_are_those_of_the_drawn_vector_itself():
 def test_penalty_of_rows():
     assert orthogonality_penalty(torch.tensor([[1.0, 0], [1, 1]])).item() == 0.75
     assert orthogonality_penalty(torch.eye(3)).item() == 0
+
+
+def test_choices_and_losses_are_not_rounded():
+    """Where layers compute in bfloat16, training chooses the prompts that evaluation chooses."""
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, attention = (torch.randn(n, 16, generator=generator) for n in (5, 4, 4))
+    prompts = torch.randn(4, 2, 3, generator=generator)
+
+    def found() -> list[torch.Tensor]:
+        ones = torch.eye(4).unsqueeze(1)  # prompts that tell their weights
+        return [
+            cosines(queries, keys),
+            cosines(queries.bfloat16(), keys),
+            weighted(queries, attention, keys, ones),
+            orthogonality_penalty(keys),
+        ]
+
+    exact = found()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = found()
+        assert weighted(queries, attention, keys, prompts).dtype == torch.bfloat16
+    assert all(torch.equal(exact[i], rounded[i]) for i in (0, 1, 3))
+    assert all(rounded[i].dtype == torch.float32 for i in (0, 1, 3))
+    assert torch.equal(exact[2].bfloat16(), rounded[2])

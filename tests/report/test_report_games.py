@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from games_making import BEST, FRAMES, GAMES, REFERENCES, game_result, games_sweep
@@ -98,9 +101,33 @@ def test_seeds_without_a_forward_transfer_are_named(store: Store) -> None:
     writer.trial("finetune", 2, game_result(0.1, 2), benchmark="atari-blip3")
     below = [n for n in make_table(load("games-some", store.uri)).notes if "leaves out" in n]
     assert below == [
-        "forward_transfer leaves out finetune seed 2: scratch of that seed has not finished, or no "
-        "game ended in training"
+        "forward_transfer leaves out finetune seed 2: scratch of that seed has not finished, no "
+        "game ended in training, or scratch is at 100 % of a game all the time, so that nothing is "
+        "left to gain"
     ]
+
+
+def test_of_several_benchmarks_the_one_is_named_where_a_value_is_missing() -> None:
+    def run(benchmark: str, seed: int, *metrics: str) -> Any:
+        result = {
+            "references": {},
+            "tasks": list(GAMES),
+            "metrics": {"normalised": dict.fromkeys(metrics, 1.0)},
+        }
+        return SimpleNamespace(benchmark=benchmark, method="blip", seed=seed, result=result)
+
+    spec = {"methods": [{"name": "blip", "label": "blip"}, {"name": "scratch"}]}
+    every = ("retention", "auc", "forward_transfer")
+    runs = [run("a", 0, *every), run("a", 1, *every[1:]), run("a", 2, *every[:2]), run("b", 3)]
+    runs += [run("b", seed, *every) for seed in (1, 2)]
+    below = [note.partition(":")[0] for note in games._undefined(runs, spec)]
+    assert below == [
+        "retention leaves out blip seed 1 on a, blip seed 3 on b",
+        "auc leaves out blip seed 3 on b",
+        "forward_transfer leaves out blip seed 2 on a, blip seed 3 on b",
+    ]
+    without = [run("a", 0, *every), run("b", 0, *every[:2])]  # none alone on b: no column for it
+    assert not list(games._undefined(without, spec))
 
 
 def test_what_scratch_has_not_is_not_drawn(store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from raycl.errors import UserError
 from raycl.sweep.file.spec import load
@@ -17,11 +18,18 @@ network: {name: sequence, of: [{name: cifar, model: lenet}, {name: cnn, repeat: 
 methods: [finetune, qdi]
 train: {epochs: 1, batch_size: 16}
 """
+PLAYING = """
+name: playing
+benchmark: {name: atari, games: [KungFuMaster, Boxing], frames: 16000}
+network: {name: atari_cnn, channels: [4, 4, 4], features: 16}
+methods: [finetune, blip]
+train: {envs: 8, rollout: 25}
+"""
 
 
-def checked(folder: Path, *overrides: str) -> None:
+def checked(folder: Path, *overrides: str, text: str = SWEEP) -> None:
     path = folder / "changing.yaml"
-    path.write_text(SWEEP)
+    path.write_text(text)
     check_data(load(path, overrides), folder)
 
 
@@ -86,3 +94,44 @@ def test_what_does_not_go_together(tmp_path: Path, overrides: list[str], what: s
 
 def test_only_as_many_networks_as_tasks_are_needed(tmp_path: Path) -> None:
     checked(tmp_path, "network.of=[cnn, mlp]", "stop.tasks=2")
+
+
+@pytest.mark.parametrize(
+    "overrides, what",
+    [
+        (
+            ["network.kernels=[8, 4, 30]"],
+            "network.kernels: 2 convolutions leave 9x9 of an image of 84x84",
+        ),
+        (
+            ["network.kernels={choice: [[8, 4, 3], [8, 4, 30]]}",
+             "benchmark.evaluation.validation_episodes=1"],
+            "network.kernels: 2 convolutions leave 9x9 of an image of 84x84",
+        ),
+        (["network=torchvision"], "network: torchvision's models take 1 or 3 channels, not 4"),
+        (
+            ["network={name: cifar, model: vgg16}"],
+            "network.model: vgg16 does not take images of 84x84",
+        ),
+        (
+            ["network={name: timm, model: resnett18}"],
+            "network.model: timm has no 'resnett18'; did you mean 'resnet18'?",
+        ),
+        (
+            ["network={name: cnn, batch_norm: true}"],
+            "network: blip quantises linear layers and convolutions; layers.1.bias is of another",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_on_games(
+    tmp_path: Path, overrides: list[str], what: str
+) -> None:
+    before = torch.get_rng_state()
+    checked(tmp_path, text=PLAYING)
+    with pytest.raises(UserError) as caught:
+        checked(tmp_path, *overrides, text=PLAYING)
+    line = str(caught.value)
+    assert what in line
+    assert line.startswith(f"--set {overrides[0]}: ")
+    assert "\n" not in line
+    assert torch.equal(before, torch.get_rng_state())

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from raycl import registry
+from raycl.errors import UserError
 from raycl.methods.base import MethodConfig
-from raycl.rl.policy import Policy
+from raycl.rl.config import SequenceConfig
+from raycl.rl.policy import Policy, build_policy
 from raycl.trial.sharing import from_end_of_task as from_end_of_task
 from raycl.trial.sharing import from_task as from_task
 
@@ -99,3 +101,28 @@ def build_method(block: Mapping[str, Any], policy: Policy, where: str = "method"
     """Build the method of a configuration block, for a policy that is freshly initialised."""
     cls = find_method(block["name"], where)
     return cls(cls.Config.model_validate(block), policy)
+
+
+def try_out(config: Mapping[str, Any]) -> None:
+    """Build a trial's policy and its method once, so that what does not fit is found early.
+
+    The twin of ``raycl.training.check.try_out``: first without memory (PyTorch's device ``meta``),
+    and if that fails on the CPU, whose error counts. Weights to start from are not read.
+
+    Args:
+        config: A finished configuration.
+
+    Raises:
+        UserError: The network does not take the games' images, or the method refuses its options or
+            the network.
+    """
+    trial = SequenceConfig.model_validate(config)
+
+    def build(device: str) -> None:
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            build_method(trial.method, build_policy(trial, random=True))
+
+    try:
+        build("meta")
+    except (UserError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        build("cpu")

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 from raycl import datasets
-from raycl.benchmarks.base import Stream, StreamInfo
+from raycl.benchmarks.base import Benchmark, Stream, StreamInfo
 from raycl.datasets.base import Dataset
 from raycl.datasets.left_out import LeftOut
 from raycl.errors import UserError
 from raycl.networks.base import Tensors, from_hubs, weights_of
 from raycl.rl.benchmarks.base import build_games
+from raycl.rl.methods.base import try_out as try_out_games
 from raycl.sweep.file.blocks import benchmark_configs, place, weights_in
 from raycl.sweep.file.check import check_length, check_metric
 from raycl.sweep.file.model import Sweep
 from raycl.sweep.file.source import undotted
-from raycl.sweep.plan.expand import each_value, groups
-from raycl.sweep.plan.plan import canonical, fill
+from raycl.sweep.plan.expand import each_value, filled, groups
+from raycl.sweep.plan.plan import canonical
 from raycl.training.check import check_batches, load_from_hub, try_out
 from raycl.training.run import build_benchmark
 from raycl.trial.randomness import Seeds
@@ -29,9 +32,10 @@ log = logging.getLogger(__name__)
 
 
 def check_data(sweep: Sweep, root: Path) -> dict[str, Dataset]:
-    """Load every data set and build every stream once, for the first seed; games need none.
+    """Load every data set and build every stream, in each class order; games need none.
 
-    The stream of a search counts like the sweep's own.
+    Class orders are those of the sweep's seeds, and of its search's. The stream of a search counts
+    like the sweep's own. Networks and methods are tried out on the first class order.
 
     What was passed over while images were looked for is one line of the log.
 
@@ -82,13 +86,39 @@ def _check_images(
                     data[key] = datasets.load(wanted, root)
                     left_out.append(data[key].left_out)
             left_out.append(benchmark.left_out())
-            seed = Seeds.derive(sweep.seeds[0], **sweep.fixed_seeds.model_dump()).class_order
-            stream = benchmark.stream(data, seed)
+            stream, images = _streams(sweep, benchmark, data)
         except UserError as error:
             raise _placed(sweep, index, error) from error
         _check_top(sweep, index, benchmark.config.top_k, stream.info)
         _check_stream(sweep, config["label"], stream.info)
-        _check_trials(sweep, index, config["label"], stream)
+        _check_trials(sweep, index, config["label"], stream.info, images)
+
+
+def _streams(
+    sweep: Sweep, benchmark: Benchmark, data: Mapping[str, Dataset]
+) -> tuple[Stream, list[int]]:
+    """Build the stream of each class order, which copies no image.
+
+    Returns:
+        The first one, and for each task the least number of training images over all of them; of
+        those that only search trials see, the tasks that these run.
+    """
+    seeds: list[tuple[int, int | None]] = []
+    if not sweep.tunes:
+        seeds += [(seed, None) for seed in sweep.seeds]
+    if sweep.tunes or _is_searched(sweep):
+        seeds += [(seed, sweep.search.tasks) for seed in sweep.search_seeds()]
+    orders: dict[int, int | None] = {}
+    for seed, tasks in seeds:
+        order = Seeds.derive(seed, **sweep.fixed_seeds.model_dump()).class_order
+        orders.setdefault(order, tasks)
+    streams = (benchmark.stream(data, order) for order in orders)
+    first = next(streams)
+    counts = [
+        [len(task.train) for task in stream.data[:tasks]]
+        for stream, tasks in zip(chain([first], streams), orders.values(), strict=True)
+    ]
+    return first, [min(column) for column in zip_longest(*counts, fillvalue=sys.maxsize)]
 
 
 def read_weights(sweep: Sweep) -> dict[str, Tensors]:
@@ -103,8 +133,9 @@ def read_weights(sweep: Sweep) -> dict[str, Tensors]:
 
 
 def _check_games(sweep: Sweep) -> None:
-    """Weights that networks for games start from, those of a hub included."""
+    """What networks and methods for games say when they are built; weights are read once."""
     for index, config in enumerate(benchmark_configs(sweep)):
+        tried = set()
         shape = build_games(config).input_shape
         if _is_searched(sweep):
             check_metric(sweep, sweep.kind.tasks(config, {}), f"{config['label']} has")
@@ -112,11 +143,16 @@ def _check_games(sweep: Sweep) -> None:
             if group.benchmark != config["label"]:
                 continue
             for values in each_value(group.spaces):
-                trial = fill(group.base, values, 0, "").config
+                trial = filled(sweep, group, group.base, values, 0, "").config
+                built = canonical({name: trial[name] for name in ("method", "network")})
+                if built in tried:
+                    continue
+                tried.add(built)
                 try:
                     if weights_of(trial["network"]) or [*from_hubs(trial["network"])]:
                         build_network(trial["network"], shape)
                         _check_hashed(trial)
+                    try_out_games(trial)
                 except UserError as error:
                     raise _in_trial(sweep, index, group.index, trial, error) from error
 
@@ -130,15 +166,16 @@ def _check_hashed(config: Mapping[str, Any]) -> None:
             raise UserError(f"{where}.weights", what, hint)
 
 
-def _check_trials(sweep: Sweep, index: int, label: str, stream: Stream) -> None:
+def _check_trials(
+    sweep: Sweep, index: int, label: str, info: StreamInfo, images: Sequence[int]
+) -> None:
     """What the networks and the methods on benchmark ``label`` say when they are built."""
     tried = set()
-    info, images = stream.info, [len(task.train) for task in stream.data]
     for group in groups(sweep):
         if group.benchmark != label:
             continue
         for values in each_value(group.spaces):
-            config = fill(group.base, values, 0, "").config
+            config = filled(sweep, group, group.base, values, 0, "").config
             try:
                 check_batches(config, images)
             except UserError as error:

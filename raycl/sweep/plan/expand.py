@@ -142,7 +142,7 @@ def search_base(sweep: Sweep, group: Group) -> TrialPlan:
     config = group.base.config | {"tasks": min(limits, default=None)}
     metric = sweep.kind.all_metrics()[sweep.search.metric.rpartition("/")[2]]
     ends = sweep.scheduler.name == "fifo" and metric.entries in ("last", "diagonal", "ends")
-    kept = ("limit", "every", "precision") if ends else ("limit", "precision")
+    kept = ("limit", "precision", "cache_mb", *(["every"] if ends else []))
     evaluate = {k: v for k, v in config.pop("evaluate", {}).items() if k in kept}
     if evaluate:
         config["evaluate"] = evaluate
@@ -158,7 +158,7 @@ def search_plans(sweep: Sweep) -> list[TrialPlan]:
         base = search_base(sweep, group)
         for values in _samples(sweep, group):
             for seed in sweep.search_seeds():
-                plan = _fill(sweep, group, base, values, seed, "search")
+                plan = filled(sweep, group, base, values, seed, "search")
                 plans.setdefault(plan.key, plan)
     return _distinct_names(plans.values(), len(sweep.for_search.benchmark) > 1)
 
@@ -181,7 +181,7 @@ def final_plans(
         if values.keys() != group.spaces.keys():
             raise ValueError(f"winner of {group.method} must set {list(group.spaces)}")
         kind = "winner" if group.spaces else "trial"
-        plans += [_fill(sweep, group, group.base, values, s, kind) for s in sweep.seeds]
+        plans += [filled(sweep, group, group.base, values, s, kind) for s in sweep.seeds]
     return _distinct_names(plans, len(sweep.benchmark) > 1)
 
 
@@ -207,12 +207,37 @@ def preview(sweep: Sweep) -> list[Preview]:
 
 
 def own_files(sweep: Sweep) -> bool:
-    """Whether a method, benchmark or network is in a Python file of the user's."""
-    blocks: list[Mapping[str, Any]] = [*sweep.benchmark, *sweep.for_search.benchmark, sweep.network]
-    blocks += [block for m in sweep.methods for block in ({"name": m.name}, m.network)]
-    for group in groups(sweep):
-        blocks += [named_block(one) for one in networks_in(group.base.config).values()]
-    return any(".py:" in str(block.get("name", "")) for block in blocks)
+    """Whether any class in a sweep's blocks is in a Python file of the user's."""
+    return bool(python_files(sweep))
+
+
+def python_files(sweep: Sweep) -> list[str]:
+    """Python files of the user's that classes in a sweep's blocks are in, as they are written."""
+    return [name for name in own_code_of(sweep) if name.endswith(".py")]
+
+
+def own_code_of(sweep: Sweep) -> list[str]:
+    """What ``own_code`` finds in all trials of a sweep and of its search, sorted."""
+    found: set[str] = set()
+    both = [sweep] if sweep.search.benchmark is None else [sweep, sweep.for_search]
+    for group in [group for one in both for group in groups(one)]:
+        config = group.base.config
+        found.update(own_code(config))
+        found.update(own_code([named_block(one) for one in networks_in(config).values()]))
+    return sorted(found)
+
+
+def own_code(tree: Any) -> Iterator[str]:
+    """Files and modules that classes in blocks of a sweep come from, if they are not raycl's."""
+    if isinstance(tree, Mapping):
+        name = tree.get("name")
+        if isinstance(name, str) and ":" in name:
+            yield name.rpartition(":")[0]
+        for value in tree.values():
+            yield from own_code(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from own_code(value)
 
 
 def spec_hash(sweep: Sweep) -> str:
@@ -280,9 +305,14 @@ def _generator(sweep: Sweep, group: Group, path: str) -> np.random.Generator:
     return np.random.default_rng([sweep.search.seed, entropy])
 
 
-def _fill(
+def filled(
     sweep: Sweep, group: Group, base: TrialPlan, values: Mapping[str, Any], seed: int, kind: str
 ) -> TrialPlan:
+    """See ``plan.fill``; what is wrong has its place in the file.
+
+    Raises:
+        UserError: The blocks are wrong, or the configuration is too large.
+    """
     try:
         return fill(base, values, seed, kind)
     except Problem as p:
