@@ -23,6 +23,7 @@ from raycl import secrets
 from raycl.errors import UserError, nearest
 from raycl.sweep.execution import cluster
 from raycl.sweep.file import spec
+from raycl.sweep.plan import expand
 from raycl.sweep.run import CLOSE_TIMEOUT_S
 from raycl.terminal import clock
 from raycl.tracking import store
@@ -139,10 +140,17 @@ def stop(which: str, address: str | None) -> int:
 def _check(sweep: spec.Sweep, wish: Wish) -> None:
     """What would mean something else, or nothing, on the cluster."""
     here = Path.cwd().resolve()
-    for path in (wish.sweep, *_own_files(sweep)):
+    own = [Path(name) for name in expand.python_files(sweep)]
+    for path in (wish.sweep, *own):
         if not path.resolve().is_relative_to(here):
             what = f"is not below {here}, and a job gets only the current directory"
             raise UserError(str(path), what, "go to a directory above it")
+        if path in own and path.is_absolute():
+            what = "is absolute, and the job has the current directory at another place"
+            raise UserError(str(path), what, f"write {path.resolve().relative_to(here)}")
+        if not cluster.is_uploaded(path):
+            what = "is none of the files that a job gets: runs, data, and what .gitignore names"
+            raise UserError(str(path), what, "copy it to another place")
     for option, folder in (("--runs", wish.runs), ("--data", wish.data)):
         if folder is not None and not folder.is_absolute():
             what = f"{folder} is relative, and the job runs on another machine"
@@ -161,13 +169,6 @@ def _check(sweep: spec.Sweep, wish: Wish) -> None:
         if file and not Path(file).is_absolute():
             what = f"{uri} is relative, and the job runs on another machine"
             raise UserError(where, what, "give the http address of a server")
-
-
-def _own_files(sweep: spec.Sweep) -> Iterator[Path]:
-    for entry in sweep.methods:
-        location, _, _ = entry.name.rpartition(":")
-        if location.endswith(".py"):
-            yield Path(location)
 
 
 def connect(address: str | None) -> JobSubmissionClient:

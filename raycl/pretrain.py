@@ -41,6 +41,7 @@ class Wish:
         out: The weights file; ``None``: named after the sweep, in the data root.
         seed: The only seed, instead of those of the file.
         trial: Key of the trial whose network is written, where there are several.
+        accept_changes: As for `raycl run`.
     """
 
     sweep: Path
@@ -49,6 +50,7 @@ class Wish:
     out: Path | None
     seed: int | None
     trial: str | None
+    accept_changes: bool = False
 
 
 def pretrain(
@@ -64,8 +66,8 @@ def pretrain(
         As ``raycl.sweep.run.run``; the file is written if that is 0.
 
     Raises:
-        UserError: The sweep is none of pre-training, has several trials and none is chosen, or the
-            file is in the way.
+        UserError: The sweep is none of pre-training, has several trials and none is chosen, the
+            file is in the way, or the trial's checkpoints are gone.
     """
     seeds = [] if wish.seed is None else [f"seeds=[{wish.seed}]"]
     sweep = spec.load(wish.sweep, [*wish.overrides, *seeds], wish.smoke)
@@ -74,19 +76,35 @@ def pretrain(
     out = (wish.out or root / f"{sweep.name}{SUFFIX}").expanduser().resolve()
     _check_out(out, plan)
     folder = SweepFolder(runs_root(runs), sweep.name)
-    execution = Execution(sweep, folder, address, root, tracking_uri)
+    execution = Execution(sweep, folder, address, root, tracking_uri, wish.accept_changes)
     if code := execution.run():
         return code
-    state = CheckpointStore(f"{execution.storage}/{plan.key}").load()
-    if state is None:
-        raise UserError("raycl pretrain", f"trial {plan.key} has left no checkpoint")
-    named = {k: v for k, v in state.state["method"].items() if k.startswith(PREFIX)}
+    state = _last_state(f"{execution.storage}/{plan.key}", plan, folder)
+    named = {k: v for k, v in state["method"].items() if k.startswith(PREFIX)}
     tensors = {name.removeprefix(PREFIX): value for name, value in named.items()}
     row = next(one.row for one in folder.outcomes.all() if one.key == plan.key)
     about = _about(plan, execution.data, row)
     digest = write(out, tensors, about)
     _say(out, root, plan, about, digest)
     return 0
+
+
+def _last_state(storage: str, plan: TrialPlan, folder: SweepFolder) -> dict[str, Any]:
+    """The state in the last checkpoint of the trial.
+
+    Raises:
+        UserError: There is none, or all are damaged.
+    """
+    outcome = folder.outcomes.directory / f"{plan.key}.json"
+    hint = f"remove {storage} and {outcome}, and the trial runs again"
+    try:
+        found = CheckpointStore(storage).load()
+    except ValueError as error:
+        what = f"trial {plan.key}: {str(error).removesuffix('; remove them')}"
+        raise UserError("raycl pretrain", what, hint) from error
+    if found is None:
+        raise UserError("raycl pretrain", f"trial {plan.key} has left no checkpoint", hint)
+    return found.state
 
 
 def _chosen(sweep: spec.Sweep, key: str | None) -> TrialPlan:

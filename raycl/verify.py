@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import math
 import random
 import tempfile
@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import fsspec
 
 from raycl import datasets
 from raycl.errors import Problem, UserError
@@ -26,10 +24,12 @@ from raycl.sweep.plan.plan import TrialPlan, fill
 from raycl.sweep.record import made_of
 from raycl.sweep.record.folder import SweepFolder
 from raycl.sweep.record.outcomes import Outcome, Status
-from raycl.trial.checkpoint import runs_root
+from raycl.trial.checkpoint import filesystem, runs_root
 
 if TYPE_CHECKING:
     from raycl.datasets.base import Dataset
+
+log = logging.getLogger(__name__)
 
 COMPARED = ("matrices", "validation_matrices", "baseline")
 SHOWN = 3
@@ -113,6 +113,8 @@ def verify(
 def plan_again(sweep: spec.Sweep, outcome: Outcome) -> TrialPlan:
     """The plan of a trial that is over, made anew from the specification.
 
+    Its threads are those that it had, for more of them may round otherwise.
+
     Raises:
         UserError: Its method, benchmark or options are no longer there.
     """
@@ -125,7 +127,8 @@ def plan_again(sweep: spec.Sweep, outcome: Outcome) -> TrialPlan:
             except (Problem, KeyError) as error:
                 what = f"{outcome.name} cannot be made again: {error}"
                 raise UserError("raycl verify", what) from error
-            return replace(plan, name=outcome.name)
+            threads = outcome.config.get("threads", plan.config["threads"])
+            return replace(plan, name=outcome.name, config=plan.config | {"threads": threads})
     what = f"the sweep has no {outcome.method} on {outcome.benchmark}, as {outcome.name} was"
     raise UserError("raycl verify", what)
 
@@ -222,7 +225,15 @@ def _run(
                     read_weights(sweep),
                 ).fit(plans)
     finally:
-        fs, place = fsspec.url_to_fs(storage)
-        with contextlib.suppress(OSError):
-            fs.rm(place, recursive=True)
+        _remove(storage)
     return again
+
+
+def _remove(storage: str) -> None:
+    """Delete the scratch folder; one that cannot be deleted is only in the way."""
+    try:
+        fs, place = filesystem(storage)
+        if fs.exists(place):
+            fs.rm(place, recursive=True)
+    except Exception as error:  # noqa: BLE001  (file systems raise what they like)
+        log.warning("%s cannot be removed: %s", storage, error)

@@ -15,9 +15,12 @@ from raycl import doctor, registry
 from raycl.cli import main
 from raycl.methods.base import Method
 from raycl.report.published import _in_full as in_full
+from raycl.sweep.execution.cluster import Broken
+from raycl.sweep.execution.ray_here import RayDied
 from raycl.sweep.file import spec
 from raycl.sweep.plan import expand
 from raycl.sweep.plan.check_data import check_data
+from raycl.sweep.record.outcomes import Outcomes
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 
@@ -264,6 +267,18 @@ def test_list_sweeps_and_runs(cli):
     assert "error: sweeps/b.yaml:2: not valid YAML" in out
 
 
+def test_a_hidden_copy_of_a_run_is_not_listed(cli, monkeypatch):
+    for name in ("mnist", ".mnist-old"):
+        outcomes = Path("runs", name, "outcomes")
+        outcomes.mkdir(parents=True)
+        (outcomes.parent / "spec.json").write_text("{}")
+        (outcomes / "gone.json").symlink_to("removed meanwhile")
+    monkeypatch.setattr(Outcomes, "__init__", lambda self, _: setattr(self, "_known", {}))
+    code, out, _ = cli("list", "runs")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines() if "mnist" in line] == ["mnist"]
+
+
 def test_schema_is_json(cli):
     code, out, _ = cli("schema")
     assert code == 0
@@ -337,3 +352,31 @@ def test_doctor_compares_versions(tmp_path):
     assert finding.what == "other versions than tested: ray 2.59.0 (tested: 2.60.0)"
     installed["ray"] = "2.60.0"
     assert next(doctor.packages(constraints, version)).level == "ok"
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (RayDied(), 3, "error: Ray on this machine has died\n"),
+        (Broken("[Errno 28] No space"), 1, "error: results cannot be kept: [Errno 28] No space\n"),
+    ],
+)
+def test_what_ends_any_command_that_uses_ray(cli, monkeypatch, error, code, said):
+    def ended(*_: object) -> None:
+        raise error
+
+    def at_once(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("raycl.verify.verify", ended)
+    monkeypatch.setattr("raycl.cli.running.os._exit", at_once)
+    assert cli("verify", "s") == (code, "", said)
+
+
+def test_a_fault_stays_a_traceback(cli, monkeypatch):
+    def wrong(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("raycl.verify.verify", wrong)
+    with pytest.raises(ZeroDivisionError):
+        cli("verify", "s")

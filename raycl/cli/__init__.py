@@ -49,3 +49,8 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        running.leave_if_ended_by(error)
+        raise

@@ -23,7 +23,7 @@ from raycl.cli.arguments import (
     data_folder,
     runs_folder,
 )
-from raycl.errors import UserError
+from raycl.errors import UserError, printable
 
 app = typer.Typer()
 bench_app = typer.Typer(help="Measurements on this machine or cluster.", no_args_is_help=True)
@@ -58,7 +58,7 @@ def run(
 
     root, runs = data_folder(data), runs_folder(runs)
     where = (address, runs, root, tracking_uri)
-    _exit(sweep_run.run(sweep, overrides or [], smoke, *where, accept_changes))
+    leave(sweep_run.run(sweep, overrides or [], smoke, *where, accept_changes))
 
 
 @app.command()
@@ -84,6 +84,7 @@ def pretrain(
     runs: RunsDir = None,
     data: DataDir = None,
     tracking_uri: Uri = None,
+    accept_changes: Accept = False,
 ) -> None:
     """Run a sweep that pre-trains a network, write its weights, print the block that names them.
 
@@ -92,8 +93,8 @@ def pretrain(
     from raycl import pretrain as command
 
     root, runs = data_folder(data), runs_folder(runs)
-    wish = command.Wish(sweep, overrides or [], smoke, out, seed, trial)
-    raise typer.Exit(command.pretrain(wish, address, runs, root, tracking_uri))
+    wish = command.Wish(sweep, overrides or [], smoke, out, seed, trial, accept_changes)
+    leave(command.pretrain(wish, address, runs, root, tracking_uri))
 
 
 @app.command()
@@ -109,12 +110,12 @@ def resume(
     from raycl.sweep import run as sweep_run
 
     root, runs = data_folder(data), runs_folder(runs)
-    _exit(sweep_run.resume(name, runs, address, root, tracking_uri, accept_changes))
+    leave(sweep_run.resume(name, runs, address, root, tracking_uri, accept_changes))
 
 
-def _exit(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """End with an exit code; at once if Ray died, whose library would wait for it."""
-    from raycl.sweep.run import RAY_DIED
+    from raycl.sweep.execution.cluster import RAY_DIED
 
     if code == RAY_DIED:
         for stream in (sys.stdout, sys.stderr):
@@ -122,6 +123,19 @@ def _exit(code: int) -> NoReturn:
                 stream.flush()
         os._exit(code)
     raise typer.Exit(code)
+
+
+def leave_if_ended_by(error: BaseException) -> None:
+    """End in one line if Ray died, or if nothing can be kept; any other error is a fault."""
+    from raycl.sweep.execution.cluster import DIED, RAY_DIED, Broken
+    from raycl.sweep.execution.ray_here import RayDied
+
+    if isinstance(error, RayDied):
+        print(f"error: {DIED}", file=sys.stderr)
+        leave(RAY_DIED)
+    if isinstance(error, Broken):
+        print(f"error: results cannot be kept: {printable(str(error))}", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.command()

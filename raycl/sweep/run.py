@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from raycl.sweep.execution.events import Hub
 
 CLOSE_TIMEOUT_S = 60.0
-RAY_DIED = 3
-"""Exit code."""
 NAMED = 10
 """Largest number of missing trials that are named."""
 
@@ -164,18 +162,32 @@ class Execution:
         with self.folder.lock():
             self.mended(self.folder.mend())
             self.outcomes = self.folder.outcomes  # nobody else writes any more
-            self.mended(self.outcomes.set_aside())
             spec_hash, resolved = expand.spec_hash(self.sweep), self.sweep.resolved()
             self.folder.check(spec_hash, resolved)
             self.mended(self._mend_winners())
             self.reopened = retry_errors and bool(self._without_winner())
-            if retry_errors and (count := self.outcomes.forget_errors(self._open_kinds())):
-                self._say(f"{count} failed trials run again")
-            if self._missing_search() or self._missing_final():
+            again = self._again_by_resume() if retry_errors else []
+            if again or self._missing_search() or self._missing_final():
                 self._accept(MadeOf.of(self.sweep, self.data_root, self.folder.root))
-                return self._with_cluster(requests, data)
+                return self._with_cluster(requests, data, again)
+            self._forget([])
             self._say("every trial is over; nothing to run")
             return self._conclude(*self._tracked(None))
+
+    def _again_by_resume(self) -> list[Outcome]:
+        """Failed trials, and those of a search whose time was over before anything finished."""
+        cut = self._without_winner() if self.sweep.search.time_budget is not None else []
+        return self.outcomes.unfinished(self._open_kinds(), cut)
+
+    def _forget(self, again: Sequence[Outcome]) -> None:
+        """Change the files of outcomes, when nothing can be refused any more."""
+        self.mended(self.outcomes.set_aside())
+        self.outcomes.forget(again)
+        failed = sum(one.status == "error" for one in again)
+        if failed:
+            self._say(f"{failed} failed trials run again")
+        if len(again) > failed:
+            self._say(f"{len(again) - failed} trials go on that the time of the search cut short")
 
     def _check_store(self) -> None:
         """Make sure that there is a tracking store; one that was there before may be away for now.
@@ -228,18 +240,21 @@ class Execution:
             self._say(f"accepted: {', '.join(changed)} changed since the sweep was begun")
             self.accepted = changed
 
-    def _with_cluster(self, requests: Sequence[Preview], data: Mapping[str, Dataset]) -> int:
+    def _with_cluster(
+        self, requests: Sequence[Preview], data: Mapping[str, Dataset], again: Sequence[Outcome]
+    ) -> int:
         lease = Lease(self.storage, self.folder.sweep_id, self.folder.path)
         own_files = expand.own_files(self.sweep)
         where = (self.address, requests, self.storage, own_files, self._stuck)
         ended = None
         try:
             with lease.held(), cluster.connect(*where):
+                self._forget(again)
                 ended = self._tracked(data)
         except RayDied:
             if ended is None:
-                self._say(f"Ray on this machine has died; {self._again}")
-                return RAY_DIED
+                self._say(f"{cluster.DIED}; {self._again}")
+                return cluster.RAY_DIED
         finally:
             if lease.taken_by:
                 self._say(f"stopped: {self.storage} was taken over by {lease.taken_by}")
@@ -252,8 +267,8 @@ class Execution:
             self.hub.end_all("killed")
         if self.tracker is not None:
             self.tracker.close("KILLED", CLOSE_TIMEOUT_S)
-        self._say(f"Ray on this machine has died; {self._again}")
-        os._exit(RAY_DIED)
+        self._say(f"{cluster.DIED}; {self._again}")
+        os._exit(cluster.RAY_DIED)
 
     # ------------------------------------------------------------------ stages
 
@@ -396,8 +411,11 @@ class Execution:
             return self._stopped()
         if status == "KILLED":
             return self._interrupted()
-        for benchmark, method in self._without_winner():
+        without = self._without_winner()
+        for benchmark, method in without:
             self._say(f"not in the table: {method} on {benchmark}; its search finished nothing")
+        if self.sweep.search.time_budget is not None and self.outcomes.unfinished((), without):
+            self._say(f"give the search as much time again with: raycl resume {name}")
         self.unsent = unsent
         complete = self._report()
         if failed:

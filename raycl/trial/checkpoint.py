@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import os
+import time
 import uuid
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -21,6 +22,8 @@ import fsspec
 import torch
 
 MAGIC = b"raycl-1\n"
+DRAFT_S = 3600.0
+"""Age in seconds from which a draft is taken for one that nobody writes any more."""
 TRIALS = "trials"
 """Folder of the checkpoints in a sweep's folder, unless the sweep file says ``storage``."""
 
@@ -87,10 +90,20 @@ class CheckpointStore:
             step: Its place in the order, increasing.
         """
         path = self.put(f"step-{step:09d}", state)
-        for old in self.paths()[: -self.keep]:
+        # those after it were passed over as damaged, or are of a lost worker: none to go on from
+        known = [one for one in self.paths() if _order(one) <= _order(path)]
+        for old in known[: -self.keep]:
             with contextlib.suppress(FileNotFoundError):  # a lost worker may still be alive
                 self.fs.rm(old)
+        self._remove_drafts()
         return path
+
+    def _remove_drafts(self) -> None:
+        """Delete what killed workers had begun to write; what stays is only in the way."""
+        with contextlib.suppress(Exception):  # of any kind: not every file system knows times
+            for draft in self.named(".*.tmp"):
+                if time.time() - self.fs.modified(draft).timestamp() > DRAFT_S:
+                    self.fs.rm(draft)
 
     def put(self, name: str, state: dict[str, Any]) -> str:
         """Write a state under a name of its own, to be kept; returns its path.
@@ -156,7 +169,7 @@ class CheckpointStore:
     def paths(self) -> list[str]:
         """Paths of all checkpoints, oldest first."""
         self.fs.invalidate_cache()
-        return self.named("step-*.pt")
+        return sorted(self.named("step-*.pt"), key=_order)
 
     def named(self, pattern: str) -> list[str]:
         """Paths of the files whose names match, sorted; the folder's own name is no pattern."""
@@ -213,6 +226,12 @@ class CheckpointStore:
 
     def _read(self, path: str) -> bytes | None:
         return _payload(self.fs.cat_file(path))
+
+
+def _order(path: str) -> tuple[int, str]:
+    """Key by which checkpoints are sorted: numbers have leading zeros, large ones more digits."""
+    name = path.rpartition("/")[2]
+    return len(name), name
 
 
 def _payload(content: bytes) -> bytes | None:

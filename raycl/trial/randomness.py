@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections.abc import Sequence
@@ -135,13 +136,24 @@ class Randomness:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` gave."""
+        """Restore what ``state_dict`` gave.
+
+        Generators of a device have no state on one of another kind: augmentation goes on there with
+        new numbers.
+        """
         random.setstate(state["python"])
         kind, keys, *rest = state["numpy"]
         np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
         torch.set_rng_state(state["torch"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], self.device)
+        cuda = state["cuda"]
+        if (cuda is not None) != (self.device.type == "cuda"):
+            data, method, augment = state["own"]
+            drawn = [int(child) for child in hashlib.sha256(augment.numpy().tobytes()).digest()]
+            self._seed_own([self.seed, *drawn])
+            self.load_own([data, method, self.augment.get_state()])
+            return
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, self.device)
         self.load_own(state["own"])
 
 

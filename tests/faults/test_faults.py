@@ -146,10 +146,14 @@ def has_two(lab: Lab) -> bool:
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    "number",
+    [
+        signal.SIGINT,
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGTERM, signal.SIGUSR1)),
+    ],
 )
 def test_interrupted_damaged_and_resumed(lab: Lab, number: signal.Signals) -> None:
-    """Ctrl-C; and a preemption that leaves a torn file behind."""
+    """Ctrl-C; a preemption that leaves a torn file behind; a batch system's own signal."""
     sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.3}], seeds=2)
     driver = lab.start("run", str(sweep))
     until(lambda: has_two(lab), driver)

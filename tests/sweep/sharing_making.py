@@ -44,6 +44,7 @@ class Lab:
         storage: Folder or URL.
         rows: Rows that were reported, in order: the trial's name and the row.
         kill: Called with each row before it is reported; may raise ``Killed``.
+        made_of: What the sweep is made of.
     """
 
     sweep: spec.Sweep
@@ -51,6 +52,7 @@ class Lab:
     storage: str
     rows: list[tuple[str, Row]] = field(default_factory=list)
     kill: Callable[[str, Row], None] = lambda name, row: None
+    made_of: MadeOf | None = None
 
     @property
     def tasks(self) -> dict[str, int]:
@@ -79,7 +81,9 @@ class Lab:
         return found
 
     def _train(self, plan: TrialPlan) -> None:
-        settings = trainable.Settings(self.storage, 1e9, 2, "validation/x", "max")
+        settings = trainable.Settings(
+            self.storage, 1e9, 2, "validation/x", "max", made_of=self.made_of
+        )
 
         def report(row: Row, settings: trainable.Settings) -> None:
             self.kill(plan.name, row)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import signal
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import tune
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
 from raycl.sweep.execution import events as module
@@ -96,3 +100,25 @@ def test_tune_counts_failures_where_they_are_taken_back() -> None:
     one = Trial("x", stub=True)
     one.run_metadata.num_failures += 1
     assert one.num_failures == 1
+
+
+def test_a_batch_systems_sigusr1_lets_trials_save() -> None:
+    """Tune would end its loop at once, and what runs would count as stopped early."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+    hub = Hub([Log()])
+    try:
+        Events(hub, lambda: None, 0).setup(stop=None, num_samples=1, total_num_samples=1)
+        signal.raise_signal(signal.SIGUSR1)
+        assert hub.interrupted
+        assert heard == []
+        signal.raise_signal(signal.SIGUSR1)  # the one by which ``Events`` ends Tune's loop
+        assert heard == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_tune_sets_its_handler_before_it_calls_our_hook() -> None:
+    run = inspect.getsource(tune.run)
+    assert 0 < run.index("_setup_signal_catching()") < run.index("runner.setup_experiments(")
+    assert "_callbacks.setup(" in inspect.getsource(TuneController.setup_experiments)

@@ -415,3 +415,24 @@ def test_bad_spaces():
             parse(value)
     assert parse({"lr": 3}) is None
     assert parse([1]) is None
+
+
+def test_a_learner_of_ones_own_in_a_methods_options_is_a_file_that_workers_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_learner.py").write_text(
+        "from raycl.methods.finetune import Finetune\n\n\nclass Mine(Finetune):\n    pass\n"
+    )
+    learner = {"name": "own_learner.py:Mine"}
+    cdl = {"name": "cdl", "teacher": {"name": "mlp", "hidden": [8]}, "learner": learner}
+    sweep = spec.Sweep.model_validate(
+        {
+            "name": "s",
+            "benchmark": {"name": "split", "dataset": "digits", "tasks": 2},
+            "methods": [cdl],
+            "network": {"name": "mlp", "hidden": [8]},
+        }
+    )
+    assert expand.python_files(sweep) == ["own_learner.py"]
+    assert expand.own_files(sweep)

@@ -53,7 +53,18 @@ SWEEP = {
 class InProcess:
     """In place of ``Execution``: one trial, without Ray."""
 
-    def __init__(self, sweep: Any, folder: SweepFolder, address: Any, root: Path, uri: Any) -> None:
+    accepted: list[bool] = []
+
+    def __init__(
+        self,
+        sweep: Any,
+        folder: SweepFolder,
+        address: Any,
+        root: Path,
+        uri: Any,
+        accept_changes: bool = False,
+    ) -> None:
+        self.accepted.append(accept_changes)
         self.sweep, self.folder, self.root = sweep, folder, root
         self.storage = folder.storage(None)
         self.data: Any = {}
@@ -149,6 +160,28 @@ def test_writing_again_gives_the_same_file_and_another_one_is_not_overwritten(
     assert "is there, and is no weights file of trial" in err
     assert path.read_bytes() == before
     assert not list(root.glob(".*tmp"))
+
+
+def test_checkpoints_that_are_damaged_or_gone_are_told_in_one_line(root: Path, cli: Cli) -> None:
+    assert cli()[0] == 0
+    (plan,) = expand.final_plans(spec.load(write(root)), {})
+    trials = root / "pre" / "trials" / plan.key
+    hint = f"remove {trials} and {root}/pre/outcomes/{plan.key}.json, and the trial runs again"
+    (path,) = trials.glob("step-*.pt")
+    path.write_bytes(b"torn")
+    code, _, err = cli()
+    what = f"error: raycl pretrain: trial {plan.key}: every checkpoint is damaged: {path}; "
+    assert (code, err) == (2, f"{what}{hint}\n")
+    path.unlink()
+    code, _, err = cli()
+    assert (code, err.partition("; ")[2]) == (2, f"{hint}\n")
+
+
+def test_changes_are_accepted_as_by_raycl_run(cli: Cli) -> None:
+    assert cli("--accept-changes")[0] == 0
+    assert InProcess.accepted[-1] is True
+    assert cli()[0] == 0
+    assert InProcess.accepted[-1] is False
 
 
 def test_one_of_several_trials(root: Path, cli: Cli) -> None:

@@ -17,13 +17,16 @@ import pytest
 from test_events import Log, trial
 
 from raycl.errors import UserError
-from raycl.sweep.execution import events, storage, trainable
+from raycl.sweep.execution import cluster, events, storage, trainable
 from raycl.sweep.execution.cluster import bundles
 from raycl.sweep.execution.events import Events, Hub
 from raycl.sweep.execution.reaper import began
 from raycl.sweep.execution.rows import result_of
 from raycl.sweep.execution.stage import _quiet_stdout
 from raycl.sweep.execution.storage import LEASE, Lease
+from raycl.sweep.plan.expand import Preview
+from raycl.sweep.record import folder
+from raycl.tracking import journal
 
 
 def lease(url: str, sweep_id: str) -> Lease:
@@ -147,6 +150,28 @@ def test_a_driver_that_was_replaced_ends(tmp_path: Path, monkeypatch: pytest.Mon
     assert got == [signal.SIGTERM]
     assert "/some/runs/s" in mine.taken_by
     assert json.loads((tmp_path / LEASE).read_text())["sweep_id"] == "b", "it is the other's now"
+
+
+def test_only_ones_own_lease_is_removed(tmp_path: Path) -> None:
+    mine = lease(str(tmp_path), "a")
+    with mine.held():  # suspended, and ended before it looks again
+        lease(str(tmp_path), "b")._write()
+    assert json.loads((tmp_path / LEASE).read_text())["sweep_id"] == "b"
+
+
+def test_a_file_system_may_raise_anything_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class EndpointConnectionError(Exception):
+        pass
+
+    def away(*arguments: Any, **options: Any) -> None:
+        raise EndpointConnectionError
+
+    mine = lease(str(tmp_path), "a")
+    with mine.held():
+        monkeypatch.setattr(type(mine.fs), "rm", away)
+    assert (tmp_path / LEASE).exists(), "it goes stale"
 
 
 def test_unusable_storage_is_one_line(tmp_path: Path) -> None:
@@ -292,3 +317,33 @@ def test_memory_is_asked_of_ray() -> None:
     asked = bundles({"cpu": 1.0, "gpu": 0.0, "memory": 2.5, "env_runners": 1})
     assert asked == [{"CPU": 1.0, "memory": 2.5e9}, {"CPU": 1.0}]
     assert bundles({"cpu": 0.5, "gpu": 0.25, "memory": 0.0}) == [{"CPU": 0.5, "GPU": 0.25}]
+
+
+def asks(**resources: float) -> Preview:
+    return Preview("final", "x-s0", "b", "m", 0, {}, {"cpu": 1.0, "gpu": 0.0} | resources)
+
+
+def test_one_node_must_have_all_that_a_trial_asks_for() -> None:
+    nodes = [{"CPU": 8.0, "memory": 4e9}, {"CPU": 2.0, "GPU": 1.0, "memory": 64e9}]
+    cluster._check([asks(cpu=8.0), asks(cpu=2.0, gpu=1.0, memory=64.0)], nodes)
+    with pytest.raises(cluster.TooMuch, match="asks for 4 CPUs and 1 GPUs at once; no node has"):
+        cluster._check([asks(cpu=4.0, gpu=1.0)], nodes)
+    with pytest.raises(cluster.TooMuch, match="asks for 4 CPUs and 8 GB of memory at once"):
+        cluster._check([asks(cpu=4.0, memory=8.0)], nodes)
+    with pytest.raises(cluster.TooMuch, match=r"the largest node has 8$"):
+        cluster._check([asks(cpu=9.0)], nodes)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def no_locks(*arguments: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(folder.fcntl, "flock", no_locks)
+    said = f"--runs: {tmp_path}/?s?: its file system has no locks: {os.strerror(number)}; give"
+    with pytest.raises(UserError, match=said), folder.SweepFolder(tmp_path, "s").lock():
+        pass
+    with pytest.raises(UserError, match=said):
+        journal.Lock(tmp_path)

@@ -49,7 +49,7 @@ def test_a_search_that_finished_nothing_is_opened_again_by_resume(tmp_path: Path
     assert not found._missing_search()
     found.reopened = True
     assert found._missing_search()
-    assert found.outcomes.forget_errors(found._open_kinds()) == 2
+    assert len(found._again_by_resume()) == 2
     found.folder.record_winners({(benchmark, method): {"train.lr": 0.1}})
     assert found._without_winner() == []
     assert found._missing_final()
@@ -139,3 +139,47 @@ def test_search_trials_start_in_the_order_of_the_file_where_some_are_stopped(
     order = [started.index(plan.key) for plan in plans]
     assert (order != [0, 1, 2, 3]) == reordered
     assert hub.listeners == []
+
+
+def test_a_search_whose_time_was_over_before_anything_finished_goes_on(tmp_path: Path) -> None:
+    def cut(path: Path, **changes: Any) -> run.Execution:
+        path.mkdir()
+        found = execution(path, **changes)
+        for plan in expand.search_plans(found.sweep):
+            found.outcomes.add(Outcome.of(plan, "stopped-early", {}, ""))
+        found.folder.record_winners({})
+        return found
+
+    found = cut(tmp_path / "limited", search={"num_samples": 1, "time_budget": 9})
+    again = found._again_by_resume()
+    assert len(again) == 2
+    found._forget(again)
+    assert found.folder.outcomes.all() == []
+    (group,) = found._without_winner()
+    found.folder.record_winners({group: {"train.lr": 0.1}})
+    assert found._again_by_resume() == [], "it has a winner"
+    assert cut(tmp_path / "not", scheduler={"name": "asha"})._again_by_resume() == []
+
+
+def test_what_is_refused_has_changed_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a failed trial's outcome nor a damaged one."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    found = execution(tmp_path, methods=["finetune"], seeds=2)
+    bad, torn = expand.final_plans(found.sweep, {})
+    found.outcomes.add(Outcome.of(bad, "error", {}, "MemoryError"))
+    (found.folder.path / "outcomes" / f"{torn.key}.json").write_text("{")
+    before = sorted(path.name for path in (found.folder.path / "outcomes").iterdir())
+
+    def refuse(*_: Any) -> None:
+        raise UserError("name", "was begun with other code or data")
+
+    monkeypatch.setattr(found, "_accept", refuse)
+    with pytest.raises(UserError, match="other code or data"):
+        found.run(retry_errors=True)
+    monkeypatch.setattr(found, "_accept", lambda _: None)
+    monkeypatch.setattr(run.cluster, "connect", refuse)
+    with pytest.raises(UserError):
+        found.run(retry_errors=True)
+    assert sorted(path.name for path in (found.folder.path / "outcomes").iterdir()) == before

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -167,3 +169,84 @@ def test_the_report_says_what_was_not_run_here() -> None:
     )
     assert "(12%)" in line
     assert not [*_shared(runs[:1]), *_taken_over(runs[:1])]
+
+
+def test_a_sweep_that_cannot_be_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A hidden copy of one, and one whose storage is away or needs a package."""
+    _, plans, second = two(tmp_path)
+    first = second.root / "first"
+    shutil.copytree(first, second.root / ".first")
+    assert finished_elsewhere(second, plans, here, NONE)
+    assert not caplog.messages, "a hidden folder is none of a sweep"
+    identity = json.loads((first / "spec.json").read_text())
+    identity["resolved"]["storage"] = "nosuch://bucket"
+    (first / "spec.json").write_text(json.dumps(identity))
+    assert not finished_elsewhere(second, plans, here, NONE)
+    (said,) = caplog.messages
+    assert said.startswith(f"nothing of {first} is taken over: ")
+
+
+def test_a_trial_that_is_gone_while_it_is_copied_runs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, plans, second = two(tmp_path)
+    (found,) = finished_elsewhere(second, plans, here, NONE).values()
+    log, storage = Log(), second.path / "trials"
+    read = found.store.fs.cat_file
+
+    class Failing:
+        """A file system whose last file cannot be read."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(CheckpointStore(str(storage)).fs, name)
+
+        def cat_file(self, path: str) -> Any:
+            if path == found.store.paths()[-1]:
+                raise EndpointConnectionError("away")
+            return read(path)
+
+    class EndpointConnectionError(Exception):
+        pass
+
+    store = CheckpointStore(found.store.url)
+    store.fs = Failing()
+    assert not take_over(plans[0], replace(found, store=store), str(storage), Hub([log]))
+    assert log.calls == []
+    shutil.rmtree(found.store.root)
+    assert not take_over(plans[0], found, str(storage), Hub([log]))
+    assert log.calls == []
+    said = f"{plans[0].name} of {found.folder.path} is not taken over: "
+    assert [line.startswith(said) for line in caplog.messages] == [True, True]
+
+
+def test_a_disk_that_is_full_is_no_fault_of_the_other_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, plans, second = two(tmp_path)
+    (found,) = finished_elsewhere(second, plans, here, NONE).values()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(CheckpointStore, "put_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        take_over(plans[0], found, str(second.path / "trials"), Hub([]))
+
+
+def test_a_result_that_a_storage_had_before_says_so(tmp_path: Path) -> None:
+    """As when two runs folders use one storage, one after the other."""
+    spec = text(methods=["finetune"], benchmark=STREAM)
+    one = lab(tmp_path, spec)
+    plans = without(one.plans())
+    one.made_of = replace(NONE, data={"data set digits": "1"})
+    one.run(plans)
+    assert "continued" not in one.rows[-1][1]["made"]
+    one.run(plans)
+    assert "continued" not in one.rows[-1][1]["made"], "its driver was killed before it wrote it"
+    one.made_of = replace(NONE, data={"data set digits": "2"})
+    one.run(plans)
+    _, last = one.rows[-1]
+    assert last["made"]["continued"] == "with other made_of"
+    assert last["note"].endswith(".pt, with other made_of")

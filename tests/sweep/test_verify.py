@@ -250,3 +250,27 @@ def test_code_and_machine_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert package in machine["versions"]
     assert made_of._sources("timm.models.vit").keys() == {"timm"}
     assert made_of._sources("raycl.methods.ewc") == made_of._sources("no_such") == {}
+
+
+def test_only_its_own_folder_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Though the runs folder has a name that fsspec reads as a chain of URLs."""
+    theirs = tmp_path / "a" / "theirs"
+    mine = tmp_path / "a::b" / "runs" / "s" / "trials" / "verify-0"
+    for folder in (theirs, mine):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("x")
+    verify._remove(str(mine))
+    assert theirs.exists()
+    assert not mine.exists()
+    assert mine.parent.exists()
+    verify._remove(str(mine))
+    assert not caplog.messages, "nothing was written there"
+    verify._remove("nosuch://x/y")
+    assert caplog.messages[0].startswith("nosuch://x/y cannot be removed: ")
+
+
+def test_a_trial_runs_again_with_as_many_threads_as_it_had(tmp_path: Path) -> None:
+    (plan, *_) = expand.final_plans(sweep_of(tmp_path, methods=["finetune"]), {})
+    now = sweep_of(tmp_path, methods=["finetune"], resources={"cpu": 4})
+    again = verify.plan_again(now, Outcome.of(plan, "finished", {}, ""))
+    assert (again.config["threads"], again.key) == (1, plan.key)

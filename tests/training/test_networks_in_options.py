@@ -207,6 +207,7 @@ def test_files_of_users_are_known(root: Path) -> None:
     (root / "mine2.py").write_text(METHOD)
     sweep = sweep_of(root, {"name": "net.py:Net"})
     assert expand.own_files(sweep)
+    assert expand.python_files(sweep) == ["mine.py", "net.py"]
 
 
 def test_networks_are_options() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,37 @@ def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     assert loaded is not None
     assert loaded.state["step"] == 2
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_steps_may_have_more_digits(tmp_path: Path) -> None:
+    found = store(tmp_path, 999_999_998, 999_999_999, 1_000_000_000, 12_000_000_000)
+    assert [int(path.rpartition("-")[2][:-3]) for path in found.paths()] == [
+        1_000_000_000,
+        12_000_000_000,
+    ]
+    loaded = found.load()
+    assert loaded is not None
+    assert loaded.state["step"] == 12_000_000_000
+
+
+def test_a_damaged_newest_one_does_not_count_among_those_that_are_kept(tmp_path: Path) -> None:
+    found = store(tmp_path, 1, 2, 9)
+    Path(found.paths()[-1]).write_bytes(b"torn")
+    for step in (3, 4):  # the trial goes on from the second step
+        found.save({"step": step}, step)
+    names = [Path(path).name for path in found.paths()]
+    assert names == ["step-000000003.pt", "step-000000004.pt", "step-000000009.pt"]
+    for step in (9, 10):
+        found.save({"step": step}, step)
+    assert [Path(path).name for path in found.paths()] == ["step-000000009.pt", "step-000000010.pt"]
+
+
+def test_drafts_of_killed_workers_are_removed_after_an_hour(tmp_path: Path) -> None:
+    found = store(tmp_path, 1)
+    old, new = (tmp_path / "trial" / name for name in (".a.tmp", ".b.tmp"))
+    for draft in (old, new):
+        draft.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    found.save({}, 2)
+    assert not old.exists()
+    assert new.exists(), "somebody may still write it"

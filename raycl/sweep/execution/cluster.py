@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from secrets import token_hex
@@ -33,6 +34,9 @@ NOT_UPLOADED = (
 
 
 GB = 1e9
+DIED = "Ray on this machine has died"
+RAY_DIED = 3
+"""Exit code."""
 
 
 class Interrupted(Exception):
@@ -109,6 +113,23 @@ def not_uploaded() -> list[str]:
     return [*NOT_UPLOADED, *inside]
 
 
+def is_uploaded(path: Path) -> bool:
+    """Whether a file below the current directory is one of those that Ray sends to a cluster."""
+    from ray._private.ray_constants import (
+        RAY_RUNTIME_ENV_IGNORE_GITIGNORE,
+        get_runtime_env_default_excludes,
+    )
+    from ray._private.runtime_env.packaging import _get_excludes, get_excludes_from_ignore_files
+
+    here, path = Path.cwd().resolve(), path.resolve()
+    gitignore = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    ignored = [_get_excludes(here, [*get_runtime_env_default_excludes(), *not_uploaded()])]
+    for folder in path.parents:
+        if folder.is_relative_to(here):
+            ignored += get_excludes_from_ignore_files(folder, include_gitignore=gitignore)
+    return not any(matches(path) for matches in ignored)
+
+
 def at_home() -> None:
     """Put runs and data of a Ray job into ~/raycl, as its working directory is deleted."""
     if in_job():
@@ -145,7 +166,7 @@ def connect(
         plans: What will run, to refuse what cannot fit.
         storage: Folder of the sweep's checkpoints; ``None``: nothing is kept.
         own_files: Whether trials need Python files of the current directory.
-        stuck: See ``ray_here.Watch``.
+        stuck: See ``ray_here.Watch``; default: end this process, with a line.
 
     Raises:
         RayDied: The Ray that was started here died.
@@ -158,7 +179,7 @@ def connect(
 
     meanwhile = Thread(target=_import_meanwhile, daemon=True)
     meanwhile.start()
-    local, watch = where == "local", ray_here.Watch(stuck)
+    local, watch = where == "local", ray_here.Watch(stuck or _end)
     with ray_here.reaped() if local else contextlib.nullcontext() as reaper:
         try:
             with signals.blocked():
@@ -177,6 +198,13 @@ def connect(
                 else:
                     ray_here.tell(reaper)
                     ray.shutdown()
+
+
+def _end() -> None:
+    """End from another thread: the main one waits in Ray's library for what is dead."""
+    with contextlib.suppress(OSError):  # the terminal is gone
+        print(f"error: {DIED}", file=sys.stderr, flush=True)
+    os._exit(RAY_DIED)
 
 
 def _not_started(where: str, error: Exception) -> UserError:
@@ -324,7 +352,24 @@ def _check(plans: Sequence[Preview], nodes: Sequence[dict[str, float]]) -> None:
             if wanted > largest:
                 what = f"trial {plan.name} asks for {wanted:g} {unit}; "
                 raise TooMuch(plan, kind, f"{what}the largest node has {largest:.4g}")
+        _check_at_once(plan, nodes)
         _check_runners(plan, nodes)
+
+
+def _check_at_once(plan: Preview, nodes: Sequence[dict[str, float]]) -> None:
+    """Refuse a trial for which one node has enough of this, another of that, and none of all."""
+    own, *_ = bundles(plan.resources)
+    if any(_holds(node, own) for node in nodes):
+        return
+    units = {"cpu": "CPUs", "gpu": "GPUs", "memory": "GB of memory"}
+    asked = [(kind, plan.resources[kind]) for kind in units if plan.resources.get(kind)]
+    words = " and ".join(f"{wanted:g} {units[kind]}" for kind, wanted in asked)
+    what = f"trial {plan.name} asks for {words} at once; no node has all of that"
+    raise TooMuch(plan, "gpu" if plan.resources.get("gpu") else "cpu", what)
+
+
+def _holds(node: Mapping[str, float], bundle: Mapping[str, float]) -> bool:
+    return all(node.get(kind, 0.0) >= n for kind, n in bundle.items())
 
 
 def _check_runners(plan: Preview, nodes: Sequence[dict[str, float]]) -> None:
@@ -334,7 +379,7 @@ def _check_runners(plan: Preview, nodes: Sequence[dict[str, float]]) -> None:
         return
     rooms = []
     for i, node in enumerate(nodes):
-        if all(node.get(kind, 0.0) >= n for kind, n in own.items()):
+        if _holds(node, own):
             free = [
                 other.get("CPU", 0.0) - (own["CPU"] if i == j else 0.0)
                 for j, other in enumerate(nodes)

@@ -11,6 +11,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Protocol
 
 from ray import tune
@@ -171,6 +172,24 @@ class Events(tune.Callback):
         plan = plan_of(trial.config)
         owner = self._hub.owners.setdefault(plan.key, trial.trial_id)
         return plan if owner == trial.trial_id else None
+
+    def setup(self, *arguments: Any, **info: Any) -> None:
+        """Tune's hook, after it has set its handler of SIGUSR1 and before its loop.
+
+        The first SIGUSR1 from outside, which batch systems send before the time of a job is over,
+        means what the signals of ``signals.STOP`` mean; Tune would end its loop at once.
+        """
+        tunes, hub = signal.getsignal(signal.SIGUSR1), self._hub
+        if not callable(tunes):  # Tune has set none
+            return
+
+        def heard(number: int, frame: FrameType | None) -> None:
+            if hub.ending:
+                tunes(number, frame)
+            else:
+                hub.interrupted = True
+
+        signal.signal(signal.SIGUSR1, heard)
 
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
         """Tune's hook, several times a second: a stage that is to end does, once all is saved.

@@ -23,9 +23,10 @@ How a sweep stops while trials run, in the order of events:
 
 A storage that cannot be written (``Hub.broken``) takes the same way from step 2 on, without the
 grace: there is nowhere to save to; ``stage`` raises ``Broken``, and the exit code is 1. A second
-Ctrl-C is ignored while the time of step 2 runs; after it, it raises ``KeyboardInterrupt``. A search
-that uses up its time ends by Tune itself; its trials count as stopped early. When Ray itself dies
-nobody can be asked to save: see ``ray_here.Watch``.
+Ctrl-C is ignored while the time of step 2 runs; after it, it raises ``KeyboardInterrupt``. A
+SIGUSR1 from outside while trials run is noted as in step 1; a second one is that of step 4. When a
+search has used up its time, Tune itself ends it; its trials count as stopped early. When Ray itself
+dies nobody can be asked to save: see ``ray_here.Watch``.
 """
 
 from __future__ import annotations

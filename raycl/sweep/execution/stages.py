@@ -146,11 +146,11 @@ class Stages:
 
         assert settings.made_of is not None
         found = finished_elsewhere(self.folder, plans, made, settings.made_of)
-        for plan in plans:
-            if plan.key in found:
-                take_over(plan, found[plan.key], self.storage, self.stage.hub)
-        if found:
-            self.say(f"{len(found)} trials were taken over from other sweeps")
+        wanted = [plan for plan in plans if plan.key in found]
+        hub = self.stage.hub
+        count = sum(take_over(plan, found[plan.key], self.storage, hub) for plan in wanted)
+        if count:
+            self.say(f"{count} trials were taken over from other sweeps")
 
     @contextmanager
     def _progress(self, total: int, over: int, tasks: int, title: str) -> Iterator[None]:

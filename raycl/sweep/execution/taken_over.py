@@ -7,23 +7,26 @@ so that it has everything that a trial of this sweep has.
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raycl.atomic import Damaged
+from raycl.errors import NO_ROOM
 from raycl.sweep.execution.events import Hub
+from raycl.sweep.plan.expand import own_code
 from raycl.sweep.plan.plan import TrialPlan
 from raycl.sweep.record.folder import SweepFolder
-from raycl.sweep.record.made_of import MADE, MadeOf, own_code, same
+from raycl.sweep.record.made_of import MADE, MadeOf, same
 from raycl.sweep.record.outcomes import Outcome
 from raycl.tracking import journal
 from raycl.tracking.journal import JOURNAL
 from raycl.trial.checkpoint import CheckpointStore
 from raycl.trial.run import Row
 from raycl.trial.sharing import TAKEN_FROM
+
+log = logging.getLogger(__name__)
 
 Made = Mapping[str, str]
 
@@ -56,32 +59,47 @@ def finished_elsewhere(
         plans: What it has to run.
         made: From a plan to what it would be made with; ``None``: that cannot be told here.
         made_of: What the sweep is made of, for classes from files of one's own.
+
+    Returns:
+        Without those of sweeps that cannot be read, each of which is warned of once.
     """
     wanted = {plan.key: plan for plan in plans}
     found: dict[str, Finished] = {}
+    unread: set[str] = set()
     for path in sorted(folder.root.glob("*/outcomes/*.json")):
         plan = wanted.get(path.stem)
         other = path.parent.parent.name
-        if plan is None or plan.key in found or other == folder.name:
+        passed_over = other == folder.name or other.startswith(".") or other in unread
+        if plan is None or plan.key in found or passed_over:
             continue
-        with contextlib.suppress(Damaged, OSError, KeyError):
+        try:
             one = _finished(SweepFolder(folder.root, other), path)
-            now = made(plan)
-            if one is None or now is None or not same(one.outcome.row.get(MADE, {}), now):
-                continue
-            threads = one.outcome.config.get("threads")
-            if threads != plan.config.get("threads"):
-                continue  # more of them may round otherwise
-            theirs = one.folder.made_of()
-            if theirs is None or one.outcome.tags.get("made_of", theirs.key) != theirs.key:
-                continue  # made before a change that the other sweep has accepted
-            files = theirs.data.keys() & made_of.data.keys()
-            own = set(own_code(plan.config))
-            if all(theirs.data[name] == made_of.data[name] for name in files) and all(
-                theirs.code.get(name) == made_of.code.get(name) for name in own
-            ):
+            if one is not None and _the_same(one, plan, made(plan), made_of):
                 found[plan.key] = one
+        except Exception as error:  # noqa: BLE001  (file systems raise what they like)
+            unread.add(other)
+            log.warning("nothing of %s is taken over: %s", path.parent.parent, _told(error))
     return found
+
+
+def _told(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _the_same(one: Finished, plan: TrialPlan, now: Made | None, made_of: MadeOf) -> bool:
+    """Whether a trial would come to the same bits here."""
+    if now is None or not same(one.outcome.row.get(MADE, {}), now):
+        return False
+    if one.outcome.config.get("threads") != plan.config.get("threads"):
+        return False  # more of them may round otherwise
+    theirs = one.folder.made_of()
+    if theirs is None or one.outcome.tags.get("made_of", theirs.key) != theirs.key:
+        return False  # made before a change that the other sweep has accepted
+    files = theirs.data.keys() & made_of.data.keys()
+    own = set(own_code(plan.config))
+    return all(theirs.data[name] == made_of.data[name] for name in files) and all(
+        theirs.code.get(name) == made_of.code.get(name) for name in own
+    )
 
 
 def _finished(folder: SweepFolder, path: Path) -> Finished | None:
@@ -94,7 +112,7 @@ def _finished(folder: SweepFolder, path: Path) -> Finished | None:
     return Finished(outcome, store, folder) if store.paths() else None
 
 
-def take_over(plan: TrialPlan, other: Finished, storage: str, hub: Hub) -> None:
+def take_over(plan: TrialPlan, other: Finished, storage: str, hub: Hub) -> bool:
     """Make a trial of another sweep one of this sweep.
 
     Args:
@@ -102,20 +120,41 @@ def take_over(plan: TrialPlan, other: Finished, storage: str, hub: Hub) -> None:
         other: The trial there.
         storage: Folder of this sweep in the storage.
         hub: Is told of the trial as if it had run.
+
+    Returns:
+        Whether it could be read to its end; if not, that is warned of, and the hub knows nothing.
     """
-    store = CheckpointStore(f"{storage}/{plan.key}")
-    source = other.store
-    for path in source.fs.find(source.root):
-        name = path[len(source.root) :].lstrip("/")
-        if not name.rpartition("/")[2].startswith("."):
-            store.put_bytes(name, source.fs.cat_file(path))
+    try:
+        rows = list(_rows(other.folder.path / JOURNAL, plan.key))
+        _copy(other.store, CheckpointStore(f"{storage}/{plan.key}"))
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise  # it is this sweep's storage that is full
+        log.warning("%s of %s is not taken over: %s", plan.name, other.folder.path, _told(error))
+        return False
     hub.started(plan)
-    for row in _rows(other.folder.path / JOURNAL, plan.key):
+    for row in rows:
         hub.row(plan, row)
     result: dict[str, Any] = other.outcome.row["result"]
     last = other.outcome.row | {"result": result | {TAKEN_FROM: other.folder.name}}
     hub.row(plan, last)
     hub.ended(plan, "finished")
+    return True
+
+
+def _copy(source: CheckpointStore, store: CheckpointStore) -> None:
+    """Copy a trial's files; checkpoints last, so that half a copy is none to go on from.
+
+    Raises:
+        FileNotFoundError: The checkpoints are gone.
+    """
+    steps = source.paths()
+    if not steps:
+        raise FileNotFoundError(f"{source.root} has no checkpoint any more")
+    for path in [*(path for path in source.fs.find(source.root) if path not in steps), *steps]:
+        name = path[len(source.root) :].lstrip("/")
+        if not name.rpartition("/")[2].startswith("."):
+            store.put_bytes(name, source.fs.cat_file(path))
 
 
 def _rows(path: Path, key: str) -> Iterator[Row]:

@@ -246,6 +246,11 @@ def _world(settings: Settings, device: str) -> dict[str, str]:
     return {**settings.made, **made_of, **process(device)}
 
 
+def _of_sweep(begun: Mapping[str, str]) -> dict[str, str]:
+    """What of a trial's beginning belongs to its sweep, wherever the trial runs."""
+    return {word: begun[word] for word in ("code", "data", "made_of") if word in begun}
+
+
 def _take(prefixes: Prefixes, keeper: Keeper, settings: Settings) -> None:
     """Go on from a state that another trial has left, if there is one, and report its rows."""
     with kept():
@@ -313,7 +318,11 @@ class Keeper:
         self.prefixes.load_state_dict(loaded.state.pop(SHARED, {}))
         self.run.load_state_dict(loaded.state)
         self.saved = self.run.progress
+        if self.made and (other := continued(*map(_of_sweep, (begun, self.begun)))):
+            self.made[CONTINUED] = other  # it was over when this sweep found it
         note = f"continues from {loaded.path}"
+        if self.continued:
+            note += f", {self.continued}"
         if loaded.damaged:
             note += f"; passed over as damaged: {', '.join(loaded.damaged)}"
         return note

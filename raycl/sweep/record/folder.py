@@ -289,6 +289,9 @@ class SweepFolder:
                 raise UserError(
                     "name", f"'{self.name}' is being run by process {file.read() or '?'}"
                 ) from error
+            except OSError as error:
+                what = f"{self.path}: its file system has no locks: {error.strerror}"
+                raise UserError("--runs", what, "give a folder on another file system") from error
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()

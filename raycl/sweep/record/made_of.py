@@ -30,7 +30,7 @@ from raycl.networks.base import LOADED, from_hubs
 from raycl.sources import sources
 from raycl.sweep.file.blocks import benchmark_configs, networks_in
 from raycl.sweep.file.model import Sweep
-from raycl.sweep.plan.expand import Group, each_value, groups
+from raycl.sweep.plan.expand import Group, each_value, groups, own_code, own_code_of
 from raycl.sweep.plan.plan import fill
 from raycl.training.run import build_benchmark
 
@@ -79,8 +79,7 @@ class MadeOf:
             runs: Folder of all runs.
         """
         both = [sweep] if sweep.search.benchmark is None else [sweep, sweep.for_search]
-        trials = [group.base.config for one in both for group in groups(one)]
-        code = {name: _sources(name) for name in sorted(set(own_code(trials)))}
+        code = {name: _sources(name) for name in own_code_of(sweep)}
         data = {}
         if sweep.kind.needs_data:
             for config in [config for one in both for config in benchmark_configs(one)]:
@@ -145,19 +144,6 @@ def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
             yield f"{name} (new)"
         elif old[name] != new[name]:
             yield name
-
-
-def own_code(tree: Any) -> Iterator[str]:
-    """Files and modules that classes in blocks of a sweep come from, if they are not raycl's."""
-    if isinstance(tree, Mapping):
-        name = tree.get("name")
-        if isinstance(name, str) and ":" in name:
-            yield name.rpartition(":")[0]
-        for value in tree.values():
-            yield from own_code(value)
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            yield from own_code(value)
 
 
 @lru_cache

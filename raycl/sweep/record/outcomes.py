@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -150,13 +150,25 @@ class Outcomes:
         self.damaged = []
         return lines
 
-    def forget_errors(self, kinds: Container[str]) -> int:
-        """Let failed trials of these kinds run again; returns how many."""
-        failed = [o for o in self._known.values() if o.status == "error" and o.kind in kinds]
-        for outcome in failed:
+    def unfinished(self, kinds: Container[str], cut: Container[tuple[str, str]]) -> list[Outcome]:
+        """Trials that are over, and that another attempt may finish.
+
+        Args:
+            kinds: Kinds of those that failed.
+            cut: Benchmark and method of the searches that were cut short.
+        """
+        return [
+            one
+            for one in self._known.values()
+            if (one.status == "error" and one.kind in kinds)
+            or (one.status == "stopped-early" and (one.benchmark, one.method) in cut)
+        ]
+
+    def forget(self, outcomes: Iterable[Outcome]) -> None:
+        """Let these trials run again."""
+        for outcome in outcomes:
             (self.directory / f"{outcome.key}.json").unlink()
             del self._known[outcome.key]
-        return len(failed)
 
 
 class Recorder:
