@@ -273,16 +273,26 @@ def _labels(sweep: spec.Sweep) -> list[str]:
 def print_runs(root: Path) -> None:
     """Print the sweeps that were started, and how their trials ended."""
     rows = []
-    for path in sorted(root.glob("*/spec.json")):
+    for path in sorted(root.glob("[!.]*/spec.json")):
         folder = SweepFolder(root, path.parent.name)
         ends = Counter(outcome.status for outcome in folder.outcomes.all())
-        changed = max(p.stat().st_mtime for p in (path, *path.parent.glob("outcomes/*.json")))
+        changed = max(map(_changed, (path, *path.parent.glob("outcomes/*.json"))))
+        if not changed:  # the folder is being removed
+            continue
         when = datetime.fromtimestamp(changed, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
         rows.append([folder.name, ends["finished"], ends["stopped-early"], ends["error"], when])
     if not rows:
         print(f"no runs in {root}; raycl run SWEEP starts one")
         return
     print_table(["run", "finished", "stopped early", "failed", "last change"], rows)
+
+
+def _changed(path: Path) -> float:
+    """When a file was changed; 0 if it was removed after it was listed."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def print_sweep(path: Path) -> None:

@@ -23,7 +23,7 @@ from raycl.sweep.plan import expand
 from raycl.sweep.plan.plan import TrialPlan
 from raycl.sweep.record.folder import SweepFolder
 from raycl.tracking import store
-from raycl.tracking.names import file_name
+from raycl.tracking.names import distinct, file_name
 from raycl.trial.checkpoint import CheckpointStore, runs_root
 
 ARTIFACTS = "gifs"
@@ -110,15 +110,20 @@ def gif(
         0; 1 if a game could not be drawn, or the pictures did not reach MLflow.
 
     Raises:
-        UserError: No such sweep, seed or method, a sweep on images, no checkpoint yet, or Ray does
-            not answer.
+        UserError: No such sweep, seed or method, a sweep on images, no checkpoint yet, no folder
+            or tracking store to write to, or Ray does not answer.
     """
+    from raycl.report.main import make_out_folder
+    from raycl.tracking.state import store_of
+
     folder = SweepFolder.existing(runs_root(runs), name)
+    uri = store_of(folder.path, tracking_uri).uri
     sweep = spec.load_begun(folder.resolved_file)
     trials, seed = find_trials(sweep, folder, wish)
     out = (wish.out or folder.path / ARTIFACTS).expanduser().absolute()
     if wish.out is None and seed != sweep.seeds[0]:
         out = out / f"seed-{seed}"
+    make_out_folder(out)
     say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
     for trial in trials:
         if trial.note:
@@ -132,7 +137,7 @@ def gif(
         say(f"not drawn: {problem}")
     say(f"pictures: {out / 'index.html'}")
     html = page(name, seed, wish.fps, chapters, embed=True)
-    lost = track(folder, tracking_uri, out, drawable, html)
+    lost = track(folder, uri, out, drawable, html)
     if lost:
         say(f"not in MLflow: {lost}; the same command sends them again")
     return 1 if problems or lost else 0
@@ -177,14 +182,18 @@ def find_trials(sweep: spec.Sweep, folder: SweepFolder, wish: Wish) -> tuple[lis
         for plan in expand.final_plans(sweep, folder.winners() or {})
         if plan.seed == seed and plan.method in (wish.methods or labels)
     ]
-    trials = [_trial(sweep, folder, plan, several=len(blocks) > 1) for plan in plans]
+    chapters = distinct((block["label"] for block in blocks), file_name)
+    trials = [_trial(sweep, folder, plan, chapters) for plan in plans]
     if not any(trial.learnt for trial in trials):
         what = f"no trial of '{sweep.name}' with seed {seed} has learnt a game yet"
         raise UserError("raycl gif", what, "a checkpoint is kept at the end of each game")
     return trials, seed
 
 
-def _trial(sweep: spec.Sweep, folder: SweepFolder, plan: TrialPlan, several: bool) -> Trial:
+def _trial(
+    sweep: spec.Sweep, folder: SweepFolder, plan: TrialPlan, chapters: Mapping[str, str]
+) -> Trial:
+    """The trial of a plan; ``chapters`` are the folders of all benchmarks, by label."""
     storage = f"{folder.storage(sweep.storage)}/{plan.key}"
     games = build_games(plan.config["benchmark"])
     count = min(len(games.games), plan.config["tasks"] or len(games.games))
@@ -195,7 +204,7 @@ def _trial(sweep: spec.Sweep, folder: SweepFolder, plan: TrialPlan, several: boo
     ended = {o.key for o in folder.outcomes.all() if o.status == "finished"}
     if plan.key in ended:  # what is missing now was there
         learnt = count
-    chapter = f"{file_name(plan.benchmark)}/" if several else ""
+    chapter = f"{chapters[plan.benchmark]}/" if len(chapters) > 1 else ""
     return Trial(plan, storage, games, count, learnt, chapter)
 
 
@@ -289,8 +298,6 @@ def track(
     Returns:
         What went wrong, in one line; empty if nothing did.
     """
-    from mlflow.exceptions import MlflowException
-
     from raycl.report.load import connect, load
     from raycl.tracking.state import store_of
 
@@ -312,6 +319,6 @@ def track(
         client.log_text(sweep.parent_id, html, f"{ARTIFACTS}/index.html")
     except UserError as error:
         return str(error)
-    except (MlflowException, OSError) as error:
+    except Exception as error:  # noqa: BLE001  (stores raise whatever their drivers do)
         return store.reason(error)
     return f"there is no run of {', '.join(unknown)}" if unknown else ""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from raycl.report import curves, words
 from raycl.report.statistics import BAND, bootstrap
 from raycl.report.table import Group, Row, Table
+from raycl.tracking.names import distinct
 
 Array = NDArray[np.float64]
 
@@ -70,16 +71,17 @@ def draw(table: Table) -> dict[str, bytes]:
             known = {(row["benchmark"], row["readout"]) for row in _forgotten(table)}
             shown = [panel for panel in percent if panel in known]
             files |= _files("forgetting", _grid(shown, table, _forgetting, height))
-        for benchmark in dict.fromkeys(benchmark for benchmark, _ in panels):
+        slugs = distinct((benchmark for benchmark, _ in panels), _slug)
+        for benchmark in slugs:
             groups = list(_of(table, benchmark))
             if curves.there_are(groups):
                 styles = {method: _style(table, method) for method in _methods(table)}
                 for name, figure in curves.figures(groups, styles, _several(table)):
                     _legend(figure, _methods(table))
-                    files |= _files(f"{name}-{_slug(benchmark)}", figure)
-        for benchmark, readout in panels:
-            name = f"matrix-{_slug(benchmark)}-{_slug(readout)}"
-            files |= _files(name, _matrices(table, benchmark, readout))
+                    files |= _files(f"{name}-{slugs[benchmark]}", figure)
+        names = distinct(panels, lambda panel: f"matrix-{slugs[panel[0]]}-{_slug(panel[1])}")
+        for panel, name in names.items():
+            files |= _files(name, _matrices(table, *panel))
     return files
 
 

@@ -6,8 +6,9 @@ Nothing but the tracking store is read, so a report can be made on any machine t
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from raycl.errors import UserError, nearest
 from raycl.tracking import store
 from raycl.tracking.names import trials_filter
+
+log = logging.getLogger(__name__)
 
 MATRIX = "results/matrix.json"
 RESOLVED = "sweep/resolved.yaml"
@@ -165,20 +168,20 @@ def _load(
         for run in _search(client, experiment.experiment_id, trials_filter(sweep_id))
         if run.data.tags.get("raycl.kind") in ("trial", "winner", "search")
     ]
-    text = _downloads(client, [parent.info.run_id], RESOLVED)[parent.info.run_id]
+    spec = _downloads(client, [parent.info.run_id], RESOLVED, yaml.safe_load)[parent.info.run_id]
     finished = [
         run.info.run_id
         for run in raw
         if _end(run) == "finished" and run.data.tags["raycl.trial_key"] not in known
     ]
-    results = _downloads(client, finished, MATRIX)
+    results = _downloads(client, finished, MATRIX, json.loads)
     runs = [_tracked(run, results.get(run.info.run_id)) for run in raw]
     return TrackedSweep(
         name=name,
         uri=uri,
         sweep_id=sweep_id,
         parent_id=parent.info.run_id,
-        spec=yaml.safe_load(text) if text else {},
+        spec=spec or {},
         runs=sorted(runs, key=lambda run: (run.started, run.name)),
         changes=parent.data.tags.get("raycl.changes", ""),
     )
@@ -194,19 +197,31 @@ def _search(client: MlflowClient, experiment: str, query: str) -> Iterable[Run]:
             return
 
 
-def _downloads(client: MlflowClient, runs: Sequence[str], path: str) -> dict[str, str | None]:
-    """Download one artifact of each run as text; ``None`` where that fails."""
+def _downloads(
+    client: MlflowClient, runs: Sequence[str], path: str, parse: Callable[[str], Any]
+) -> dict[str, dict[str, Any] | None]:
+    """Download and parse one artifact of each run; ``None`` where that fails, which is said."""
+    problems: list[str] = []
 
-    def fetch(run_id: str) -> str | None:
+    def fetch(run_id: str) -> dict[str, Any] | None:
         target = Path(folder, run_id)
         target.mkdir()
         try:
-            return Path(client.download_artifacts(run_id, path, str(target))).read_text("utf-8")
-        except (MlflowException, OSError):
+            file = client.download_artifacts(run_id, path, str(target))
+            found = parse(Path(file).read_text("utf-8"))
+        except Exception as error:  # noqa: BLE001  (stores raise whatever their drivers do)
+            problems.append(store.reason(error))
             return None
+        if isinstance(found, dict):
+            return found
+        problems.append("it is not whole")
+        return None
 
     with TemporaryDirectory() as folder, ThreadPoolExecutor(_DOWNLOADS) as pool:
-        return dict(zip(runs, pool.map(fetch, runs), strict=True))
+        found = dict(zip(runs, pool.map(fetch, runs), strict=True))
+    if problems:
+        log.warning("%s of %d runs cannot be read: %s", path, len(problems), problems[0])
+    return found
 
 
 def _end(run: Run) -> str:
@@ -219,7 +234,7 @@ def _end(run: Run) -> str:
     return str(end or "unknown")
 
 
-def _tracked(run: Run, text: str | None) -> TrackedRun:
+def _tracked(run: Run, result: Mapping[str, Any] | None) -> TrackedRun:
     tags = run.data.tags
     return TrackedRun(
         run_id=run.info.run_id,
@@ -234,7 +249,7 @@ def _tracked(run: Run, text: str | None) -> TrackedRun:
         reason=reason(tags.get("raycl.error", "")),
         started=run.info.start_time,
         metrics=run.data.metrics,
-        result=json.loads(text) if text else None,
+        result=result,
         made_of=tags.get("raycl.made_of", ""),
         pretrained=tags.get("raycl.pretrained", ""),
         seen=tags.get("raycl.seen_images", ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,10 +69,12 @@ def show(
         file: Stream to print to; ``None``: standard output.
 
     Raises:
-        UserError: Unknown format or baseline.
+        UserError: Unknown format or baseline, or ``out`` cannot be a folder.
     """
     _check(fmt)
     table = make_table(sweep, baseline)
+    if out is not None:
+        make_out_folder(out)
     file = file or sys.stdout
     if fmt == "table":
         console = Console(file=file)
@@ -109,27 +112,53 @@ def write_report(
     """
     sweep = load(name, uri)
     table = make_table(sweep, baseline)
-    write(sweep, table, out, log_to_parent=log_to_parent)
+    files = write(sweep, table, out)
+    if log_to_parent:
+        attach(sweep, files)
     return table
 
 
-def write(sweep: TrackedSweep, table: Table, out: Path, *, log_to_parent: bool = False) -> None:
+def make_out_folder(out: Path) -> None:
+    """Make the folder that ``--out`` names, before anything is done that it is for.
+
+    Raises:
+        UserError: It is a file or below one, or it cannot be made or written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"cannot make the folder {out}: {error.strerror}"
+        raise UserError("--out", what, "give another one") from None
+    if not os.access(out, os.W_OK):
+        raise UserError("--out", f"{out} cannot be written", "give another folder")
+
+
+def write(sweep: TrackedSweep, table: Table, out: Path) -> dict[str, bytes]:
     """Write the files of a report.
 
     Args:
         sweep: The sweep.
         table: Its table.
         out: Folder for the files; see ``show``.
-        log_to_parent: Also attach them to the sweep's parent run, if a store has it.
+
+    Returns:
+        The files, by path in the folder.
 
     Raises:
         OSError: They cannot be written.
     """
-    client = _client(sweep)
-    files = report_files(table, client)
+    files = report_files(table, _client(sweep))
     _write(files, out)
-    if log_to_parent and client is not None and sweep.parent_id:
-        _attach(files, client, sweep.parent_id)
+    return files
+
+
+def attach(sweep: TrackedSweep, files: Mapping[str, bytes]) -> None:
+    """Attach the files of a report to the sweep's parent run, if a store has it."""
+    client = _client(sweep)
+    if client is not None and sweep.parent_id:
+        with TemporaryDirectory() as folder:
+            _write(files, Path(folder))
+            client.log_artifacts(sweep.parent_id, folder, "report")
 
 
 def _client(sweep: TrackedSweep) -> MlflowClient | None:
@@ -160,9 +189,3 @@ def _write(files: Mapping[str, bytes], folder: Path) -> None:
     """Write each file whole or not at all."""
     for name, data in files.items():
         atomic.write(folder / name, data)
-
-
-def _attach(files: Mapping[str, bytes], client: MlflowClient, run_id: str) -> None:
-    with TemporaryDirectory() as folder:
-        _write(files, Path(folder))
-        client.log_artifacts(run_id, folder, "report")

@@ -193,7 +193,10 @@ def _published(rows: Sequence[Mapping[str, Any]], published: Mapping[str, Any]) 
             yield f"published {what}: {row['published_source']}"
     verdicts = {row["verdict"] for row in rows} - {None}
     if verdicts & {"within", "outside"}:
-        yield "within: our mean differs from the published one by at most its standard deviation"
+        yield (
+            "within: our mean differs from the published one by at most its standard deviation, "
+            "the error of a value read off a plot, or what was lost when it was rounded"
+        )
     if NOT_IN_FULL in verdicts:
         yield f"{NOT_IN_FULL}: not with the settings of what is published, or not with all seeds"
 

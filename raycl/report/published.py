@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+from raycl.errors import UserError
+
 NOT_IN_FULL = "not run in full"
 
 
@@ -129,8 +131,20 @@ def _is_cut(spec: Any, benchmark: str) -> bool:
     """Whether the data sets of a benchmark are limited to some of their images."""
     blocks = spec.get("benchmark")
     blocks = blocks if isinstance(blocks, list | tuple) else [blocks]
-    named = [b for b in blocks if isinstance(b, Mapping) and b.get("label") == benchmark]
-    return any(map(_limited, named or blocks))
+    cut = [block for block in blocks if _limited(block)]
+    if len(blocks) == 1 or not cut:
+        return bool(cut)
+    return any(_label_of(block) in (benchmark, None) for block in cut)
+
+
+def _label_of(block: Mapping[str, Any]) -> str | None:
+    """Label of a benchmark, also where the file leaves it out; ``None`` if it is not known here."""
+    from raycl.training.run import build_benchmark  # importing torch takes seconds
+
+    try:
+        return str(block.get("label") or build_benchmark(block).label)
+    except (UserError, ValueError):
+        return None  # a user's own, or of another version
 
 
 def _limited(tree: Any) -> bool:

@@ -45,17 +45,22 @@ def print_report(
     sweep, differences = local.with_store(found, uri)
     for line in differences if whole else ():
         say(line)
-    table, out, written = make_table(sweep), folder.path / "report", True
+    table, out = make_table(sweep), folder.path / "report"
     try:
         print_table(table, Console(width=None if terminal else WIDTH))
     except OSError:  # nobody reads it any more
         signals.abandon(1)
+    trials = {run.trial_key for group in table.groups for run in group.runs}
     try:
-        report.write(sweep, table, out, log_to_parent=whole)
+        files = report.write(sweep, table, out)
+    except Exception as error:  # noqa: BLE001  (a sweep of days does not end in a traceback)
+        why = error if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        say(f"the report cannot be written to {out}: {why}")
+        return Printed(trials, written=False)
+    try:
+        if whole:
+            report.attach(sweep, files)
         say(f"report: {out}")
-    except OSError as error:
-        say(f"the report cannot be written to {out}: {error}")
-        written = False
     except Exception as error:  # noqa: BLE001  (stores raise whatever their drivers do)
         say(f"report: {out}; MLflow did not take it: {store.reason(error)}")
-    return Printed({run.trial_key for group in table.groups for run in group.runs}, written)
+    return Printed(trials, written=True)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from requests import HTTPError
+
 from raycl.tracking import store
 from raycl.tracking.state import State
 
@@ -21,6 +23,12 @@ LIMITS = {"Metric": 1000, "Param": 100, "RunTag": 100}
 
 REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
 """MLflow's answers that another attempt cannot change."""
+
+TOO_LARGE = "failed with error code 413"
+"""A proxy's answer to a call of more bytes than it lets through; MLflow has no code for it."""
+
+LATER = (408, 429)
+"""HTTP's answers to what may be sent again later."""
 
 Item = tuple[int, "Metric | Param | RunTag"]
 """The journal's line that a value comes from, and the value."""
@@ -85,7 +93,7 @@ class Calls:
             if run_id in self._gone:
                 return
             if len(batch) == 1:
-                self._count(batch[0][0], batch[0][1].key, error)
+                self._refuse(batch[0][0], batch[0][1].key, error)
                 return
             half = len(batch) // 2
             self._batch(run_id, batch[:half])
@@ -113,14 +121,12 @@ class Calls:
             if not self._refused(run_id, error):
                 raise
             if run_id not in self._gone and line >= 0:
-                self._count(line, what, error)
+                self._refuse(line, what, error)
             return None
 
     def _refused(self, run_id: str, error: Exception) -> bool:
         """Whether an error is MLflow's last word; a run that was deleted by hand is remembered."""
-        from mlflow.exceptions import MlflowException
-
-        if not isinstance(error, MlflowException) or error.error_code not in REFUSALS:
+        if not _is_final(error):
             return False
         if run_id not in self._gone and self._is_gone(run_id):
             self._gone.add(run_id)
@@ -137,13 +143,35 @@ class Calls:
                 raise
             return True
 
-    def _count(self, line: int, what: str, error: Exception) -> None:
+    def _refuse(self, line: int, what: str, error: Exception) -> None:
+        self.count(line, what, f"MLflow refused {what}: {store.reason(error)}")
+
+    def count(self, line: int, what: str, problem: str) -> None:
+        """Count a value that MLflow does not get; what it is, is said once.
+
+        Args:
+            line: The journal's line that it comes from.
+            what: Name of the value.
+            problem: What went wrong, in one line.
+        """
         refused = self.state.refused
         refused[str(line)] = refused.get(str(line), 0) + 1
-        self.refusal = f"MLflow refused {what}: {store.reason(error)}"
+        self.refusal = problem
         if what not in self.named:
             self.named.add(what)
-            log.warning("%s; it is kept in the journal", self.refusal)
+            log.warning("%s; it is kept in the journal", problem)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether another attempt cannot change an answer of MLflow, or of a proxy in front of it."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, HTTPError):  # files are sent without MLflow's codes
+        status = 0 if error.response is None else error.response.status_code
+        return 400 <= status < 500 and status not in LATER
+    if not isinstance(error, MlflowException):
+        return False
+    return error.error_code in REFUSALS or TOO_LARGE in str(error)
 
 
 def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:

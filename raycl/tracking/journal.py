@@ -61,7 +61,7 @@ class Journal:
             OSError: They do not fit on the disk; what of them was written is cut off again.
         """
         lines = [json.dumps(event, default=_plain, separators=(",", ":")) for event in events]
-        left = memoryview(("\n".join(lines) + "\n").encode())
+        left = memoryview("".join(f"{line}\n" for line in lines).encode())
         end = self._file.seek(0, os.SEEK_END)
         try:
             while left:
@@ -83,39 +83,57 @@ def _ends_a_line(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-def read(
-    path: Path, offset: int = 0, limit: int | None = None, *, metrics: bool = True
-) -> Iterator[tuple[int, int, Event]]:
+def read(path: Path, offset: int = 0, *, metrics: bool = True) -> Iterator[tuple[int, int, Event]]:
     """Read complete lines from a byte offset.
 
     Args:
         path: The journal; one that does not exist is empty.
         offset: Where to begin, the start of a line.
-        limit: Stop after about this many bytes (always at the end of a line).
         metrics: Whether to yield lines of metrics, which are most of a journal.
 
     Yields:
         (start, end, event) with the byte offsets of the line. An unfinished last line is left for
         the next call; a damaged line in the middle is skipped with a warning.
     """
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        file.seek(offset)
-        start = offset
-        while limit is None or start - offset < limit:
-            line = file.readline()
-            if not line.endswith(b"\n"):
-                return
-            end = start + len(line)
-            if not metrics and line.startswith(_METRICS):
-                start = end
-                continue
+    for start, end, line in _lines(path, offset):
+        if metrics or not line.startswith(_METRICS):
             event = _parsed(line)
             if event is None:
                 _warn(path, start)
             else:
                 yield start, end, event
+
+
+def chunk(path: Path, offset: int, limit: int) -> tuple[list[tuple[int, Event]], int]:
+    """Read complete lines from a byte offset until they are about ``limit`` bytes.
+
+    Returns:
+        Each event with the offset of its line, and where the bytes end, damaged lines included.
+    """
+    events: list[tuple[int, Event]] = []
+    after = offset
+    for start, end, line in _lines(path, offset):
+        event = _parsed(line)
+        if event is None:
+            _warn(path, start)
+        else:
+            events.append((start, event))
+        after = end
+        if after - offset >= limit:
+            break
+    return events, after
+
+
+def _lines(path: Path, offset: int) -> Iterator[tuple[int, int, bytes]]:
+    """Yield complete lines from a byte offset, with the offsets of their ends."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(offset)
+        start = offset
+        while (line := file.readline()).endswith(b"\n"):
+            end = start + len(line)
+            yield start, end, line
             start = end
 
 
@@ -260,6 +278,10 @@ class Lock:
             raise UserError(
                 str(directory), "another process is running this sweep", "wait for it or stop it"
             ) from None
+        except OSError as error:
+            self._file.close()
+            what = f"{directory}: its file system has no locks: {error.strerror}"
+            raise UserError("--runs", what, "give a folder on another file system") from error
 
     def release(self) -> None:
         """Let the next process have it."""

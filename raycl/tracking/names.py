@@ -5,20 +5,23 @@ The part of a metric's name before the last ``/`` is its section of charts in ML
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import lru_cache
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 from raycl.tracking import views
 from raycl.tracking.records import SweepRecord
 from raycl.tracking.words import NO_PICTURES, WORDS
 
 KEY_LIMIT, PARAM_LIMIT, TAG_LIMIT, ERROR_LIMIT = 250, 6000, 5000, 5000
+
+T = TypeVar("T", bound=Hashable)
 
 _WITHIN = ("train/", "time/", "curve/")
 _SECTIONS = (*_WITHIN, "eval/", "validation/", "cost/", "method/")
@@ -57,6 +60,20 @@ def file_name(name: str) -> str:
     'bits_per_weight'
     """
     return re.sub(r"[^\w.\-]", "_", name, flags=re.ASCII).lstrip(".")[:KEY_LIMIT] or "_"
+
+
+def distinct(things: Iterable[T], name: Callable[[T], str]) -> dict[T, str]:
+    """Name each of several things, with ``-2``, ``-3``, ... behind a name that is taken.
+
+    >>> distinct(["a b", "a_b"], file_name)
+    {'a b': 'a_b', 'a_b': 'a_b-2'}
+    """
+    found: dict[T, str] = {}
+    for thing in dict.fromkeys(things):
+        first = name(thing)
+        names = itertools.chain([first], (f"{first}-{n}" for n in itertools.count(2)))
+        found[thing] = next(one for one in names if one not in found.values())
+    return found
 
 
 @lru_cache(maxsize=4096)

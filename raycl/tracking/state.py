@@ -51,8 +51,8 @@ class State:
     @classmethod
     def saved(cls, path: Path) -> State | None:
         """The saved state; None if there is none or it cannot be read (then runs are found)."""
-        if path.exists() and not os.access(path, os.R_OK):
-            return None  # somebody else's
+        if is_private(path):
+            return None
         try:
             found = atomic.read_json(path, dict)
             if found.keys() <= cls.__dataclass_fields__.keys():
@@ -70,6 +70,11 @@ class State:
     def save(self, path: Path) -> None:
         """Replace the file; only its owner may read it, for a URI can hold a password."""
         atomic.write(path, json.dumps(asdict(self)), 0o600)
+
+
+def is_private(path: Path) -> bool:
+    """Whether a state is somebody else's, which only its owner may read."""
+    return path.exists() and not os.access(path, os.R_OK)
 
 
 def used(folder: Path) -> store.Store | None:

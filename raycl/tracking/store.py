@@ -163,7 +163,12 @@ def kind(uri: str, where: str = "tracking.uri") -> str:
     """
     remember(uri)
     _check_quoting(uri, where)
-    scheme = urlsplit(uri).scheme.split("+")[0]
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port  # raises if it is no number
+    except ValueError as error:
+        raise UserError(where, f"not a URI: {uri}: {error}") from None
+    scheme = parts.scheme.split("+")[0]
     if scheme in ("", "file"):
         raise UserError(
             where,
@@ -177,7 +182,7 @@ def kind(uri: str, where: str = "tracking.uri") -> str:
     if scheme in DATABASES:
         try:
             database = make_url(uri).database
-        except ArgumentError as error:
+        except (ArgumentError, ValueError) as error:
             raise UserError(where, f"not a database URI: {uri}: {error}") from None
         if scheme == "sqlite" and database in (None, "", ":memory:"):
             raise UserError(where, "a SQLite store must be a file", "sqlite:////absolute/path")
@@ -188,9 +193,10 @@ def _check_quoting(uri: str, where: str) -> None:
     """Refuse a password that would be taken for a host, a port or a path."""
     rest = uri.partition("://")[2]
     end = user_end(rest)
-    if end >= 0 and re.search("[/?#@]", rest[:end]):
+    if end >= 0 and re.search(r"[/?#@\[\]]", rest[:end]):
         what = "the password has a character that URIs use themselves"
-        raise UserError(where, what, "write @ as %40, / as %2F, ? as %3F, # as %23")
+        codes = "@ as %40, / as %2F, ? as %3F, # as %23, [ as %5B, ] as %5D"
+        raise UserError(where, what, f"write {codes}")
 
 
 def shown(uri: str) -> str:

@@ -11,7 +11,7 @@ from raycl.tracking import store
 from raycl.tracking.journal import JOURNAL, Journal, Ledger, Lock, left_open, locked
 from raycl.tracking.lines import lacking, started
 from raycl.tracking.records import SweepRecord, TrialEnd, closing
-from raycl.tracking.state import STATE, State, store_of
+from raycl.tracking.state import STATE, State, is_private, store_of
 from raycl.tracking.writer import Writer
 
 
@@ -94,10 +94,16 @@ def orphans(runs: Path) -> list[Path]:
     puts both right.
     """
     found = []
-    for path in sorted(runs.glob(f"*/{JOURNAL}")):
-        saved = State.saved(path.parent / STATE)
-        waits = saved is not None and (saved.files or saved.refused)
-        unsent = saved is None or saved.offset < path.stat().st_size or bool(waits)
-        if (unsent or not Ledger.of(path).closed) and not locked(path.parent):
+    for path in sorted(runs.glob(f"[!.]*/{JOURNAL}")):
+        if (_unsent(path) or not Ledger.of(path).closed) and not locked(path.parent):
             found.append(path.parent)
     return found
+
+
+def _unsent(path: Path) -> bool:
+    """Whether MLflow lacks values of a journal; of somebody else's nothing is known of that."""
+    state = path.parent / STATE
+    if is_private(state):
+        return False
+    saved = State.saved(state)
+    return saved is None or saved.offset < path.stat().st_size or bool(saved.files or saved.refused)

@@ -72,7 +72,11 @@ def page(uri: str, address: str, name: str | None) -> str:
     store.quiet()
     from mlflow import MlflowClient
 
-    found = MlflowClient(store.for_mlflow(uri)).get_experiment_by_name(name) if name else None
+    try:
+        found = MlflowClient(store.for_mlflow(uri)).get_experiment_by_name(name) if name else None
+    except Exception as error:  # noqa: BLE001  (stores raise whatever their drivers do)
+        what = f"{store.shown(uri)} cannot be read: {store.reason(error)}"
+        raise UserError("tracking.uri", what) from None
     if name and found is None:
         raise UserError("raycl ui", f"no experiment {name!r} in {store.shown(uri)}")
     base = f"{store.shown(address).rstrip('/')}/#/experiments"

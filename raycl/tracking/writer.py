@@ -14,13 +14,15 @@ from __future__ import annotations
 import getpass
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import raycl
+from raycl.errors import NO_ROOM
 from raycl.tracking import artifacts, journal, names, store, views
 from raycl.tracking.calls import Calls, Item
 from raycl.tracking.changes import END_TAGS, NOTE, Changes, fold
@@ -172,20 +174,31 @@ class Writer:
             self.state.parent_run_id = self._runs.get("")
             calls.state = self.state
             return
-        refused, self.state.refused = self.state.refused, {}
-        for line in sorted(map(int, refused)):
-            again = self._line(line)
-            if again is not None and again["event"] == "trial" and again["key"] in self._runs:
-                # the run goes on as it is: it may have ended since
-                tags = self._tags(again).items()
-                own: list[Item] = [(line, RunTag(key, value)) for key, value in tags]
-                calls.values(self._runs[again["key"]], [*_params(line, again["params"]), *own])
-            elif again is not None:
-                self._apply_all(calls, [(line, again)])
-                self.state.files += [line] if self._folders(again) else []
+        with self._all_or_none():
+            refused, self.state.refused = self.state.refused, {}
+            for line in sorted(map(int, refused)):
+                again = self._line(line)
+                if again is not None and again["event"] == "trial" and again["key"] in self._runs:
+                    # the run goes on as it is: it may have ended since
+                    tags = self._tags(again).items()
+                    own: list[Item] = [(line, RunTag(key, value)) for key, value in tags]
+                    calls.values(self._runs[again["key"]], [*_params(line, again["params"]), *own])
+                elif again is not None:
+                    self._apply_all(calls, [(line, again)])
+                    self.state.files += [line] if self._folders(again) else []
         if self._thorough:
             self.state.files += self._lost_files(calls)
         calls.state.save(self._state_path)
+
+    @contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """Keep what is noted inside only if it ends well: else it is done again, and noted then."""
+        state, refused, files = self.state, dict(self.state.refused), list(self.state.files)
+        try:
+            yield
+        except Exception:
+            state.refused, state.files = refused, files
+            raise
 
     def _lost_files(self, calls: Calls) -> list[int]:
         """Lines that were sent and whose files are not among a run's artifacts."""
@@ -237,12 +250,13 @@ class Writer:
     def _send(self, calls: Calls) -> bool:
         """Send one chunk; whether it was full, so that another may follow."""
         begin = self.state.offset
-        chunk = list(journal.read(self._journal, begin, CHUNK_BYTES))
-        if not chunk:
+        lines, end = journal.chunk(self._journal, begin, CHUNK_BYTES)
+        if end == begin:
             return False
-        self._apply_all(calls, [(start, event) for start, _, event in chunk])
-        self.state.files += [start for start, _, event in chunk if self._folders(event)]
-        self.state.offset = chunk[-1][1]
+        with self._all_or_none():
+            self._apply_all(calls, lines)
+        self.state.files += [start for start, event in lines if self._folders(event)]
+        self.state.offset = end
         self.state.tail = journal.tail(self._journal, self.state.offset) or ""
         if parent := self._runs.get(""):
             self._tag(calls, parent, SENT, str(self.state.offset))
@@ -329,13 +343,24 @@ class Writer:
         event = self._line(line)
         run_id = None if event is None else self._runs.get(event.get("key", ""))
         if event is not None and run_id is not None:
-            assert self._sweep is not None
-            with TemporaryDirectory() as folder:
-                place = (self._journal.parent, Path(folder))
-                if artifacts.write(event, *place, self._sweep.pictures):
+            with TemporaryDirectory() as folder, self._all_or_none():
+                if self._made(calls, line, event, Path(folder)):
                     calls.files(run_id, line, Path(folder))
         del self.state.files[0]
         self.state.save(self._state_path)
+
+    def _made(self, calls: Calls, line: int, event: Event, folder: Path) -> bool:
+        """Make the files of a line; whether there are any. One that cannot be made is counted."""
+        assert self._sweep is not None
+        try:
+            return artifacts.write(event, self._journal.parent, folder, self._sweep.pictures)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise  # worth another attempt
+            whose = f"trial {event['key']}" if "key" in event else "the sweep"
+            why = f"{type(error).__name__}: {store.reason(error)}"
+            calls.count(line, "a file", f"cannot make a file of {whose}: {why}")
+            return any(path.is_file() for path in folder.rglob("*"))
 
 
 def _params(line: int, config: dict[str, Any]) -> list[Item]:

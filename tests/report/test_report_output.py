@@ -5,22 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from mlflow.tracking import MlflowClient
 from PIL import Image
 from report_helpers import Store, SweepWriter, flat, realistic, result
 from rich.console import Console
 
 from raycl.errors import UserError
-from raycl.report import figures, formats, words
+from raycl.report import figures, formats, main, words
 from raycl.report.formats import print_table, render
 from raycl.report.load import load
-from raycl.report.main import report, write_report
+from raycl.report.main import make_out_folder, report, write_report
 from raycl.report.table import Table, make_table
 from raycl.rl.metrics import METRICS as RL_METRICS
+from raycl.sweep import printed
+from raycl.sweep.record.folder import SweepFolder
 from raycl.training.metrics import AGAINST_BOUND, METRICS
 from raycl.trial.matrix import Metric
 
@@ -250,22 +255,98 @@ def test_pictures_of_methods_are_in_the_report(
     assert "report/pictures" in {file.path for file in below}
 
 
+@pytest.mark.parametrize("call", ["list_artifacts", "download_artifacts"])
 def test_pictures_that_cannot_be_had_are_left_out(
-    store: Store, painted: SweepWriter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: Store,
+    painted: SweepWriter,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    call: str,
 ) -> None:
-    from mlflow.tracking import MlflowClient
+    """Clients of object stores raise errors of their own."""
+    whole = getattr(MlflowClient, call)
 
-    whole = MlflowClient.download_artifacts
-
-    def lost(self: MlflowClient, run_id: str, path: str, *args: str) -> str:
+    def lost(self: MlflowClient, run_id: str, path: str, *args: str) -> Any:
         if path == "pictures":
-            raise OSError("gone")
+            raise RuntimeError("no credentials")
         return whole(self, run_id, path, *args)
 
-    monkeypatch.setattr(MlflowClient, "download_artifacts", lost)
+    monkeypatch.setattr(MlflowClient, call, lost)
     write_report("painted", store.uri, tmp_path)
     assert not (tmp_path / "pictures").exists()
     assert "pictures:" not in (tmp_path / "report.md").read_text()
+    assert "pictures of methods cannot be read, and are left out" in caplog.text
+
+
+def test_labels_that_are_spelt_alike_in_names_of_files(store: Store, tmp_path: Path) -> None:
+    writer = store.sweep("alike", {})
+    for benchmark in ("A → B", "A ← B"):
+        found = result({"class": flat(1.0), "a-probe/class": flat(1.0)})
+        run = writer.trial("finetune", 0, found, benchmark=benchmark)
+        picture = Image.new("RGB", (40, 40))
+        store.client.log_image(run, picture, artifact_file="pictures/x-task-1.png")
+    write_report("alike", store.uri, tmp_path)
+    names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")}
+    assert names >= {
+        f"figures/matrix-A---B{number}-{readout}.png"
+        for number in ("", "-2")
+        for readout in ("class", "a-probe-class")
+    }
+    assert names >= {f"pictures/A___B{number}/finetune/x-task-1.png" for number in ("", "-2")}
+
+
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_files_where_the_report_should_go_are_refused_beforehand(
+    store: Store,
+    writer: SweepWriter,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    below: str,
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"^--out: cannot make the folder .*file"):
+        report("look", store.uri, out=Path(f"{tmp_path}/file{below}"))
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_may_not_be_written_is_refused_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match=r"^--out: .* cannot be written"):
+        make_out_folder(tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["drawing", "writing", "attaching"])
+def test_the_end_of_a_sweep_says_which_part_of_its_report_failed(
+    store: Store, writer: SweepWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    folder, said = SweepFolder(tmp_path, "look"), list[str]()
+    files, out = {"report.md": b"text"}, tmp_path / "look" / "report"
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(printed.local, "load", lambda _: load("look", store.uri))
+    monkeypatch.setattr(printed.local, "with_store", lambda sweep, _: (sweep, []))
+    monkeypatch.setattr(printed, "print_table", lambda *_: None)
+    monkeypatch.setattr(main, "report_files", fail if broken == "drawing" else lambda *_: files)
+    monkeypatch.setattr(MlflowClient, "log_artifacts", fail)
+    if broken == "writing":
+        folder.path.write_text("in the way")
+    done = printed.print_report(folder, store.uri, whole=True, terminal=False, say=said.append)
+    assert len(done.trials) == 12
+    assert done.written == (out / "report.md").is_file() == (broken == "attaching")
+    (line,) = said
+    assert line.startswith(
+        {
+            "drawing": f"the report cannot be written to {out}: RuntimeError: no luck",
+            "writing": f"the report cannot be written to {out}: [Errno ",
+            "attaching": f"report: {out}; MLflow did not take it: no luck",
+        }[broken]
+    )
 
 
 @pytest.mark.parametrize(

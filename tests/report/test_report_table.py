@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.tracking import MlflowClient
 from report_helpers import Store, flat, result
 
 from raycl.errors import UserError
@@ -121,6 +123,12 @@ def test_published_numbers_of_several_revisions(golden: TrackedSweep) -> None:
 
 
 BFLOAT16, FLOAT32 = {"precision": "bfloat16"}, {"precision": "float32"}
+DIGITS = {"name": "split", "dataset": {"name": "digits"}}
+LIMITED = {"name": "split", "dataset": {"name": "mnist", "limit": 9}}
+WITHIN = (
+    "within: our mean differs from the published one by at most its standard deviation, the error "
+    "of a value read off a plot, or what was lost when it was rounded"
+)
 
 
 def with_published(golden: TrackedSweep, printed: Any, **spec: Any) -> Table:
@@ -185,6 +193,19 @@ def with_published(golden: TrackedSweep, printed: Any, **spec: Any) -> Table:
             "not run in full",
             "54.00, not run in full |",
         ),
+        (54, {"benchmark": [{**DIGITS, "label": None}, LIMITED]}, None, "54.00 |"),
+        (
+            54,
+            {"benchmark": [{**LIMITED, "label": "split-digits"}, DIGITS]},
+            "not run in full",
+            "54.00, not run in full |",
+        ),
+        (
+            54,
+            {"benchmark": [DIGITS, {**LIMITED, "name": "theirs.py:Own"}]},
+            "not run in full",
+            "54.00, not run in full |",
+        ),
         ({"mean": 54.7, "std": 0.0}, {}, "within", "54.70 ± 0.00, within |"),
         ({"mean": 54.8, "std": 0.0}, {}, "outside", "54.80 ± 0.00, outside |"),
     ],
@@ -196,8 +217,11 @@ def test_how_ours_compares_with_what_is_published(
     assert row(table, method="ours")["verdict"] == verdict
     text = " ".join(render(table, "markdown").split())
     assert shown in text
-    assert ("by at most its standard deviation" in text) == (verdict in ("within", "outside"))
-    assert ("a plot" in text) == ("a plot" in str(printed))
+    assert (WITHIN in table.notes) == (verdict in ("within", "outside"))
+    assert any("within: our mean" in note for note in table.notes) == (WITHIN in table.notes)
+    assert ("published average_accuracy of ours on split-digits: a plot" in table.notes) == (
+        "a plot" in str(printed)
+    )
     assert json.loads(render(table, "json")) == table.rows
     assert verdict is None or verdict in render(table, "csv")
     assert row(table, method="finetune")["verdict"] is None
@@ -312,6 +336,38 @@ def test_a_lost_sweep_file_is_said(store: Store) -> None:
     writer.trial("a", 0, result({"class": flat(10.0)}))
     table = make_table(load("no-spec", store.uri))
     assert any(note.startswith("sweep/resolved.yaml cannot be read") for note in table.notes)
+
+
+def test_what_was_written_in_half_is_left_out(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = store.sweep("torn", {"name": "torn"})
+    found = result({"class": flat(10.0)})
+    whole, *torn = [writer.trial("a", seed, found) for seed in range(5)]
+    for run, text in zip(torn, (b'{"matrices": {', b"[1]", b"", b"\xff"), strict=True):
+        store.client.log_text(run, "", "results/matrix.json")
+        place = store.client.download_artifacts(run, "results/matrix.json")
+        Path(place).write_bytes(text)
+    store.client.log_text(writer.parent, "name: [", "sweep/resolved.yaml")
+    sweep = load("torn", store.uri)
+    assert [run.run_id for run in sweep.runs if run.result is not None] == [whole]
+    assert sweep.spec == {}
+    assert "results/matrix.json of 4 runs cannot be read: " in caplog.text
+    assert any("4 finished without a readable" in note for note in make_table(sweep).notes)
+
+
+def test_files_that_cannot_be_fetched_are_left_out(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Clients of object stores raise errors of their own."""
+
+    def closed(*_: object) -> str:
+        raise RuntimeError("no credentials")
+
+    store.sweep("closed", {}).trial("a", 0, result({"class": flat(10.0)}))
+    monkeypatch.setattr(MlflowClient, "download_artifacts", closed)
+    assert [run.result for run in load("closed", store.uri).runs] == [None]
+    assert "results/matrix.json of 1 runs cannot be read: no credentials" in caplog.text
 
 
 def test_unknown_names_are_one_clear_line(golden: TrackedSweep, store: Store) -> None:

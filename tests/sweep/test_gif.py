@@ -22,8 +22,10 @@ from raycl.errors import UserError
 from raycl.gif.command import Wish, find_trials, gif, track
 from raycl.gif.drawing import Job, draw_cell, draw_grid, draw_methods
 from raycl.gif.page import Chapter, Drawn, page
+from raycl.networks.base import find_network
 from raycl.rl.config import SequenceConfig
 from raycl.rl.policy import build_policy
+from raycl.sweep.execution import cluster
 from raycl.sweep.file import spec
 from raycl.sweep.plan import expand
 from raycl.sweep.plan.plan import TrialPlan
@@ -157,6 +159,16 @@ def test_benchmarks_have_folders_of_their_own(tmp_path: Path) -> None:
     ]
 
 
+def test_benchmarks_that_are_spelt_alike_have_folders_of_their_own(tmp_path: Path) -> None:
+    games = {"name": "atari", "games": GAMES, "frames": 8000}
+    labels = ("A → B", "A ← B")
+    sweep, folder = sweep_of(tmp_path, benchmark=[{**games, "label": one} for one in labels])
+    for plan in plans_of(sweep):
+        keep(folder, plan, 0)
+    trials, _ = find_trials(sweep, folder, Wish(methods=("blip",)))
+    assert [trial.folder for trial in trials] == ["A___B/blip", "A___B-2/blip"]
+
+
 def test_checkpoints_are_looked_for_where_the_sweep_keeps_them(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     sweep, folder = sweep_of(tmp_path, storage=str(shared))
@@ -187,6 +199,24 @@ def test_wishes_that_cannot_be_granted(tmp_path: Path, wish: Wish, text: str) ->
     sweep_of(tmp_path)
     with pytest.raises(UserError, match=re.escape(text)):
         gif("s", tmp_path, None, None, wish)
+
+
+@pytest.mark.parametrize(
+    "uri, out, text",
+    [
+        (None, "s.yaml", "--out: cannot make the folder"),
+        (None, "s.yaml/below", "--out: cannot make the folder"),
+        ("htp://tracker", "gifs", "unknown kind of tracking store"),
+    ],
+)
+def test_no_game_is_played_for_pictures_that_have_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str | None, out: str, text: str
+) -> None:
+    sweep, folder = sweep_of(tmp_path)
+    keep(folder, plans_of(sweep)[0], 0)
+    monkeypatch.setattr(cluster, "connect", lambda *_: pytest.fail("games were played"))
+    with pytest.raises(UserError, match=text):
+        gif("s", tmp_path, None, uri, Wish(out=tmp_path / out))
 
 
 def test_a_sweep_that_is_not_there(tmp_path: Path) -> None:
@@ -258,6 +288,33 @@ def test_weights_of_another_network_are_named(
     CheckpointStore(str(tmp_path)).put("after-01", state)
     cell = draw_cell(replace(job, storage=str(tmp_path)))
     assert cell.problem == "after-01.pt does not fit the network"
+
+
+def test_the_weights_that_a_network_started_from_may_be_gone(tmp_path: Path) -> None:
+    file = tmp_path / "start.pt"
+    cls, config = find_network(NETWORK)
+    torch.save(cls(config, (4, 84, 84)).state_dict(), file)
+    sweep, folder = sweep_of(tmp_path, network=NETWORK | {"weights": {"file": str(file)}})
+    keep(folder, plans_of(sweep)[0], 0)
+    file.unlink()
+    trials, _ = find_trials(sweep, folder, Wish())
+    cell = draw_cell(trials[0].jobs(Wish(max_seconds=1))[0])
+    assert cell.problem == ""
+    assert cell.clip is not None
+
+
+def test_a_network_of_ones_own_that_is_gone_is_named(
+    kept: tuple[SweepFolder, Job], tmp_path: Path
+) -> None:
+    _, job = kept
+    state = CheckpointStore(job.storage).get("after-01")
+    assert state is not None
+    state["config"]["network"] = {"name": str(tmp_path / "gone.py:Net")}
+    CheckpointStore(str(tmp_path)).put("after-01", state)
+    cell = draw_cell(replace(job, storage=str(tmp_path)))
+    assert "gone.py" in cell.problem
+    assert "\n" not in cell.problem
+    assert cell.clip is None
 
 
 def test_sheets_have_a_row_for_each_game_and_each_method(kept: tuple[SweepFolder, Job]) -> None:

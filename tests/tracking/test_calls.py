@@ -12,12 +12,15 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import requests
 from mlflow.exceptions import MlflowException
 from tracking_helpers import history, rows, trial
 
 from raycl.tracking import Store, SweepRecord, Tracker, names, plots, sync
+from raycl.tracking.calls import _is_final
 from raycl.tracking.records import TrialRecord
 from raycl.tracking.state import STATE, State
+from tests.waiting import until
 
 Open = Callable[..., Tracker]
 Runs = Callable[[], dict[str, Any]]
@@ -171,20 +174,34 @@ def test_lost_plots_are_drawn_again(
 # -- refused, lost, resumed --------------------------------------------------------------------
 
 
+def answer(status: int) -> requests.HTTPError:
+    """The error of a server's answer, as it comes where files are sent through it."""
+    response = requests.Response()
+    response.status_code = status
+    return requests.HTTPError(f"{status} Client Error", response=response)
+
+
 class Picky(Counting):
     """A client that refuses one file."""
 
+    def __init__(self, real: Any, refusal: Exception) -> None:
+        super().__init__(real)
+        self.refusal = refusal
+
     def log_artifacts(self, run_id: str, folder: str) -> None:
         if list(Path(folder).rglob("bits.png")):
-            raise MlflowException("it is not wanted", error_code=1000)
+            raise self.refusal
         self.real.log_artifacts(run_id, folder)
 
     def log_artifact(self, run_id: str, file: str, folder: str) -> None:
         if file.endswith("bits.png"):
-            raise MlflowException("it is not wanted", error_code=1000)
+            raise self.refusal
         self.real.log_artifact(run_id, file, folder)
 
 
+@pytest.mark.parametrize(
+    "refusal", [MlflowException("it is not wanted", error_code=1000), answer(413), answer(403)]
+)
 def test_a_refused_file_is_kept_counted_and_takes_no_other_with_it(
     open_tracker: Open,
     runs: Runs,
@@ -192,8 +209,9 @@ def test_a_refused_file_is_kept_counted_and_takes_no_other_with_it(
     sweep: SweepRecord,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    refusal: Exception,
 ) -> None:
-    tracker = open_tracker(connect=lambda uri: Picky(client))
+    tracker = open_tracker(connect=lambda uri: Picky(client, refusal))
     for key in "ab":
         run_trial(tracker, trial(key))
     assert tracker.close("FINISHED") == 2
@@ -206,6 +224,58 @@ def test_a_refused_file_is_kept_counted_and_takes_no_other_with_it(
     assert sync(tmp_path / sweep.name) == (2, 0, None), "it takes them now"
     for key in "ab":
         assert files(client, runs()[f"finetune-{key}"]) == NUMBERS | DRAWN
+
+
+@pytest.mark.parametrize("status, final", [(404, True), (408, False), (429, False), (502, False)])
+def test_only_some_answers_are_final(status: int, final: bool) -> None:
+    assert _is_final(answer(status)) == final
+
+
+def test_a_file_that_cannot_be_made_is_counted_and_takes_no_other_with_it(
+    open_tracker: Open,
+    runs: Runs,
+    client: Any,
+    sweep: SweepRecord,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(result: Any) -> Any:
+        raise KeyError("tasks")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(plots, "pictures", broken)
+        tracker = open_tracker()
+        for key in "ab":
+            run_trial(tracker, trial(key))
+        assert tracker.close("FINISHED") == 2
+    said = "cannot make a file of trial a: KeyError: 'tasks'; it is kept in the journal"
+    assert caplog.text.count("cannot make") == caplog.text.count(said) == 1, "said once"
+    for key in "ab":
+        assert files(client, runs()[f"finetune-{key}"]) == NUMBERS
+    assert sync(tmp_path / sweep.name) == (2, 0, None), "it can be made now"
+    for key in "ab":
+        assert files(client, runs()[f"finetune-{key}"]) == NUMBERS | DRAWN
+
+
+def test_a_full_disk_is_waited_for(
+    open_tracker: Open, runs: Runs, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are made on it before they are sent."""
+    full = [OSError(28, "No space left on device")] * 2
+    drawn = plots.pictures
+
+    def room(result: Any) -> Any:
+        if full:
+            raise full.pop()
+        return drawn(result)
+
+    monkeypatch.setattr(plots, "pictures", room)
+    tracker = open_tracker()
+    run_trial(tracker, trial("a"))
+    until(lambda: not full and tracker.problem is None)
+    assert tracker.close("FINISHED") == 0
+    assert files(client, runs()["finetune-a"]) == NUMBERS | DRAWN
 
 
 def test_a_param_that_has_changed_takes_no_metric_with_it(

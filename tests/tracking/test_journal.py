@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from raycl.errors import UserError
-from raycl.tracking.journal import Journal, Ledger, Lock, count, locked, read
+from raycl.tracking.journal import Journal, Ledger, Lock, chunk, count, locked, read
 from tests.waiting import until
 
 
@@ -54,14 +54,34 @@ def test_a_torn_line_costs_only_itself(path: Path, caplog: pytest.LogCaptureFixt
 def test_reading_goes_on_from_an_offset_in_chunks(path: Path) -> None:
     Journal(path).append([metrics(i) for i in range(100)])
     seen, offset, chunks = [], 0, 0
-    while chunk := list(read(path, offset, limit=1000)):
-        assert chunk[-1][1] - offset < 1200
-        seen += [event["step"] for _, _, event in chunk]
-        offset, chunks = chunk[-1][1], chunks + 1
+    while offset < path.stat().st_size:
+        lines, end = chunk(path, offset, 1000)
+        assert 1000 <= end - offset < 1200 or end == path.stat().st_size
+        seen += [event["step"] for _, event in lines]
+        offset, chunks = end, chunks + 1
     assert seen == list(range(100))
     assert chunks > 5
-    assert offset == path.stat().st_size
+    assert chunk(path, offset, 1000) == ([], offset)
     assert count(path, 0) == 200  # two values in each line
+
+
+def test_a_chunk_has_its_damaged_lines_but_not_an_unfinished_one(path: Path) -> None:
+    damage = b"\0" * 99 + b"\n"
+    path.write_bytes(damage * 20)
+    Journal(path).append([metrics(1)])
+    whole = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(damage + b"unfinished")
+    assert chunk(path, 0, 1000) == ([], 1000)
+    assert chunk(path, 2000, 1000) == ([(2000, metrics(1))], whole + 100)
+
+
+def test_no_events_are_no_line(path: Path) -> None:
+    journal = Journal(path)
+    journal.append([metrics(1)])
+    before = path.read_bytes()
+    journal.append([])
+    assert path.read_bytes() == before
 
 
 def test_numpy_numbers_are_written(path: Path) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import sqlite3
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from mlflow.exceptions import MlflowException
 from tracking_helpers import history, rows, trial
 
 from raycl.errors import UserError
-from raycl.tracking import Store, SweepRecord, Tracker, TrialEnd, orphans, store, sync
+from raycl.tracking import Store, SweepRecord, Tracker, TrialEnd, orphans, store, sync, ui, writer
 from raycl.tracking.journal import Ledger, count, read
 from raycl.tracking.state import STATE, State
+from tests.waiting import until
 
 SWEEP = SweepRecord("lost", "id-lost", "A note.", "name: lost\n", {"name": "lost"})
 
@@ -229,10 +232,13 @@ def test_a_run_deleted_by_hand_stays_so(finished: Here) -> None:
 
 
 class Strict:
-    """A client that refuses one metric, or one param."""
+    """A client that refuses one metric, or one param.
 
-    def __init__(self, real: Any, refused: str) -> None:
-        self.real, self.refused = real, refused
+    The connection breaks after calls that have one of the names in ``lost``, once for each.
+    """
+
+    def __init__(self, real: Any, refused: str, lost: Sequence[str] = ()) -> None:
+        self.real, self.refused, self.lost = real, refused, list(lost)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
@@ -241,6 +247,8 @@ class Strict:
         if any(value.key == self.refused for value in (*metrics, *params, *tags)):
             raise MlflowException("it is not wanted", error_code=1000)
         self.real.log_batch(run_id, metrics=metrics, params=params, tags=tags)
+        if self.lost and any(value.key == self.lost[0] for value in (*metrics, *params, *tags)):
+            raise ConnectionError(f"the answer to {self.lost.pop(0)} was lost")
 
 
 @pytest.mark.parametrize("name, values", [("train/loss", 4), ("train.lr", 1)])
@@ -262,6 +270,54 @@ def test_a_refused_value_is_kept_counted_and_takes_no_other_with_it(
     run = here.runs()["finetune-a"]
     assert name in run.data.params or len(history(here.client, run, name)) == 4
     assert orphans(here.directory.parent) == []
+
+
+def test_a_refused_value_counts_once_however_often_it_is_sent(here: Here) -> None:
+    """The connection breaks after it was refused: while the sweep runs, and when it is tried again.
+
+    Nothing is sent before all is written, so that the trial is one call.
+    """
+    strict, written = Strict(here.client, "train/loss", ["raycl.end"] * 2), threading.Event()
+
+    def connect(uri: str) -> Any:
+        assert written.wait(20)
+        return strict
+
+    tracker = Tracker(SWEEP, here.directory, *here.store, connect=connect)
+    tracker.start()
+    run_trial(tracker, "a")
+    written.set()
+    until(lambda: not strict.lost and tracker.problem is None)
+    assert tracker.close("FINISHED") == 4
+
+    strict.lost = ["time/epoch_s"] * 2
+    again = writer.Writer(here.directory, *here.store, connect)
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            again.step()
+        assert again.left() == 4
+    assert not again.step()
+    assert again.left() == 4
+    assert sync(here.directory).left == 0
+    assert len(history(here.client, here.runs()["finetune-a"], "train/loss")) == 4
+
+
+def test_a_call_too_large_for_a_proxy_is_sent_in_parts(here: Here) -> None:
+    class Narrow(Strict):
+        def log_batch(
+            self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()
+        ) -> None:
+            if len(metrics) + len(params) + len(tags) > 10:
+                text = "API request to endpoint /x failed with error code 413 != 200. <html>"
+                raise MlflowException(text, error_code=1)
+            super().log_batch(run_id, metrics, params, tags)
+
+    narrow = Narrow(here.client, "")
+    tracker = Tracker(SWEEP, here.directory, *here.store, connect=lambda uri: narrow)  # type: ignore[arg-type,return-value]
+    tracker.start()
+    run_trial(tracker, "a")
+    assert tracker.close("FINISHED") == 0
+    assert len(history(here.client, here.runs()["finetune-a"], "train/loss")) == 4
 
 
 def test_variables_of_other_programs_do_not_reach_the_client(
@@ -374,6 +430,13 @@ def test_a_damaged_store_is_one_line(tmp_path: Path) -> None:
         store.check(f"sqlite:///{path}")
 
 
+def test_a_damaged_store_is_one_line_also_to_look_at(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    path.write_bytes(gzip.compress(os.urandom(5000)))
+    with pytest.raises(UserError, match=r"^tracking.uri: .* cannot be read: .*not a database"):
+        ui.page(f"sqlite:///{path}", "http://127.0.0.1:5000", "lost")
+
+
 def test_the_state_of_another_raycl_or_a_torn_one_is_made_again(
     finished: Here, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -394,3 +457,44 @@ def test_lines_that_are_no_events_are_passed_over(finished: Here) -> None:
     with finished.journal.open("ab") as file:
         file.write(b'null\n5\n{}\n{"event":"later"}\n\0\0\0\0\n\xff\xfe\n')
     assert [event for _, _, event in read(finished.journal)] == before
+
+
+def test_unreadable_lines_hold_up_nothing(finished: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than are read at once, in the middle and at the end."""
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 1000)
+    with finished.journal.open("ab") as file:
+        file.write(b"\0" * 3000 + b"\n")
+    tracker = finished.tracker()
+    run_trial(tracker, "c")
+    assert tracker.close("FINISHED") == 0
+    assert finished.runs()["finetune-c"].info.status == "FINISHED"
+    with finished.journal.open("ab") as file:
+        file.write(b"\0" * 3000 + b"\n")
+    assert sync(finished.directory) == (0, 0, None)
+    assert orphans(finished.directory.parent) == []
+
+
+def test_what_a_killed_driver_left_is_closed_without_an_empty_line(
+    finished: Here, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = finished.journal.read_bytes().splitlines(keepends=True)
+    assert b'"event":"close"' in lines[-1]
+    finished.journal.write_bytes(b"".join(lines[:-1]))
+    assert sync(finished.directory).left == 0
+    assert Ledger.of(finished.journal).closed == "KILLED"
+    assert b"\n\n" not in finished.journal.read_bytes()
+    assert "unreadable line" not in caplog.text
+
+
+def test_of_a_sweep_of_somebody_else_only_its_end_is_known(
+    finished: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only its owner may read how far it has been sent."""
+    may = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: Path(path).name != STATE and may(path, mode)
+    )
+    assert orphans(finished.directory.parent) == []
+    with finished.journal.open("ab") as file:
+        file.write(json.dumps({"event": "sweep", "tags": {}}).encode() + b"\n")
+    assert orphans(finished.directory.parent) == [finished.directory]

@@ -57,6 +57,11 @@ def test_a_relative_file_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
         ("htp://tracker:5000", "did you mean 'http'"),
         ("sqlite://", "must be a file"),
         ("sqlite:///:memory:", "must be a file"),
+        ("http://[::1:5000", "tracking.uri: not a URI: .* Invalid IPv6 URL"),
+        ("http://tracker:nine", "tracking.uri: not a URI: .*'nine'"),
+        ("postgresql://h:nine/db", "tracking.uri: not a URI: .*'nine'"),
+        ("postgresql://ada:a[b@h/db", "the password has a character .* \\[ as %5B"),
+        ("http://ada:a]b@h", "the password has a character .* \\] as %5D"),
     ],
 )
 def test_other_stores_are_refused(uri: str, message: str, tmp_path: Path) -> None:
