@@ -357,6 +357,7 @@ class SequenceRun:
         return row | {"at_task_end": True}
 
     def _add_histograms(self) -> None:
+        """Keep the method's distributions; their bins are the same every time."""
         for name, counts in self.algorithm.learner.method.histograms().items():
             self.histograms.setdefault(name, []).append([int(count) for count in counts])
         for name, rows in self.histograms.items():

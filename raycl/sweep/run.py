@@ -230,6 +230,8 @@ class Execution:
         before = self.folder.made_of()
         if before is not None and self.folder.begun and not before.weights:
             now = replace(now, weights={})  # begun by a raycl that did not record them
+        if before is not None and self.folder.begun:  # nor networks of one's own by a bare name
+            now = replace(now, code={k: v for k, v in now.code.items() if k in before.code})
         self.made_of = now
         changed = now.changes(before) if before is not None else []
         if changed and self.folder.begun and not self.accept_changes:

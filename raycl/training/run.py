@@ -467,6 +467,7 @@ class Run:
             row["validation/accuracy_current"] = current
 
     def _add_histograms(self) -> None:
+        """Keep the method's distributions; their bins are the same every time."""
         for name, counts in self.method.histograms().items():
             self.histograms.setdefault(name, []).append([int(count) for count in counts])
         for name, rows in self.histograms.items():

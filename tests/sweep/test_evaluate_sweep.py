@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from sweep_making import load
 
 from raycl.cli import main
 from raycl.sweep.plan import expand
+from raycl.sweep.plan.plan import fill
 from raycl.training.config import TrialConfig
 
 IMAGES = """\
@@ -105,7 +107,12 @@ def test_a_search_measures_the_rows_that_it_reads(further: list[str], every: boo
     group = next(g for g in expand.groups(sweep) if g.spaces)
     expected = {"limit": 500, "precision": "bfloat16", "cache_mb": 5}
     expected |= {"every": 10} if every else {}
-    assert expand.search_base(sweep, group).config["evaluate"] == expected
+    base = expand.search_base(sweep, group)
+    assert base.config["evaluate"] == expected
+    less = replace(base, config=base.config | {"evaluate": expected | {"cache_mb": 6}})
+    values = expand.first_values(group.spaces)
+    keys = {fill(one, values, 0, "search").key for one in (base, less)}
+    assert len(keys) == 1, "the cache changes no bit, and search trials had no such option once"
     assert set(group.base.config["evaluate"]) == {
         "limit",
         "every",

@@ -422,10 +422,10 @@ def test_a_learner_of_ones_own_in_a_methods_options_is_a_file_that_workers_need(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own_learner.py").write_text(
-        "from raycl.methods.finetune import Finetune\n\n\nclass Mine(Finetune):\n    pass\n"
+        "from raycl.methods.l2p import L2P\n\n\nclass Mine(L2P):\n    pass\n"
     )
     learner = {"name": "own_learner.py:Mine"}
-    cdl = {"name": "cdl", "teacher": {"name": "mlp", "hidden": [8]}, "learner": learner}
+    cdl = {"name": "cdl", "teacher_network": "mlp", "learner": learner}
     sweep = spec.Sweep.model_validate(
         {
             "name": "s",

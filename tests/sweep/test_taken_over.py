@@ -63,7 +63,7 @@ def test_a_trial_comes_with_its_rows_and_its_files(tmp_path: Path) -> None:
     assert [row["tasks_done"] for row in rows if "tasks_done" in row][:-1] == [1, 2]
     stores = [CheckpointStore(f"{folder}/{plans[0].key}") for folder in (one.storage, storage)]
     names = [[path.rpartition("/")[2] for path in store.paths()] for store in stores]
-    assert names[0] == names[1] != []
+    assert names[1] == names[0][-1:] != []
     assert stores[1].load() is not None
 
 
@@ -185,7 +185,19 @@ def test_a_sweep_that_cannot_be_read_is_passed_over(
     (first / "spec.json").write_text(json.dumps(identity))
     assert not finished_elsewhere(second, plans, here, NONE)
     (said,) = caplog.messages
-    assert said.startswith(f"nothing of {first} is taken over: ")
+    assert said.startswith(f"nothing more of {first} is taken over: ")
+
+
+@pytest.mark.parametrize("torn", [0, 1])
+def test_a_damaged_outcome_costs_that_trial_alone(tmp_path: Path, torn: int) -> None:
+    one, plans, second = two(tmp_path)
+    one.run(plans[1:])
+    finished_in(second.root, "first", one, plans)
+    files = sorted((second.root / "first/outcomes").glob("*.json"))
+    assert len(files) == 2
+    files[torn].write_text("{")
+    found = finished_elsewhere(second, plans, here, NONE)
+    assert found.keys() == {plan.key for plan in plans} - {files[torn].stem}
 
 
 def test_a_trial_that_is_gone_while_it_is_copied_runs(

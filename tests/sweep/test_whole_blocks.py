@@ -43,6 +43,13 @@ def test_a_choice_of_training_is_searched_by_methods_without_a_train_of_their_ow
     path.write_text(TEXT.replace("train: {epochs: 3, lr: 0.05}", CHOICE.replace("=", ": ", 1)))
     small = spec.load(path, smoke=True)
     assert {plan.config["train"]["epochs"] for plan in expand.search_plans(small)} == {1}
+    path.write_text(path.read_text().replace("choice: [", "grid: [{lr: 0.1}, "))
+    small = spec.load(path, smoke=True)
+    assert [plan.config["train"]["epochs"] for plan in expand.search_plans(small)] == [1] * 4
+    own = load(tmp_path, CHOICE, "methods.ewc.train={choice: [{epochs: 5}, {epochs: 7}]}")
+    epochs = {plan.config["train"]["epochs"] for plan in expand.search_plans(own)}
+    assert epochs <= {2, 4, 5, 7}
+    assert epochs & {5, 7}
 
 
 def test_options_beside_a_search_space_are_refused(tmp_path: Path) -> None:

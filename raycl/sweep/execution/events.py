@@ -49,6 +49,7 @@ class Hub:
     Attributes:
         interrupted: Set when the driver is told to stop: a trial that ends unfinished from then on
             was killed, not stopped early.
+        leaving: Whether Tune's loop is being ended.
         broken: Why nothing more can be kept (a full disk); the stage ends, as if interrupted.
         owners: Plan's key to the id of Tune's trial that runs it. A searcher may propose the same
             configuration twice; what the second trial says is not passed on.
@@ -57,6 +58,7 @@ class Hub:
     def __init__(self, listeners: list[Listener]) -> None:
         self.listeners = listeners
         self.interrupted = False
+        self.leaving = False
         self.broken = ""
         self.owners: dict[str, str] = {}
         self.running: dict[str, tuple[TrialPlan, Row]] = {}
@@ -176,15 +178,15 @@ class Events(tune.Callback):
     def setup(self, *arguments: Any, **info: Any) -> None:
         """Tune's hook, after it has set its handler of SIGUSR1 and before its loop.
 
-        The first SIGUSR1 from outside, which batch systems send before the time of a job is over,
-        means what the signals of ``signals.STOP`` mean; Tune would end its loop at once.
+        SIGUSR1 from outside, which batch systems send before the time of a job is over, means what
+        the signals of ``signals.STOP`` mean; Tune would end its loop at once.
         """
         tunes, hub = signal.getsignal(signal.SIGUSR1), self._hub
         if not callable(tunes):  # Tune has set none
             return
 
         def heard(number: int, frame: FrameType | None) -> None:
-            if hub.ending:
+            if hub.leaving:
                 tunes(number, frame)
             else:
                 hub.interrupted = True
@@ -202,6 +204,7 @@ class Events(tune.Callback):
             self.deadline = time.monotonic() + (0.0 if self._hub.broken else self.grace_s)
             _PARK[self.name]()
         if self._hub.parked or self._hub.broken or time.monotonic() > self.deadline:
+            self._hub.leaving = True
             os.kill(os.getpid(), signal.SIGUSR1)  # the signal that ends Tune's loop
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:

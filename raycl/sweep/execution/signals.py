@@ -15,8 +15,8 @@ How a sweep stops while trials run, in the order of events:
 3. Each trial looks there between two epochs (``Parking.look`` in ``trainable``). It saves a
    checkpoint and from then on reports its last row again and again, with ``parked``.
 4. When all that run are parked, or the time is over, ``events`` sends this process SIGUSR1, which
-   only Tune hears: its loop ends. Tune stops each trial by a ``SystemExit`` inside its next report;
-   one that had not parked saves then, for which Tune gives it ten seconds.
+   it hands on to Tune: its loop ends. Tune stops each trial by a ``SystemExit`` inside its next
+   report; one that had not parked saves then, for which Tune gives it ten seconds.
 5. Tune's ``fit`` returns. ``stage`` tells all listeners that what had not finished was ``killed``,
    which leaves no outcome, so that it is continued; then it raises ``Interrupted``.
 6. ``run`` closes the tracker's runs as KILLED, unheard, and ends with exit code 130.
@@ -24,9 +24,9 @@ How a sweep stops while trials run, in the order of events:
 A storage that cannot be written (``Hub.broken``) takes the same way from step 2 on, without the
 grace: there is nowhere to save to; ``stage`` raises ``Broken``, and the exit code is 1. A second
 Ctrl-C is ignored while the time of step 2 runs; after it, it raises ``KeyboardInterrupt``. A
-SIGUSR1 from outside while trials run is noted as in step 1; a second one is that of step 4. When a
-search has used up its time, Tune itself ends it; its trials count as stopped early. When Ray itself
-dies nobody can be asked to save: see ``ray_here.Watch``.
+SIGUSR1 from outside while trials run is noted as in step 1. When a search has used up its time,
+Tune itself ends it; its trials count as stopped early. When Ray itself dies nobody can be asked to
+save: see ``ray_here.Watch``.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ def _signals(hub: Hub, grace_s: float) -> Iterator[None]:
     def note() -> None:
         hub.interrupted = True
 
-    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until Tune sets its own
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: note())  # until Tune sets its own
     try:
         with signals.noted(note, grace_s):
             yield

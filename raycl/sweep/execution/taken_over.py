@@ -7,13 +7,14 @@ so that it has everything that a trial of this sweep has.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raycl.errors import NO_ROOM
+from raycl.atomic import Damaged
 from raycl.sweep.execution.events import Hub
 from raycl.sweep.plan.expand import own_code
 from raycl.sweep.plan.plan import TrialPlan
@@ -76,13 +77,29 @@ def finished_elsewhere(
             one = _finished(SweepFolder(folder.root, other), path)
             if one is not None and _the_same(one, plan, made(plan), made_of):
                 found[plan.key] = one
+        except Damaged:
+            continue  # this one trial is not taken over
         except Exception as error:  # noqa: BLE001  (file systems raise what they like)
             unread.add(other)
-            log.warning("nothing of %s is taken over: %s", path.parent.parent, _told(error))
+            log.warning("nothing more of %s is taken over: %s", path.parent.parent, _told(error))
     return found
 
 
+class Unread(Exception):
+    """Something of another sweep cannot be read."""
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Turn whatever a file system raises into ``Unread``."""
+    try:
+        yield
+    except Exception as error:
+        raise Unread(_told(error)) from error
+
+
 def _told(error: Exception) -> str:
+    """An error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
@@ -125,12 +142,11 @@ def take_over(plan: TrialPlan, other: Finished, storage: str, hub: Hub) -> bool:
         Whether it could be read to its end; if not, that is warned of, and the hub knows nothing.
     """
     try:
-        rows = list(_rows(other.folder.path / JOURNAL, plan.key))
+        with _reading():
+            rows = list(_rows(other.folder.path / JOURNAL, plan.key))
         _copy(other.store, CheckpointStore(f"{storage}/{plan.key}"))
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            raise  # it is this sweep's storage that is full
-        log.warning("%s of %s is not taken over: %s", plan.name, other.folder.path, _told(error))
+    except Unread as error:
+        log.warning("%s of %s is not taken over: %s", plan.name, other.folder.path, error)
         return False
     hub.started(plan)
     for row in rows:
@@ -143,18 +159,21 @@ def take_over(plan: TrialPlan, other: Finished, storage: str, hub: Hub) -> bool:
 
 
 def _copy(source: CheckpointStore, store: CheckpointStore) -> None:
-    """Copy a trial's files; checkpoints last, so that half a copy is none to go on from.
+    """Copy a trial's files, and its newest checkpoint last: half a copy is none to go on from.
 
     Raises:
-        FileNotFoundError: The checkpoints are gone.
+        Unread: Something of it is gone, or cannot be read.
     """
-    steps = source.paths()
-    if not steps:
-        raise FileNotFoundError(f"{source.root} has no checkpoint any more")
-    for path in [*(path for path in source.fs.find(source.root) if path not in steps), *steps]:
+    with _reading():
+        steps = source.paths()
+        newest = steps[-1]
+        others = [path for path in source.fs.find(source.root) if path not in steps]
+    for path in [*others, newest]:
         name = path[len(source.root) :].lstrip("/")
         if not name.rpartition("/")[2].startswith("."):
-            store.put_bytes(name, source.fs.cat_file(path))
+            with _reading():
+                content = source.fs.cat_file(path)
+            store.put_bytes(name, content)
 
 
 def _rows(path: Path, key: str) -> Iterator[Row]:

@@ -247,7 +247,7 @@ def _world(settings: Settings, device: str) -> dict[str, str]:
 
 
 def _of_sweep(begun: Mapping[str, str]) -> dict[str, str]:
-    """What of a trial's beginning belongs to its sweep, wherever the trial runs."""
+    """Code, data and made_of of what a trial began with: what does not depend on its machine."""
     return {word: begun[word] for word in ("code", "data", "made_of") if word in begun}
 
 

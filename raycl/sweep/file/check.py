@@ -122,7 +122,8 @@ class _Checked:
         """Check one method: name, options, network, train and resources, for all its spaces."""
         sweep, entry = self.sweep, self.sweep.methods[index]
         blocks = blocks_of(sweep, entry)
-        if entry.train and any(kind in sweep.train for kind in KINDS):
+        whole = any(kind in entry.train for kind in KINDS)
+        if entry.train and not whole and any(kind in sweep.train for kind in KINDS):
             what = "cannot change single options of a train that is a search space"
             hint = "write the space in train's options, or in the method"
             raise self.error(("methods", index, "train"), what, hint)

@@ -121,7 +121,8 @@ def automatic_smoke(data: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
     """
     found: dict[str, Any] = {dotted(path): get(data, path)[:2] for path in _grids(data, ())}
     found |= {"seeds": 1, "search.num_samples": 2}
-    found |= sweep.kind.smoke(data, benchmark_configs(sweep))
+    least = sweep.kind.smoke(data, benchmark_configs(sweep))
+    found |= least
     if sweep.search.benchmark is not None:
         other = {"benchmark": data["search"]["benchmark"]}
         small = sweep.kind.smoke(other, benchmark_configs(sweep.for_search))
@@ -132,7 +133,7 @@ def automatic_smoke(data: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
     if "scheduler" in data:
         found["scheduler.grace_period"] = 1
     methods = [method if isinstance(method, dict) else {} for method in data["methods"]]
-    for word, value in list(found.items()):
+    for word, value in least.items():
         block, _, key = word.partition(".")
         if block not in ("train", "resources"):
             continue
@@ -148,7 +149,7 @@ def automatic_smoke(data: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
 
 
 def _in_options(block: Any, path: str, key: str) -> Iterator[str]:
-    """Where ``key`` stands in the options of a choice of blocks, or in the first two of a grid."""
+    """Places of a key in the options of a choice of blocks, or in the first two of a grid."""
     for kind in ("choice", "grid"):
         if isinstance(block, dict) and isinstance(block.get(kind), list):
             for i, option in enumerate(block[kind][: 2 if kind == "grid" else None]):

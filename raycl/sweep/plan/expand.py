@@ -18,14 +18,12 @@ from typing import Any
 import numpy as np
 
 from raycl.errors import Problem
-from raycl.networks.base import named_block
 from raycl.sweep import kinds
 from raycl.sweep.file.blocks import (
     Blocks,
     benchmark_configs,
     blocks_of,
     digest,
-    networks_in,
     place,
 )
 from raycl.sweep.file.model import MethodEntry, Sweep
@@ -220,10 +218,10 @@ def own_code_of(sweep: Sweep) -> list[str]:
     """What ``own_code`` finds in all trials of a sweep and of its search, sorted."""
     found: set[str] = set()
     both = [sweep] if sweep.search.benchmark is None else [sweep, sweep.for_search]
-    for group in [group for one in both for group in groups(one)]:
-        config = group.base.config
-        found.update(own_code(config))
-        found.update(own_code([named_block(one) for one in networks_in(config).values()]))
+    for one in both:
+        for group in groups(one):
+            for values in each_value(group.spaces):
+                found.update(own_code(filled(one, group, group.base, values, 0, "").config))
     return sorted(found)
 
 
@@ -308,7 +306,7 @@ def _generator(sweep: Sweep, group: Group, path: str) -> np.random.Generator:
 def filled(
     sweep: Sweep, group: Group, base: TrialPlan, values: Mapping[str, Any], seed: int, kind: str
 ) -> TrialPlan:
-    """See ``plan.fill``; what is wrong has its place in the file.
+    """Finish a plan; an error has its place in the file.
 
     Raises:
         UserError: The blocks are wrong, or the configuration is too large.

@@ -83,6 +83,11 @@ def fill(base: TrialPlan, values: Mapping[str, Any], seed: int, kind: str) -> Tr
         raise Problem((), f"the configuration has {len(text)} bytes, more than {MAX_CONFIG_BYTES}")
     identity = {k: v for k, v in config.items() if k not in ("seed", "threads")}
     identity |= {"label": base.method, "code": base.code}
+    if kind == "search" and "evaluate" in config:  # search trials had no cache_mb once
+        evaluate = {k: v for k, v in config["evaluate"].items() if k != "cache_mb"}
+        identity |= {"evaluate": evaluate}
+        if not evaluate:
+            del identity["evaluate"]
     return replace(
         base,
         key=hashed(identity | {"seed": seed}),
