@@ -248,7 +248,7 @@ def test_a_disk_that_is_full_is_no_fault_of_the_other_sweep(
 
 
 def test_a_result_that_a_storage_had_before_says_so(tmp_path: Path) -> None:
-    """As when two runs folders use one storage, one after the other."""
+    """Two runs folders use one storage, one after the other."""
     spec = text(methods=["finetune"], benchmark=STREAM)
     one = lab(tmp_path, spec)
     plans = without(one.plans())
