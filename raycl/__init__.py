@@ -1,3 +1,3 @@
 """Continual-learning experiments as sweeps on Ray, tracked in MLflow."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"

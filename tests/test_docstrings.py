@@ -184,7 +184,7 @@ def test_a_name_that_is_gone_is_noticed() -> None:
 def test_a_summary_stands_alone() -> None:
     dangling = [
         f"{path.relative_to(ROOT)}:{line}: {text.split(chr(10))[0]}"
-        for path in sources()
+        for path in [*sources(), *sorted((ROOT / "tests").rglob("*.py"))]
         for line, text in texts(tree(path))
         if first(text) in DANGLING
     ]
@@ -195,7 +195,7 @@ def test_a_description_names_its_option() -> None:
     dangling = []
     for path in sources():
         for node in ast.walk(tree(path)):
-            if isinstance(node, ast.keyword) and node.arg == "description":
+            if isinstance(node, ast.keyword) and node.arg in ("description", "help"):
                 text = getattr(node.value, "value", None)
                 if isinstance(text, str) and first(text) in DANGLING:
                     dangling.append(f"{path.relative_to(ROOT)}:{node.value.lineno}: {text}")

@@ -153,7 +153,7 @@ class Away:
 
 
 def test_only_the_state_has_the_password(tmp_path: Path) -> None:
-    """Of what a sweep leaves on disk: the journal, too, whose lines become artifacts."""
+    """Nothing else on disk has it; neither has the journal, whose lines become artifacts."""
     uri = f"http://ada:{WORD}@127.0.0.1:9"
     smoke = {"tracking.uri": uri}
     path = sweep_file(tmp_path, tracking={"uri": uri}, smoke=smoke, description=f"see {uri}")
@@ -185,7 +185,7 @@ def test_only_the_state_has_the_password(tmp_path: Path) -> None:
 
 
 def test_a_storage_has_no_password(tmp_path: Path) -> None:
-    """It would stand in the names of checkpoints, in logs and in Tune's own files."""
+    """A password would stand in the names of checkpoints, in logs and in Tune's own files."""
     for storage in (f"sftp://ada:{WORD}@h/x", f"s3://KEY:{WORD}@b/x", f"s3://b/x?secret={WORD}"):
         with pytest.raises(UserError, match=r"storage: .*set a variable: AWS_SECRET_A") as caught:
             spec.load(sweep_file(tmp_path, storage=storage))
@@ -221,7 +221,7 @@ VARIABLES = {
 
 
 def test_rays_metadata_have_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They reach the trials as an argument."""
+    """Variables with secrets reach the trials as an argument instead."""
     for name in [name for name in os.environ if name.startswith(cluster.PASSED_ON)]:
         monkeypatch.delenv(name)
     for name, value in VARIABLES.items():
@@ -238,7 +238,7 @@ def test_rays_metadata_have_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tune_shows_no_keys() -> None:
-    """Its actors take their runtime environment from this set."""
+    """Ray's actors take their runtime environment from this set."""
     from ray.tune.execution import class_cache
 
     from raycl.sweep.execution import stage
@@ -251,7 +251,7 @@ def test_tune_shows_no_keys() -> None:
 
 
 def test_a_jobs_metadata_have_no_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """They travel in a file of mode 0600."""
+    """Secrets travel in a file of mode 0600."""
     monkeypatch.chdir(tmp_path)
     for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)
@@ -320,7 +320,7 @@ def test_rays_token_is_its_owners(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_loopback_is_asked_for_while_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That it listens nowhere else is seen in tests/faults."""
+    """Loopback is what Ray is asked for; tests/faults see that it listens nowhere else."""
     from ray._private import ray_constants, services
 
     name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR

@@ -19,7 +19,7 @@ import pytest
 
 
 def free_ports(n: int) -> list[int]:
-    """So many ports of loopback that nobody listens at."""
+    """Ports of loopback that nobody listens at, as many as asked for."""
     probes = [socket.socket() for _ in range(n)]
     for probe in probes:
         probe.bind(("127.0.0.1", 0))

@@ -30,7 +30,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="E.g. train.epochs=2 or methods.ewc.lam=5."),
 ]
-Smoke = Annotated[bool, typer.Option("--smoke", help="As small as can be, under NAME-smoke.")]
+Smoke = Annotated[
+    bool, typer.Option("--smoke", help="The smallest form of the sweep, under NAME-smoke.")
+]
 Accept = Annotated[
     bool,
     typer.Option(

@@ -208,7 +208,10 @@ def stop(
 def verify(
     name: Name,
     share: Annotated[
-        float, typer.Option(min=0, max=1, help="Of the finished trials; at least one is run.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of the finished trials that runs again; at least one."
+        ),
     ] = 0.05,
     address: Address = None,
     runs: RunsDir = None,
@@ -238,9 +241,10 @@ def pack(
         str | None, typer.Option(help="Label of a method [default: the first].")
     ] = None,
     trials: Annotated[
-        str | None, typer.Option(help="At a time, e.g. 1,2,4 [default: powers of two].")
+        str | None,
+        typer.Option(help="Numbers of trials at a time, e.g. 1,2,4 [default: powers of two]."),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="Of each measurement.")] = 20,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each measurement.")] = 20,
     address: Address = None,
     data: DataDir = None,
 ) -> None:

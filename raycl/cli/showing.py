@@ -40,13 +40,14 @@ def report(
 def gif(
     name: Name,
     seed: Annotated[
-        int | None, typer.Option(help="Of the trials [default: the sweep's first].")
+        int | None, typer.Option(help="Seed of the trials [default: the sweep's first].")
     ] = None,
     methods: Annotated[
         str | None, typer.Option(help="Labels, separated by commas [default: all].")
     ] = None,
     max_seconds: Annotated[
-        float, typer.Option(min=1, max=1800, help="Of each game's own time; longer ones are cut.")
+        float,
+        typer.Option(min=1, max=1800, help="Seconds of a game's own time; longer ones are cut."),
     ] = 60,
     fps: Annotated[
         float, typer.Option(min=1, max=50, help="Agent steps shown per second; 15: as it is.")

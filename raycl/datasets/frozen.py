@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from raycl.datasets.examples import Augment, Batch, Examples
+from raycl.nn.precision import exactly
 
 BATCH = 256
 """Number of images at a time while the values are computed, unless they are large."""
@@ -136,6 +137,5 @@ class FrozenSet(Examples):
 
     def _of(self, images: Tensor) -> Tensor:
         # training reads what evaluation kept, and evaluation what a rounded score did
-        plain = torch.autocast(images.device.type, enabled=False)
-        with torch.inference_mode(False), torch.no_grad(), plain:
+        with torch.inference_mode(False), torch.no_grad(), exactly(images.device):
             return self.function(images)

@@ -33,6 +33,7 @@ from raycl.methods.base import (
 )
 from raycl.networks.base import Backbone, find_network
 from raycl.nn.optim import keep, make_optimizer
+from raycl.nn.precision import exactly
 from raycl.nn.prompted_vit import (
     BlockPrompts,
     Encoding,
@@ -210,7 +211,8 @@ class PromptMethod(Classifier):
     """One frozen transformer with the prompts of one learner, and a linear head over all outputs.
 
     The query of an image is the feature vector that the network has of it without prompts; it is
-    computed once per image where images are not augmented, as far as ``evaluate.cache_mb`` goes.
+    computed once per image where images are not augmented and the network comes with its weights,
+    as far as ``evaluate.cache_mb`` goes.
 
     With ``anchor: first_task``, for machines without weights, the first task has a phase ``anchor``
     before ``train``: the whole network and the head learn it without prompts.
@@ -310,10 +312,13 @@ class PromptMethod(Classifier):
         return self.backbone(images)  # type: ignore[no-any-return]
 
     def query(self, images: Tensor, frozen: Tensor | None) -> Tensor:
-        """Query of each image, without gradient: ``frozen`` if given, else computed now."""
+        """Query of each image, without gradient: ``frozen`` if given, else computed now.
+
+        Either is computed without rounding, so that training takes the prompts of evaluation.
+        """
         if frozen is not None:
             return frozen
-        with torch.no_grad():
+        with torch.no_grad(), exactly(images.device):
             return self.frozen_values(images)
 
     def answer(

@@ -69,8 +69,10 @@ class CDL(PromptMethod):
 
     With ``teacher: {trial: RUN/KEY}`` the prompts and head of the teacher come from a trial of this
     method with ``keep_teachers: true`` on the same stream, and its phase is left out; the student's
-    matrix is bitwise that of a run which trains the teacher itself. Within a sweep nothing has to
-    be said: trials whose teachers are the same train them once (``share: false``: each for itself).
+    matrix is bitwise that of a run which trains the teacher itself, if that trial has the same
+    seed, block ``train`` and ``aux_loss_scale``; others are taken, too. Within a sweep nothing has
+    to be said: trials whose teachers are the same train them once (``share: false``: each for
+    itself).
 
     Departures: ``aux_loss_scale`` is 2 by default, which the two GPUs of the authors amount to; 1
     is the formula. ``mapper: components`` is what all stored runs of July 2024 used; ``attention``,

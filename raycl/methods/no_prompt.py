@@ -24,8 +24,8 @@ class NoPrompt(PromptMethod):
         2022, arXiv 2112.08654, measured (issue 35 of its code): prompts switched off.
 
     Loss: cross-entropy over the classes of the task, as for the methods with prompts. The features
-    of an image are its query, and are computed once where images are not augmented, as far as
-    ``evaluate.cache_mb`` goes.
+    of an image are its query, and are computed once where images are not augmented and the network
+    comes with its weights, as far as ``evaluate.cache_mb`` goes.
 
     Departures: ``aux_loss_scale`` changes nothing here. ``anchor: first_task`` is not in that code.
     """

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raycl.nn.precision import exactly
+
 VARIANCE_EPS = 1e-8
 """Number added to both variances of the statistics term, once."""
 
@@ -95,7 +97,7 @@ class Inversion:
         with watched(self.layers, outputs=self.outputs_watched) as maps:
             logits = self.network(images)
         # rounded numbers would not do for differences of variances or of neighbouring pixels
-        with torch.autocast(images.device.type, enabled=False):
+        with exactly(images.device):
             chosen = logits.float().index_select(1, self.outputs)
             moments = moments_of(maps) if maps else None
             seen = Seen(images.float(), chosen, labels, moments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -20,6 +21,12 @@ def autocast(device: torch.device) -> torch.autocast:
     # The cache of rounded weights would hand weights rounded without gradients to a later pass with
     # gradients in the same loss, which then trains nothing.
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+def exactly(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which nothing is rounded to bfloat16, whatever surrounds it."""
+    # torch has no autocast for meta, where nothing is computed
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def round_weights(module: nn.Module) -> None:

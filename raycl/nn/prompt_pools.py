@@ -7,13 +7,13 @@ layers compute in bfloat16: training chooses as evaluation does.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raycl.nn.precision import exactly
 from raycl.nn.prompted_vit import KeysValues, halves
 
 
@@ -31,7 +31,7 @@ class Chosen(NamedTuple):
 
 def cosines(queries: Tensor, keys: Tensor) -> Tensor:
     """Cosines between queries (B, Q) and keys (M, Q): (B, M)."""
-    with _exactly(keys):
+    with exactly(keys.device):
         return F.normalize(queries.to(keys.dtype), dim=-1) @ F.normalize(keys, dim=-1).T
 
 
@@ -95,7 +95,7 @@ def weighted(queries: Tensor, attention: Tensor, keys: Tensor, prompts: Tensor) 
     Returns:
         (B, L, C).
     """
-    with _exactly(keys):
+    with exactly(keys.device):
         queries = queries.to(keys.dtype)
         # as products of matrices, without the B x M x Q numbers q * A
         squares = queries.square() @ attention.square().T * keys.square().sum(1)
@@ -129,12 +129,6 @@ def orthonormal_rows(earlier: Tensor, count: int, generator: torch.Generator) ->
 
 def orthogonality_penalty(rows: Tensor) -> Tensor:
     """Mean of the squared entries of R R^T - I for rows R (M, D): a scalar, 0 if orthonormal."""
-    with _exactly(rows):
+    with exactly(rows.device):
         products = rows @ rows.T
     return (products - torch.eye(len(rows), device=rows.device)).square().mean()
-
-
-def _exactly(like: Tensor) -> AbstractContextManager[object]:
-    """A context in which products of matrices are not rounded to bfloat16."""
-    kind = like.device.type  # torch has no autocast for meta, where nothing is computed
-    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)

@@ -7,6 +7,7 @@ of a prefix, C channels of a token, H heads of d = C / H channels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -175,16 +176,18 @@ def check_model(model: nn.Module) -> VisionTransformer:
 
 
 def check_blocks(model: nn.Module, numbers: Collection[int]) -> None:
-    """Refuse numbers of blocks that a network does not have.
+    """Refuse numbers of blocks that a network does not have, or that are given twice.
 
     Raises:
-        UserError: The network has fewer blocks.
+        UserError: The network has fewer blocks, or a block would get prompts twice.
     """
     depth = len(model.blocks)  # type: ignore[arg-type]
     wrong = sorted(number for number in numbers if not 0 <= number < depth)
     if wrong:
         what = f"there is no block {wrong[0]}: the network has {depth} blocks, from 0"
         raise UserError("network", what)
+    if twice := [number for number, count in Counter(numbers).items() if count > 1]:
+        raise UserError("method", f"block {twice[0]} is named twice", "name each block once")
 
 
 def _unsupported(model: Any) -> Iterator[str]:

@@ -4,6 +4,7 @@
 #   sbatch sweeps/cluster/slurm.sh sweeps/mnist.yaml [options of raycl run]
 #   scancel --batch --signal=INT JOB      its trials save, and it ends; plain scancel just kills it
 #
+# Before it: source .venv/bin/activate, and raycl data fetch mnist (or put your data in ./data).
 # Change: the lines #SBATCH. Submit it where raycl's folder and environment are on a disk that all
 # nodes share; runs/ then is, too. Two minutes before the end of its time the job saves its trials and
 # queues itself again, until the sweep is over.
@@ -23,6 +24,7 @@ set -euo pipefail
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}:$((20000 + SLURM_JOB_ID % 10000))
 temp=/tmp/raycl-$SLURM_JOB_ID
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it from sbatch
 
 # other users of the machines cannot use the cluster
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')

@@ -14,7 +14,7 @@ from raycl.benchmarks.split import Split
 from raycl.datasets import Arrays, Dataset, DatasetConfig
 
 ORDER = [2, 8, 4, 9, 1, 6, 7, 3, 0, 5]
-"""Of ten tasks with seed 0."""
+"""The class order of ten tasks with seed 0."""
 
 
 def stream(kind: type[Benchmark], data: dict[str, Dataset], **options: object) -> Stream:
@@ -29,7 +29,7 @@ def sizes(made: Stream) -> list[tuple[int, ...]]:
 
 
 def black(name: str, train: int, test: int, classes: int, channels: int = 3) -> Dataset:
-    """So many images of one pixel; classes take turns."""
+    """Images of one pixel, as many as asked for; classes take turns."""
     parts = [
         Arrays(np.zeros((n, channels, 1, 1), np.uint8), np.arange(n) % classes)
         for n in (train, test)

@@ -92,7 +92,7 @@ class Node:
 
     @property
     def network(self) -> str:
-        """Its network namespace, as a process sees it."""
+        """The node's network namespace, as a process sees it."""
         command = ["ip", "netns", "exec", self.name, "readlink", "/proc/self/ns/net"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -120,7 +120,7 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        """Of the cluster."""
+        """The cluster's address."""
         return f"{self.head.address}:6379"
 
     def start(self, cpus: float, *options: str, **environment: str) -> Node:

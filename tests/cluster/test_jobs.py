@@ -85,7 +85,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Of this test's cluster, by its folder in their command lines."""
+    """Processes of this test's cluster, by its folder in their command lines."""
     done = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True)
     return [int(pid) for pid in done.stdout.split()]
 

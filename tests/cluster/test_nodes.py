@@ -88,7 +88,7 @@ def test_a_node_that_is_killed(lab: Lab, rig: Nodes) -> None:
 
 @pytest.mark.slow
 def test_a_node_that_is_cut_off(lab: Lab, rig: Nodes) -> None:
-    """Its trial goes on, unheard, and so does its successor."""
+    """The trial of a node that is cut off goes on, unheard, and so does its successor."""
     name, expected = sweep(lab)
     driver = lab.start("run", name, "--address", rig.address)
     until(lambda: len(lab.checkpoints_in("shared")) >= 3 and len(spread(lab)) == 2, driver)

@@ -23,6 +23,7 @@ from ray._raylet import Config
 from ray.autoscaler._private.kuberay import autoscaling_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+import raycl
 from tests.cluster.nodes import Nodes, nodes, why_not
 from tests.faults.conftest import Lab
 from tests.waiting import until
@@ -172,7 +173,7 @@ def test_a_pod_has_time_to_save() -> None:
 
 @pytest.mark.slow
 def test_pods_save_before_they_go(lab: Lab) -> None:
-    """As KubeRay does it: the entrypoint as a job, SIGTERM to the first process of a pod."""
+    """The pod as KubeRay runs it: the entrypoint as a job, SIGTERM to the first process."""
     if reason := why_not():
         pytest.skip(reason)
     job = load("rayjob.yml")["spec"]
@@ -277,6 +278,13 @@ def test_dockerfile() -> None:
     assert "ENV HOME=/home/ray" in text, "ray up asks the image for it"
 
 
+def test_images_have_the_version() -> None:
+    """A node that keeps the image of an earlier version would run other files than the driver."""
+    for name in ("Dockerfile", "rayjob.yml", "ray-up-aws.yml"):
+        tags = re.findall(r"example/raycl:(\S+)", (HERE / name).read_text())
+        assert tags and set(tags) == {raycl.__version__}, name
+
+
 # ---------------------------------------------------------------------- Slurm
 
 
@@ -297,7 +305,7 @@ if [ "$1" = show ]; then echo localhost; echo localhost; else echo "$@" > "$ASKE
 
 @pytest.mark.slow
 def test_slurm_script_saves_queues_itself_and_finishes(lab: Lab) -> None:
-    """On this machine, by an srun that runs things here: two Ray nodes and a real sweep."""
+    """The script on this machine, by an srun that runs things here: two Ray nodes, a real sweep."""
     commands = lab.path / "bin"
     commands.mkdir()
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
@@ -360,7 +368,7 @@ def test_slurm_script_saves_queues_itself_and_finishes(lab: Lab) -> None:
 
 
 def newest(checkpoints: list[Path]) -> dict[str, str]:
-    """Of each trial."""
+    """The newest checkpoint of each trial."""
     return {path.parent.name: path.name for path in sorted(checkpoints)}
 
 

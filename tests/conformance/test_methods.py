@@ -39,7 +39,7 @@ PROMPTED = {"apt", "cdl", "coda_prompt", "dual_prompt", "l2p", "no_prompt", "one
 
 
 def test_methods_with_prompts() -> None:
-    """Those left out here are all that need such a network."""
+    """Methods that are left out here are all that need such a network."""
     found = {name: registry.find("raycl.methods", Method, name) for name in NAMES}  # type: ignore[type-abstract]
     assert {name for name, cls in found.items() if issubclass(cls, PromptMethod)} == PROMPTED
 

@@ -44,7 +44,7 @@ class OwnGenerator(Finetune):
 
 
 class UnsavedNoise(Finetune):
-    """Its noise comes from a generator that no checkpoint holds."""
+    """A method whose noise comes from a generator that no checkpoint holds."""
 
     def __init__(self, config: Any, context: Any) -> None:
         super().__init__(config, context)

@@ -14,7 +14,7 @@ from raycl.errors import UserError
 
 CONFIG = DatasetConfig(name="tiny_imagenet")
 WNIDS = [f"n{37 * i % 200:08}" for i in range(200)]
-"""In another order than sorted, as in the official file."""
+"""Classes in another order than sorted, as in the official file."""
 
 
 def write(path: Path, value: int, mode: str = "RGB", side: int = 64) -> None:

@@ -87,7 +87,7 @@ def test_scores_of_the_reference_sequence() -> None:
 
 
 def test_scores_reproduce_published_normalised_scores() -> None:
-    """Of CleanRL's PPO: human-normalised score of a raw one."""
+    """Human-normalised scores of CleanRL's PPO come from its raw ones."""
     published = {
         "KungFuMaster": (26_000.25, 1.15),
         "Boxing": (92.68, 7.72),

@@ -174,7 +174,7 @@ print({"ray", "raycl", "torch"} & set(sys.modules))
 
 
 def made_in(directory: Path) -> None:
-    """From a directory that holds the package, as Ray's workers have it; by the id alone."""
+    """Made by its id alone, from a directory that holds the package, as Ray's workers have it."""
     code = f"import sys; sys.path.insert(0, {str(directory)!r})\n{MAKE}"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=False

@@ -180,7 +180,7 @@ def test_observations_of_the_past_stay_what_they_were(preset: str) -> None:
 
 @both
 def test_screens_show_what_is_observed(preset: str) -> None:
-    """In colour and full size, also past the end of a life and of a game."""
+    """Frames come in colour and full size, also past the end of a life and of a game."""
     env = SequentialAtari("SpaceInvaders", 2, preset=preset, render_mode="rgb_array")
     ends = 0
     for step in play(env, 700):

@@ -72,7 +72,7 @@ def steps(lab: Lab, run: Any, metric: str) -> list[int]:
 
 
 def pictures(lab: Lab, run: Any) -> list[str]:
-    """Those of the method among a run's artifacts."""
+    """The method's pictures among a run's artifacts."""
     client = MlflowClient(f"sqlite:///{lab.runs}/mlflow.db")
     return sorted(Path(a.path).name for a in client.list_artifacts(run.info.run_id, "pictures"))
 

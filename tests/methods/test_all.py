@@ -45,7 +45,7 @@ PENALISED = [
     "lwf",
     "online_ewc",
 ]
-"""Those with a second term of their loss, weighed by ``lam``."""
+"""Methods with a second term of their loss, weighed by ``lam``."""
 OLD_HEADS_MOVE = {
     "bic",
     "deep_inversion",
@@ -66,7 +66,7 @@ OLD_HEADS_MOVE = {
     "naive_rehearsal",
     "naive_rehearsal, list",
 }
-"""Those that train the outputs of earlier tasks even with ``outputs: task``."""
+"""Methods that train the outputs of earlier tasks even with ``outputs: task``."""
 
 
 @pytest.fixture

@@ -236,7 +236,7 @@ def test_anchor_is_trained_on_the_first_task_only(clr):
 
 
 def test_kernels_are_outside_the_penalty_of_the_anchor(clr):
-    """They are not trained there; with them the curve would have a constant that is no loss."""
+    """Frozen weights do not count; with them the curve would have a constant that is no loss."""
     run = clr(network=RESNET, anchor="first_task", penalty=0.01)
     run._enter_task()
     method, own = run.method, run.method.own(0)

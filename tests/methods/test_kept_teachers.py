@@ -67,7 +67,7 @@ def saved(root: Path, run: Run, key: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("learner", ["coda_prompt", "apt"])
 def test_a_student_with_taken_teachers_has_the_same_bits(root: Path, learner: str) -> None:
-    """Its matrices, and those of its teacher, are those of a run that trains the teacher."""
+    """A run with a kept teacher has the matrices, also the teacher's, of one that trains it."""
     keeper = build(learner, scheme="kd", keep_teachers=True)
     finish(keeper)
     trial = saved(root, keeper, learner)

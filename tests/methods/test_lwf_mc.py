@@ -80,7 +80,7 @@ def test_shared_outputs_are_learnt_from_labels(build):
 
 
 def test_own_outputs_beside_the_distilled_ones(build):
-    """With ``outputs: task`` labels act on the task's outputs, the teacher on the old ones."""
+    """Labels act on the task's outputs with ``outputs: task``, the teacher on the old ones."""
     run = build("lwf_mc", outputs="task", benchmark={"tasks": 3})
     while run.task_index < 2:
         run.advance()

@@ -63,7 +63,7 @@ def test_equal_networks_pull_nowhere(build):
 
 @pytest.mark.parametrize("method", ["finetune", "lwf_seen", "lwf_mc"])
 def test_unseen_rows_of_the_head_keep_every_bit(build, method):
-    """With plain weights they get a gradient of exactly zero, and no weight decay here."""
+    """Plain weights get a gradient of exactly zero, and no weight decay here."""
     stream = {"name": "permuted", "outputs": "separate", "tasks": 3}  # 4 classes each
     run = build(method, benchmark=stream, train={"momentum": 0.9})
     head = run.method.head

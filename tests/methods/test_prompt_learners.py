@@ -302,7 +302,7 @@ def test_cached_queries_change_no_bit(name: str, network: dict[str, Any]) -> Non
 def test_queries_are_computed_once(
     network: dict[str, Any], monkeypatch: pytest.MonkeyPatch, augment: str, passes: int
 ) -> None:
-    """For each image of all sets; in two epochs with augmentation, twice for training images."""
+    """A query is computed for each image; twice for training images in two augmented epochs."""
     counts = [0]
     plain = PromptMethod.frozen_values
 

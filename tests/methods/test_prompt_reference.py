@@ -16,7 +16,7 @@ from raycl.training.run import Run
 
 INDEX = 1
 CLASSES = slice(2, 4)
-"""Of the task with that number."""
+"""The outputs of the task with that number."""
 
 
 class Said(NamedTuple):

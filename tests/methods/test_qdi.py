@@ -37,7 +37,7 @@ def build(build):
 
 
 PUBLISHED: dict[str, Any] = {}
-"""For CIFAR-10."""
+"""Defaults, which are the published options for CIFAR-10."""
 ALL_TERMS = {
     "alpha": 3.0,
     "inversion_lr": 0.01,
@@ -148,7 +148,7 @@ def test_images_of_the_new_task_are_the_start(build, images, augment):
 
 
 def test_statistics_of_a_network_without_normalisation(build):
-    """They are those of the first 4 S images of a permutation; of all, if there are fewer."""
+    """Images are the first 4 S of a permutation; all, if there are fewer."""
     run = build(network=CHANGING, synthetic_images=8)
     until(run, 1)
     state = run.random.method.get_state()

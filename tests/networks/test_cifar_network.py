@@ -287,7 +287,7 @@ def test_inception_module():
     ],
 )
 def test_last_map(model, side, window):
-    """At 32 and at 64 the mean is what an average over HCL's windows gives."""
+    """The mean, at 32 and at 64, is what an average over HCL's windows gives."""
     network = hollow(model, side)
     seen = []
     pool = network.layers[-1]
@@ -333,7 +333,7 @@ def test_resnet18():
 
 @pytest.mark.parametrize("side, first", [(32, 32), (28, 28), (64, 32)])
 def test_resnext(side, first):
-    """At 64 the first stage halves the map."""
+    """The first stage halves the map at 64."""
     network = hollow("resnext", side)
     sides = [first, first // 2, first // 4]
     widths = [width for width in (256, 512, 1024) for _ in range(3)]
@@ -436,7 +436,7 @@ def test_densenet_puts_new_features_before_old_ones():
 
 @pytest.mark.parametrize("side, first", [(32, 32), (28, 28), (64, 32)])
 def test_senet(side, first):
-    """At 64 the first stage halves the map, through a shortcut with parameters."""
+    """The first stage halves the map at 64, through a shortcut with parameters."""
     network = hollow("senet", side)
     sides = [first]
     for _ in range(3):

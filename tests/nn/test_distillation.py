@@ -106,7 +106,7 @@ def test_decoupled_logits_are_a_mean_over_images():
 
 @pytest.mark.parametrize("far", [1e3, 1e4, -1e4])
 def test_decoupled_logits_where_a_probability_rounds_to_0_or_1(far):
-    """Of student, teacher and both; two classes have no others to compare."""
+    """Probabilities of student, teacher and both round; two classes have no others to compare."""
     edge = torch.tensor([[far, 0.0, -1.0]])
     for student, teacher in ((edge, TEACHER), (STUDENT, edge), (edge, -edge), (edge, edge)):
         student = student.clone().requires_grad_()

@@ -205,7 +205,7 @@ def test_only_the_outputs_asked_for_take_part():
 
 
 def free_inversion(network, start, labels, steps=50):
-    """As later methods use the engine: images are optimised, labels are given."""
+    """The engine as later methods use it: images are optimised, labels are given."""
     layers = normalisations(network)
     images = FreeImages(start)
     terms = {

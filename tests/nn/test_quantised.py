@@ -24,7 +24,7 @@ def push(state: FrozenBits, by: Tensor | float) -> Tensor:
 
 
 def set_bits(state: FrozenBits, bits: int) -> None:
-    """As if a task had frozen so many bits."""
+    """Freeze so many bits, as if a task had done so."""
     state.bits.fill_(bits)
     state.consolidate(torch.zeros_like(state.fisher), 0)
 
@@ -200,7 +200,7 @@ def test_all_bits_frozen_move_by_one_quantum() -> None:
 
 
 def test_frozen_bits_stay_while_more_are_frozen() -> None:
-    """In a cell, rounding to the bits of any earlier task gives what it gave then."""
+    """Rounding to the bits of any earlier task gives, in a cell, what it gave then."""
     generator = torch.Generator().manual_seed(0)
     w = torch.empty(2000).uniform_(-1.4, 1.4, generator=generator)
     state = frozen(w.tolist(), prior=1e-6, drift="cell")

@@ -84,7 +84,7 @@ def bare_epoch(run: Run) -> Any:
 
 @torch.inference_mode()
 def test_prefixes_cost_hardly_anything(tmp_path: Path) -> None:
-    """In a network of twelve blocks, for which the defaults are made."""
+    """Speed in a network of twelve blocks, for which the defaults are made."""
     run = started(tmp_path, {"name": "coda_prompt"}, network=vit(tmp_path, 192, 12))
     network, learner = transformer(run.method.backbone).eval(), run.method.student.learner
     run._phases[0].before()
@@ -126,7 +126,7 @@ def test_evaluation_with_kept_queries(tmp_path: Path, name: str, least: float) -
 
 @pytest.mark.parametrize("name,least", [("l2p", 1.4), ("cdl", 1.4)])
 def test_an_epoch_without_augmentation(tmp_path: Path, name: str, least: float) -> None:
-    """Of the student; also the teacher's answers are kept."""
+    """Speed of the student's epochs; the teacher's answers are kept, too."""
     method = {"name": name} | ({"scheme": "kd"} if name == "cdl" else {})
     run = started(tmp_path, method)
     plain = started(tmp_path, method, evaluate={"cache_mb": 0})

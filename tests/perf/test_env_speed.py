@@ -74,7 +74,7 @@ def test_adapter(
 
 @pytest.mark.parametrize("game", games.SEQUENCES["blip3"])
 def test_presets_and_the_emulator_alone(game: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """For the record: four frames of ALE without a picture are the ceiling of any environment."""
+    """Four frames of ALE without a picture are the ceiling of any environment: for the record."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ale = ale_py.ALEInterface()
     path = roms.get_rom_path(games.rom(game))

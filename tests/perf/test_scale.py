@@ -25,7 +25,7 @@ FEW = 200 if TRIALS <= 1000 else 1000
 
 @dataclass
 class Seen:
-    """Of a sweep of so many trials.
+    """What was seen of a sweep of so many trials.
 
     Attributes:
         trials: How many.

@@ -107,7 +107,7 @@ HEADLINES = {
 
 
 def test_a_metric_with_a_published_number_is_shown(store: Store) -> None:
-    """In the readout that has the number, for all methods; others stay in json and csv."""
+    """A number stands in the readout that has it, for all methods; others stay in json and csv."""
     published = {"source": "a paper", "class/backward_transfer_all": {"joint": -1.25}}
     realistic(store, "beside", TWO, seeds=2, tasks=3, published=published)
     table = make_table(load("beside", store.uri))
@@ -240,7 +240,7 @@ def painted(store: Store) -> SweepWriter:
 def test_pictures_of_methods_are_in_the_report(
     store: Store, painted: SweepWriter, tmp_path: Path
 ) -> None:
-    """Those of the first seed; all are in MLflow."""
+    """Pictures of the first seed are written; all are in MLflow."""
     write_report("painted", store.uri, tmp_path, log_to_parent=True)
     found = {str(p.relative_to(tmp_path)) for p in tmp_path.glob("pictures/**/*.png")}
     names = [f"pictures/{b}/finetune/x-task-{task}.png" for b in "ab" for task in (1, 2)]

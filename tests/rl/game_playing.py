@@ -84,5 +84,5 @@ def same(a, b):
 
 
 def first_action(p, count, generator=None):
-    """In place of ``torch.multinomial``: draws that a test can repeat."""
+    """Draws that a test can repeat, in place of ``torch.multinomial``."""
     return p.argmax(1, keepdim=True)

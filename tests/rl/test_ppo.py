@@ -218,7 +218,7 @@ def test_gradients_reach_the_game_s_heads_only():
 
 
 def test_nothing_is_read_from_the_device():
-    """On the meta device any read of a value fails."""
+    """Any read of a value fails on the meta device."""
     policy = small_policy()
     batch = {name: value.to("meta") for name, value in rollout(policy, 0).items()}
     losses(policy.to("meta"), 0, batch, CONFIG)["loss"].backward()

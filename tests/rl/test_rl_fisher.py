@@ -60,7 +60,7 @@ def test_minibatches_make_the_fisher_smaller_by_their_size():
 
 @pytest.mark.parametrize("estimate", [_fisher.per_example, _fisher.batch_mean])
 def test_actions_are_drawn_from_the_policy(estimate):
-    """Of one observation: sum_a pi(a) (d log pi(a))^2, whichever was played."""
+    """One observation gives sum_a pi(a) (d log pi(a))^2, whichever action was played."""
     policy = new_policy()
     obs = rollout(2, 1).expand(1500, -1, -1, -1)
     logits, _ = policy.heads(policy.features(obs[:1]), 2)

@@ -58,7 +58,7 @@ def loss(p: State, game: int, batch: State, train: PPOConfig, pull: tuple[State,
 
 
 class Adam:
-    """With the bound on the norm of all gradients before it; knows how often it was in force."""
+    """Adam behind the bound on the norm of all gradients; knows how often it was in force."""
 
     def __init__(self) -> None:
         self.m: State = {}

@@ -149,7 +149,7 @@ def test_an_epoch_is_a_permutation_of_the_rollout(make: Make) -> None:
 
 
 def test_what_was_played_has_the_probabilities_that_the_learner_computes(make: Make) -> None:
-    """With the same weights every ratio is 1, so the first surrogate is -mean(A) = 0."""
+    """Equal weights make every ratio 1, so the first surrogate is -mean(A) = 0."""
     run = make(tiny())
     learner, first = run.algorithm.learner, []
     loss = learner.compute_loss_for_module
@@ -286,7 +286,7 @@ def test_a_run_stopped_inside_a_game_keeps_its_place(make: Make) -> None:
 
 @pytest.mark.parametrize("method, updates", [("blip", UPDATES), ("scratch", UPDATES + 1)])
 def test_everything_comes_back_from_a_checkpoint(make: Make, method: str, updates: int) -> None:
-    """At the end of a game and inside one: what is read, written again, is the same."""
+    """What is read at the end of a game and inside one, and written again, is the same."""
     evaluation = {"episodes": 1, "max_frames": 400, "every": 2, "zero_shot": True}
     config = tiny(method, benchmark={"evaluation": evaluation | {"validation_episodes": 1}})
     run = make(config)
@@ -408,7 +408,7 @@ def test_a_loss_that_is_no_number_is_an_error(make: Make) -> None:
 
 
 def test_a_cut_game_counts_on_what_was_still_to_come(make: Make) -> None:
-    """At a cut, gamma V(last observation) joins the reward: A = r + gamma V' - V at that step."""
+    """A cut adds gamma V(last observation) to the reward: A = r + gamma V' - V at that step."""
     run = make(tiny())
     run.advance()
     runner = run.algorithm.env_runner_group.local_env_runner

@@ -110,7 +110,7 @@ class Started:
         )
 
     def left(self) -> list[psutil.Process]:
-        """Those that run."""
+        """Processes that run."""
         found = []
         for process in psutil.process_iter():
             try:

@@ -51,7 +51,7 @@ SWEEP = {
 
 
 class InProcess:
-    """In place of ``Execution``: one trial, without Ray."""
+    """One trial without Ray, in place of ``Execution``."""
 
     accepted: list[bool] = []
 

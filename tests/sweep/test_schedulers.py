@@ -21,7 +21,7 @@ class Judge:
         self.asked: list[str] = []
 
     def on_trial_add(self, controller: Any, trial: Any) -> None:
-        """Of no interest."""
+        """A trial that is added is of no interest."""
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         self.asked.append(plan_of(trial.config).name)

@@ -133,7 +133,7 @@ def test_a_damaged_lease_is_written_again(tmp_path: Path, content: bytes) -> Non
 
 
 def test_a_driver_that_was_replaced_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a night in a closed laptop."""
+    """A lease as old as after a night in a closed laptop."""
     monkeypatch.setattr(storage, "BEAT_S", 0.05)
     got: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))

@@ -68,7 +68,7 @@ def open_tracker(
 
 @pytest.fixture
 def runs(client: Any, sweep: SweepRecord) -> Callable[[], dict[str, Any]]:
-    """This test's runs as MLflow has them, by name."""
+    """Runs of this test as MLflow has them, by name."""
 
     def search() -> dict[str, Any]:
         experiment = client.get_experiment_by_name(sweep.name)

@@ -210,7 +210,7 @@ def test_a_lost_journal_is_made_again_from_the_outcomes(
 
 
 def test_what_has_finished_is_never_orphaned(here: Here) -> None:
-    """Its outcome was lost, it was started again, and that driver was killed."""
+    """The trial's outcome was lost, it was started again, and that driver was killed."""
     tracker = here.tracker()
     run_trial(tracker, "a")
     assert tracker.close("FINISHED") == 0

@@ -195,7 +195,7 @@ def test_trying_out(of: list[Any], method: dict[str, Any], what: str) -> None:
 
 
 class ReadsItsWeights(Finetune):
-    """Its constructor needs memory."""
+    """A network whose constructor needs memory."""
 
     def __init__(self, options: Any, context: Any) -> None:
         super().__init__(options, context)

@@ -237,7 +237,7 @@ def test_stored_images_are_left_as_they_are() -> None:
 
 
 class TestBoth(MethodConformance):
-    """With both on, a method still proves everything; resumed bitwise, above all."""
+    """A method still proves everything with both on; resumed bitwise, above all."""
 
     method = "lwf"
     network = NETWORK

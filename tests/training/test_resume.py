@@ -109,7 +109,7 @@ def test_without_validation_there_is_no_validation_accuracy() -> None:
 
 
 class Diverges(Finetune):
-    """Its loss is no number in the third epoch of a task."""
+    """A method whose loss is no number in the third epoch of a task."""
 
     def phases(self, task: Task) -> list[Phase]:
         (phase,) = super().phases(task)
@@ -140,7 +140,7 @@ def test_a_phase_may_end_when_it_diverges() -> None:
 
 
 class NoScore(Finetune):
-    """Its score is no number in the first epoch."""
+    """A method whose score is no number in the first epoch."""
 
     def phases(self, task: Task) -> list[Phase]:
         (phase,) = super().phases(task)

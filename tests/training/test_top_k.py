@@ -54,7 +54,7 @@ ROWS = [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]]
     ],
 )
 def test_by_hand(k: int, expected: dict[str, float]) -> None:
-    """Of all outputs 5, 4, ... are the best of the first image, 0, 1, ... those of the second."""
+    """Outputs 5, 4, ... are the best of the first image, 0, 1, ... those of the second."""
     assert accuracy(ROWS, [4, 3], 1, 2, k) == expected
 
 
