@@ -37,6 +37,8 @@ STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 POLL_S = 1.0
 LOST_LIMIT = 5
 """How many times in a row the connection to a job may break."""
+IN_ORDER = ("continue with: raycl resume", "nothing had begun")
+"""What a driver says at its end when it was stopped and could save."""
 CODES = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
 
 
@@ -114,7 +116,8 @@ def stop(which: str, address: str | None) -> int:
     """End a job in order: its trials save, its runs are closed as killed.
 
     Returns:
-        0; 1 if it had to be killed, so that the last minute may be lost.
+        0, also if it had not begun, or ended by itself meanwhile; 1 if it had to be killed, so that
+        the last minute may be lost.
     """
     client = connect(address)
     job = _find(client, which)
@@ -122,16 +125,22 @@ def stop(which: str, address: str | None) -> int:
     if job.status.is_terminal():
         print(f"{name} is over: {job.status.value.lower()}")
         return 0
+    begun = job.status.value != "PENDING"
     waits = int((job.runtime_env or {}).get("env_vars", {}).get(STOP_WAIT, 3))
     print(f"{name} is told to save and to stop; it has {waits} s", flush=True)
     with _answers():
         client.stop_job(name)
         job = _at_its_end(client, name)
         said = client.get_job_logs(name).strip().splitlines()
-    saved = any("continue with: raycl resume" in line for line in said[-5:])
-    print("\n".join(said[-1:]))
-    print(f"{name}: {job.status.value.lower()}; the same submission continues it")
-    return 0 if saved else 1
+    if said:
+        print(said[-1])
+    status = job.status.value
+    if status != "STOPPED" and job.driver_exit_code is not None:
+        print(f"{name} has ended by itself: {status.lower()}")
+        return 0
+    in_order = any(words in line for line in said[-5:] for words in IN_ORDER)
+    print(f"{name}: {status.lower()}; the same submission continues it")
+    return 0 if in_order or not (begun or said) else 1
 
 
 # ------------------------------------------------------------------ before

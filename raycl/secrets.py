@@ -20,10 +20,16 @@ PACKAGE, FILE = "raycl_secrets", "variables.json"
 SHORT = 4
 """Shorter passwords are not looked for outside of URIs: they would be found everywhere."""
 
-_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"<>]+)")
-_OPTION = re.compile(r"([?&;](?:amp;)?([^=&;?\s]+)=)([^&;\s'\"<>]+)")
+_SCHEME = "([A-Za-z][A-Za-z0-9+.-]*)://"
+_URI = re.compile(_SCHEME + r"([^\s'\"<>]+)")
+_WHOLE_URI = re.compile(_SCHEME + r"(\S+)")
+_ALONE = re.compile(r"(?:[\w.-]+=)?" + _WHOLE_URI.pattern)
+_OPTION = re.compile(r"([?&;](?:amp;)?([^=&;?\s]+)=)([^&;]+)")
 _ASSIGNED = re.compile(r"(?i)\b((?:ssl)?passw(?:or)?d|pwd)=(?!\*\*\*)[^\s&;'\"]+")
-_OPTION_NAME = re.compile(r"(?i)pass|pwd|secret|token|key|credential|^sig|signature|odbc_connect")
+_OPTION_NAME = re.compile(
+    r"(?i)^(?!viewStateShareKey$)"  # the name of a saved view, in MLflow's addresses
+    r"(sig|.*(pass|pwd|secret|token|key|credential|signature|odbc_connect))"
+)
 _VARIABLE = re.compile(r"PASS|PWD|SECRET|TOKEN|KEY|CREDENTIAL|SAS|CONNECTION_STRING|^FSSPEC_")
 _remembered: set[str] = set()
 
@@ -31,10 +37,13 @@ _remembered: set[str] = set()
 def masked(text: str) -> str:
     """The text with ``***`` for the passwords in its URIs and the secret options of their queries.
 
+    In running text a quote ends a URI; in a text that is a URI, or ``NAME=URI``, it is part of it.
+
     >>> masked("no answer from http://ada:word@host:5000/x?token=1")
     'no answer from http://ada:***@host:5000/x?token=***'
     """
-    text = _URI.sub(lambda found: f"{found[1]}://{_without_user(found[1], found[2])}", text)
+    uri = _WHOLE_URI if _ALONE.fullmatch(text.strip()) else _URI
+    text = uri.sub(lambda found: f"{found[1]}://{_without_user(found[1], found[2])}", text)
     return _ASSIGNED.sub(rf"\1={MASK}", text)
 
 
@@ -56,7 +65,7 @@ def _without_user(scheme: str, rest: str) -> str:
     """The part of a URI after ``://``, without password and secret options."""
     end = user_end(rest)
     shown = rest if end < 0 else rest[end:]
-    shown = _OPTION.sub(lambda o: o[1] + MASK if _OPTION_NAME.search(o[2]) else o[0], shown)
+    shown = _OPTION.sub(lambda o: o[1] + MASK if _OPTION_NAME.match(o[2]) else o[0], shown)
     if end < 0:
         return shown
     user, _, password = rest[:end].partition(":")
@@ -80,24 +89,34 @@ def user_end(rest: str) -> int:
 
 def _worth_hiding(value: str) -> bool:
     """Whether a variable's value can be a secret: not short, and not where a file is."""
-    return len(value) >= 2 * SHORT and not value.startswith(("/", "~", "."))
+    return len(value) >= 2 * SHORT and not _is_path(value)
+
+
+def _is_path(value: str) -> bool:
+    return value.startswith(("/", "~", "."))
+
+
+def secret_options(rest: str) -> list[tuple[str, str]]:
+    """Names and values of the secret options in the part of a URI after ``://``."""
+    found = [(name, value) for _, name, value in _OPTION.findall(rest)]
+    return [(name, value) for name, value in found if _OPTION_NAME.match(name)]
 
 
 def remember(uri: str) -> None:
-    """Hide the password of a URI from now on, also where it stands alone.
+    """Hide the password and the secret options of a URI from now on, also where they stand alone.
 
-    Errors of network and database libraries repeat parts of a URI.
+    Errors of network and database libraries repeat parts of a URI. An option that is a path, such
+    as that of a key's file, is no secret.
     """
     from urllib.parse import unquote
 
-    for _, rest in _URI.findall(uri):
-        options = [option for _, name, option in _OPTION.findall(rest) if _OPTION_NAME.search(name)]
-        if (end := user_end(rest)) > 0:
-            options.append(rest[:end].partition(":")[2])
-        parts = {
-            part for word in options for part in (word, unquote(word), *re.split("[/?#@]", word))
-        }
-        _remembered.update(part for part in parts if len(part) >= SHORT)
+    rest = uri.partition("://")[2]
+    values = {value for _, value in secret_options(rest) if not _is_path(unquote(value))}
+    if (end := user_end(rest)) > 0:
+        password = rest[:end].partition(":")[2]
+        values |= {password, *re.split("[/?#@]", password)}
+    parts = values | set(map(unquote, values))
+    _remembered.update(part for part in parts if len(part) >= SHORT)
 
 
 def concealed(value: Any) -> Any:

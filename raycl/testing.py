@@ -16,8 +16,9 @@ import io
 import pickle
 import random
 import re
+import unittest
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ from raycl import datasets, registry
 from raycl.datasets.base import Arrays, Dataset, DatasetConfig
 from raycl.errors import UserError
 from raycl.methods.base import Method
+from raycl.networks.base import Backbone
 from raycl.testing_claims import SharingConformance
 from raycl.training import pictures
 from raycl.training.run import Run
@@ -368,6 +370,26 @@ class MethodConformance(SharingConformance):
         """A short last batch and batches of one example work."""
         for size in (7, 1):
             finish(self.build(batch_size=size, epochs=1, lr=0.005))
+
+    def test_builds_where_the_networks_are(self) -> None:
+        """What a method makes beside its networks fits them on another device than the CPU."""
+        run, elsewhere = self.build(), torch.device("meta")
+        context = run.method.context
+
+        def build_network(*arguments: Any, **options: Any) -> Backbone:
+            return context.build_network(*arguments, **options).to(elsewhere)
+
+        there = replace(context, device=elsewhere, build_network=build_network)
+        try:
+            method = type(run.method)(run.method.config, there).to(elsewhere)
+            for task in there.tasks:
+                method.add_task(task)
+                method.to(elsewhere)
+        except (NotImplementedError, RuntimeError) as error:
+            if "meta tensor" not in str(error):
+                raise
+            what = "it reads numbers while it is built, and the device meta has none"
+            raise unittest.SkipTest(what) from error
 
     def test_pickles(self) -> None:
         """Configuration and state go to another process as plain values."""

@@ -113,7 +113,8 @@ def verify(
 def plan_again(sweep: spec.Sweep, outcome: Outcome) -> TrialPlan:
     """The plan of a trial that is over, made anew from the specification.
 
-    Its threads are those that it had, for more of them may round otherwise.
+    Its threads are those that it had, for more of them may round otherwise, and so are its env
+    runners, each of which draws actions of its own. Neither is part of a trial's key.
 
     Raises:
         UserError: Its method, benchmark or options are no longer there.
@@ -128,7 +129,14 @@ def plan_again(sweep: spec.Sweep, outcome: Outcome) -> TrialPlan:
                 what = f"{outcome.name} cannot be made again: {error}"
                 raise UserError("raycl verify", what) from error
             threads = outcome.config.get("threads", plan.config["threads"])
-            return replace(plan, name=outcome.name, config=plan.config | {"threads": threads})
+            made = outcome.row.get(made_of.MADE, {})
+            runners = float(made.get("env_runners", plan.resources["env_runners"]))
+            return replace(
+                plan,
+                name=outcome.name,
+                config=plan.config | {"threads": threads},
+                resources=plan.resources | {"env_runners": runners},
+            )
     what = f"the sweep has no {outcome.method} on {outcome.benchmark}, as {outcome.name} was"
     raise UserError("raycl verify", what)
 

@@ -6,9 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from raycl.cli import app
 from raycl.sweep.file import spec
 from raycl.sweep.plan import expand
 from raycl.testing import MethodConformance
@@ -23,6 +26,16 @@ PAGES += [RESULTS, *sorted((ROOT / "sweeps").glob("*/README.md"))]
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def calls(program: str, text: str) -> list[list[str]]:
+    """What stands behind a program's name, word by word, in code blocks and between back-quotes."""
+    fenced = re.compile(r"^```(.*)\n([\s\S]*?)^```$", re.MULTILINE)
+    code = [c for c in re.findall(r"`([^`]*)`", fenced.sub("", text)) if c.startswith(program)]
+    for language, block in fenced.findall(text):
+        code += [] if language else block.splitlines()
+    lines = [line.split(" # ")[0] for line in code]
+    return [part.split() for line in lines for part in re.split(rf"\b{program} ", line)[1:]]
 
 
 @pytest.fixture
@@ -84,15 +97,37 @@ def test_every_command_exists() -> None:
     assert words <= known, words - known
 
 
-def test_every_file_and_target_exists() -> None:
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.parent.name)
+def test_every_option_exists(page: Path) -> None:
+    """An option that a page shows behind a command is one of that command."""
+    root: Any = typer.main.get_command(app)
+    for name, *words in calls("raycl", page.read_text()):
+        command = root.commands[name]
+        if hasattr(command, "commands"):
+            command = command.commands[words[0]]
+        known = {option for one in command.params for option in one.opts}
+        shown = set(re.findall(r"(?<!\S)\[?(--[a-z-]+)", " ".join(words)))
+        assert shown <= known, f"raycl {name}: {shown - known}"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.parent.name)
+def test_every_target_exists(page: Path) -> None:
+    known = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = {name for name, *_ in calls("make", page.read_text())}
+    assert targets <= set(known), targets - set(known)
+
+
+def test_targets_and_options_are_found() -> None:
+    assert ["bench"] in calls("make", README)
+    assert {"quickstart", "install", "check"} <= {name for name, *_ in calls("make", README + MAP)}
+    (run,) = [words for words in calls("raycl", README) if words[:2] == ["run", "SWEEP"]]
+    assert {"[--smoke]", "[--accept-changes]"} <= set(run)
+
+
+def test_every_file_exists() -> None:
     titles = {title.lower().replace(" ", "-") for title in re.findall(r"^## (.+)$", README, re.M)}
     for link in re.findall(r"\]\(([^)]+)\)", README):
         assert link[1:] in titles if link.startswith("#") else (ROOT / link).exists(), link
-    targets = set(re.findall(r"\bmake ([a-z]+)", README + MAP))
-    makefile = (ROOT / "Makefile").read_text()
-    known = {"quickstart", "format", "quick", "check", "test", "lint", "bench", "install"}
-    for target in targets & known:
-        assert f"\n{target}:" in makefile
     for path in re.findall(r"\bsweeps/[a-z/_-]+\.yaml", README):
         assert (ROOT / path).exists(), path
 

@@ -62,6 +62,11 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ("sqlite:////data/me@work/mlflow.db", "sqlite:////data/me@work/mlflow.db"),
         ("'http://a:b@h' and \"http://c:d@h\"", "'http://a:***@h' and \"http://c:***@h\""),
+        ("http://ada:it's-me@host", "http://ada:***@host"),
+        ('tracking.uri=http://ada:a"b<c>@h', "tracking.uri=http://ada:***@h"),
+        ("postgresql://h/db?password=it's&x=1", "postgresql://h/db?password=***&x=1"),
+        ("http://h/#/x?viewStateShareKey=raycl", "http://h/#/x?viewStateShareKey=raycl"),
+        ("http://h/x?ShareKey=raycl", "http://h/x?ShareKey=***"),
     ],
 )
 def test_what_is_masked(text: str, shown: str) -> None:
@@ -73,11 +78,45 @@ def test_a_password_is_hidden_where_it_stands_alone(monkeypatch: pytest.MonkeyPa
     assert WORD in secrets.redact(f"Port could not be cast to integer value as '{WORD}'")
     secrets.remember(f"http://ada:{WORD}%21@host")
     assert secrets.redact(f"not a port: '{WORD}!'") == "not a port: '***'"
+    secrets.remember("http://ada:it's-me@host")
+    assert secrets.redact("see http://ada:it's-me@host/x") == "see http://ada:***@host/x"
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "tok-tok-tok")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/home/ada/key.json")
     assert (
         secrets.redact("Bearer tok-tok-tok, /home/ada/key.json") == "Bearer ***, /home/ada/key.json"
     )
+
+
+def test_the_words_of_a_path_and_of_an_option_are_no_passwords() -> None:
+    file = "/home/ada/.postgresql/client.key"
+    for path in (file, file.replace("/", "%2F")):
+        secrets.remember(f"postgresql://ada@h/db?sslkey={path}&sslpassword=one/second%21")
+    text = f"{file} is not at home, ada: postgresql has no client.key, and no second one"
+    assert secrets.redact(text) == text
+    assert secrets.redact("not one/second! and not one/second%21") == "not *** and not ***"
+
+
+@pytest.mark.parametrize(
+    "uri, code",
+    [
+        ("http://ada:it's-me@host", "' as %27"),
+        ('postgresql://ada:a"b@h/db', '" as %22'),
+        ("http://ada:a<b@h", "< as %3C"),
+        ("http://a>b@h", "> as %3E"),
+        ("mysql://ada:one two@h/db", "a space as %20"),
+        ("postgresql://h/db?password=it's", "option password has .*' as %27"),
+        ("http://h?user=it's&token=a b", "option token has .* a space as %20"),
+    ],
+)
+def test_a_secret_with_a_character_that_ends_a_uri_is_refused(uri: str, code: str) -> None:
+    with pytest.raises(UserError, match=rf"^tracking\.uri: the .*{code}") as caught:
+        store.kind(uri)
+    assert not any(part in str(caught.value) for part in ("it's", "a<b", "one two"))
+
+
+def test_what_is_no_secret_may_have_such_a_character() -> None:
+    for uri in ("sqlite:////it's/a b.db", "sqlite:////a;key=it's/b.db", "http://h/it's?x=it's"):
+        store.kind(uri)
 
 
 def test_no_error_shows_a_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -186,7 +225,14 @@ def test_only_the_state_has_the_password(tmp_path: Path) -> None:
 
 def test_a_storage_has_no_password(tmp_path: Path) -> None:
     """A password would stand in the names of checkpoints, in logs and in Tune's own files."""
-    for storage in (f"sftp://ada:{WORD}@h/x", f"s3://KEY:{WORD}@b/x", f"s3://b/x?secret={WORD}"):
+    for storage in (
+        f"sftp://ada:{WORD}@h/x",
+        f"s3://KEY:{WORD}@b/x",
+        f"s3://b/x?secret={WORD}",
+        f"s3://KEY:it's-{WORD}@b/x",
+        f"s3://KEY:a {WORD}@b/x",
+        f"s3://b/x?secret=it's-{WORD}",
+    ):
         with pytest.raises(UserError, match=r"storage: .*set a variable: AWS_SECRET_A") as caught:
             spec.load(sweep_file(tmp_path, storage=storage))
         assert WORD not in str(caught.value)
@@ -229,6 +275,7 @@ def test_rays_metadata_have_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = cluster._runtime_env("auto", own_files=False)
     shown = {"AWS_REGION", "GOOGLE_CLOUD_PROJECT", "MLFLOW_TRACKING_USERNAME"}
     assert environment == {"env_vars": {name: VARIABLES[name] for name in shown}}
+    assert secrets.is_secret("MLFLOW_TRACKING_URI", "http://ada:it's-me@h")
     hidden = cluster.hidden("auto")
     assert hidden == {k: v for k, v in VARIABLES.items() if k not in shown}
     assert cluster.hidden(None) == {}, "a local Ray's workers inherit them"

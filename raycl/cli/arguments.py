@@ -50,7 +50,7 @@ def data_folder(given: Path | None) -> Path | None:
     """``--data``, made known also to what looks at the environment (benchmarks of folders)."""
     if given is None:
         return None
-    root = given.expanduser().resolve()
+    root = _folder(given, "--data")
     os.environ["RAYCL_DATA"] = str(root)
     return root
 
@@ -59,6 +59,12 @@ def runs_folder(given: Path | None) -> Path | None:
     """``--runs``, made known also to networks that start from a trial's weights."""
     if given is None:
         return None
-    root = given.expanduser().resolve()
+    root = _folder(given, "--runs")
     os.environ["RAYCL_RUNS"] = str(root)
     return root
+
+
+def _folder(given: Path, option: str) -> Path:
+    from raycl.datasets.disk import expanded
+
+    return expanded(given, option).resolve()

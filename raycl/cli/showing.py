@@ -93,7 +93,7 @@ def ui(
     name: Annotated[
         str | None, typer.Argument(help="Open at this sweep.", show_default=False)
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0: any.")] = 5000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0: any.")] = 5000,
     runs: RunsDir = None,
     tracking_uri: Uri = None,
 ) -> None:
@@ -131,7 +131,7 @@ def list_(
 @app.command()
 def show(
     kind: Annotated[str, typer.Argument(help="method, benchmark, network or sweep.")],
-    name: Annotated[str, typer.Argument(help="Its name; for a sweep, its file.")],
+    name: Annotated[str, typer.Argument(help="Name of the component; for a sweep, its file.")],
 ) -> None:
     """Show what something is and all its options; for a sweep, the file as it is understood."""
     from raycl import describe

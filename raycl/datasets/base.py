@@ -119,7 +119,7 @@ class DatasetConfig(BaseModel):
     name: str = Field(description="digits, mnist, ..., folder, idx: see `raycl data list`")
     path: str | None = Field(
         None,
-        description="folder, a.zip or a.zip!inner for folder and idx; from the data root",
+        description="folder: a folder, a.zip or a.zip!inner; idx: a folder; from the data root",
     )
     size: int | None = Field(None, ge=4, le=1024, description="resize images to this side, pixels")
     limit: int | None = Field(
@@ -274,7 +274,9 @@ class Files:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as loaded once per node and shared by all trials.
+    """A data set as it was loaded: arrays, which all trials of a node share, or names of files.
+
+    Images in files are read by each trial, batch by batch.
 
     Attributes:
         name: The name in the sweep file.

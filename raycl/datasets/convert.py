@@ -19,6 +19,7 @@ import hashlib
 import os
 import shutil
 import sqlite3
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -282,21 +283,36 @@ def _place(source: Path, target: Path, done: Converted) -> None:
     """Make a hard link to ``source``, or a copy; do nothing where it is there already."""
     source = source.resolve()
     if target.exists():
-        if not (target.samefile(source) or filecmp.cmp(source, target, shallow=False)):
-            what = f"'{target}' is there with other content than '{source}'"
-            raise UserError(WHERE, what, "take an empty folder")
-        done.present += 1
+        _compare(source, target, done)
         return
     try:
         os.link(source, target)
         done.linked += 1
+    except FileExistsError:  # another conversion has just made it
+        _compare(source, target, done)
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise
-        begun = target.with_name(f".{target.name}.part")
-        shutil.copyfile(source, begun)
-        begun.rename(target)
+        draft = target.with_name(f".{uuid.uuid4().hex[:12]}.part")  # another conversion has its own
+        try:
+            shutil.copyfile(source, draft)
+            draft.rename(target)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
         done.copied += 1
+
+
+def _compare(source: Path, target: Path, done: Converted) -> None:
+    """Count a file that is there already.
+
+    Raises:
+        UserError: It has other content.
+    """
+    if not (target.samefile(source) or filecmp.cmp(source, target, shallow=False)):
+        what = f"'{target}' is there with other content than '{source}'"
+        raise UserError(WHERE, what, "take an empty folder")
+    done.present += 1
 
 
 def _class_folder(label: object) -> str:

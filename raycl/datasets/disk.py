@@ -41,7 +41,7 @@ class Entry:
 
 def data_root() -> Path:
     """Absolute path of the data root: the environment variable ``RAYCL_DATA``, else ``./data``."""
-    return Path(os.environ.get("RAYCL_DATA") or "data").expanduser().resolve()
+    return expanded(os.environ.get("RAYCL_DATA") or "data", "RAYCL_DATA").resolve()
 
 
 def names() -> list[str]:
@@ -198,11 +198,24 @@ def resolve(path: str, root: Path) -> Path:
     Raises:
         UserError: It begins with the home directory of somebody who has none.
     """
+    return root / expanded(path, WHERE)
+
+
+def expanded(path: str | Path, where: str) -> Path:
+    """Put a home directory in the place of a ``~`` that a path begins with.
+
+    Args:
+        path: What the user has written.
+        where: The option or variable that it is from.
+
+    Raises:
+        UserError: It begins with the home directory of somebody who has none.
+    """
     try:
-        return root / Path(path).expanduser()
+        return Path(path).expanduser()
     except RuntimeError as error:
         what = f"'{path}' begins with the home directory of a user who is not known here"
-        raise UserError(WHERE, what, "~/ is your own") from error
+        raise UserError(where, what, "~/ is your own") from error
 
 
 def _positions(wanted: Sequence[str], classes: Sequence[str], label: str) -> list[int]:

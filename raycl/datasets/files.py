@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import warnings
@@ -59,6 +60,12 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 S = TypeVar("S")
 T = TypeVar("T")
 _alone = Lock()
+_LOST = ("DataLoader worker (pid", "Pin memory thread exited")
+"""How PyTorch begins to tell that a process was killed; it has no class of errors for that."""
+
+
+class ReaderLost(Exception):
+    """A process that reads images was killed, or cannot hand them over; a new one may do better."""
 
 
 class Archive(NamedTuple):
@@ -89,6 +96,8 @@ def open_zip(path: Path) -> Archive:
         status = path.stat()
         return _open_zip(path, os.getpid(), status.st_mtime_ns, status.st_size)
     except Exception as error:  # what zipfile raises for damaged ones is of many types
+        if _no_memory(error):
+            raise
         what = f"'{printable(str(path))}' is not a zip file: {_reason(error)}"
         raise UserError(WHERE, what) from error
 
@@ -245,14 +254,22 @@ def _decoded(content: bytes, image: Image.Image) -> Tensor:
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Turn every error inside into a ``UserError`` that names the image."""
+    """Turn every error inside, but a lack of memory, into a ``UserError`` that names the image."""
     try:
         yield
     except UserError:  # about the zip
         raise
     except Exception as error:  # readers of image formats raise what they like
+        if _no_memory(error):
+            raise
         what = f"cannot read the image '{printable(name)}': {_reason(error)}"
         raise UserError(WHERE, what) from error
+
+
+def _no_memory(error: Exception) -> bool:
+    """Whether memory is lacking, for which no file is to blame; PyTorch says so in words."""
+    lacking = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return lacking or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _reason(error: Exception) -> str:
@@ -372,20 +389,44 @@ class FileSet(Normalised):
             for one, numbers in zip(indices, drawn, strict=True):
                 yield self._transformed(flipped(self._decoded(one, numbers)))
             return
-        loader: DataLoader[Tensor | UserError] = DataLoader(
+        loader: DataLoader[Tensor | Exception] = DataLoader(
             _Decoded(self.files, [self.rows[one] for one in indices], drawn),
             batch_size=None,
             num_workers=workers,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # else it draws from the global one
         )
-        for loaded in loader:
-            if isinstance(loaded, UserError):
+        for loaded in _received(loader):
+            if isinstance(loaded, Exception):
                 raise loaded
             yield self._transformed(flipped(loaded.to(device, non_blocking=True)))
 
 
-class _Decoded(TorchDataset[Tensor | UserError]):
+def _received(loader: DataLoader[Tensor | Exception]) -> Iterator[Tensor | Exception]:
+    """Receive what the processes of a loader have read, or the errors that they met.
+
+    Raises:
+        ReaderLost: A process was killed, or none could be started.
+    """
+    try:
+        yield from loader
+    except (OSError, EOFError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith(_LOST):
+            raise
+        why = "memory, or room in /dev/shm, may be lacking"
+        raise ReaderLost(f"a process that reads images was lost: {error}; {why}") from error
+
+
+def _shared(images: Tensor) -> Tensor | ReaderLost:
+    """Put a batch into /dev/shm; PyTorch's queue does it in a thread that nobody hears fail."""
+    try:
+        images.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        return ReaderLost(f"images cannot be handed over: {error}")
+    return images
+
+
+class _Decoded(TorchDataset[Tensor | Exception]):
     """Data set for a ``DataLoader`` whose item i is the i-th batch, uint8 (B, 3, size, size)."""
 
     def __init__(self, files: Files, batches: list[Tensor], drawn: Sequence[Tensor | None]) -> None:
@@ -394,7 +435,7 @@ class _Decoded(TorchDataset[Tensor | UserError]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, item: int) -> Tensor | UserError:
+    def __getitem__(self, item: int) -> Tensor | Exception:
         size, shorter, drawn = self.files.size, self.files.shorter, self.drawn[item]
         names = [self.files.paths[row] for row in self.batches[item].tolist()]
         parts: Sequence[Tensor | None] = [None] * len(names)
@@ -405,6 +446,8 @@ class _Decoded(TorchDataset[Tensor | UserError]):
                 decode(name, size, colour=True, shorter=shorter, drawn=part)
                 for name, part in zip(names, parts, strict=True)
             ]
-            return torch.from_numpy(np.stack(images))
-        except UserError as error:  # raised in the parent: a DataLoader would garble it
-            return error
+            return _shared(torch.from_numpy(np.stack(images)))
+        except Exception as error:
+            if isinstance(error, UserError) or _no_memory(error):
+                return error  # raised in the parent: a DataLoader would garble it
+            raise

@@ -133,5 +133,8 @@ def _cached(path: Path) -> Iterator[_Hashes]:
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=5)) as connection, connection:
             connection.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?)", rows)
+    except sqlite3.OperationalError:
+        return  # locked, full or read-only: only time is lost
     except sqlite3.DatabaseError:
-        path.unlink(missing_ok=True)  # damaged: it is made anew
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)  # damaged: it is made anew

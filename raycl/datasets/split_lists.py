@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from raycl.datasets.files import split_archive
 from raycl.errors import UserError
 
 WHERE = "benchmark.dataset.split_file"
@@ -80,7 +81,7 @@ def _by_end(names: Sequence[str], path: Path) -> dict[str, str]:
     """File names by their last two parts."""
     by_end: dict[str, str] = {}
     for name in names:
-        end = _end(name.replace("!", "/"))
+        end = _end(split_archive(Path(name))[1] or name)
         if end in by_end:
             raise UserError(WHERE, f"'{path}' has several images '{end}'", "name a folder inside")
         by_end[end] = name

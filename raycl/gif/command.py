@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from raycl import atomic
+from raycl.datasets.disk import expanded
 from raycl.errors import UserError, nearest
 from raycl.gif.drawing import Job, draw_cell, draw_grid, draw_methods
 from raycl.gif.encode import Gif
@@ -120,7 +121,7 @@ def gif(
     uri = store_of(folder.path, tracking_uri).uri
     sweep = spec.load_begun(folder.resolved_file)
     trials, seed = find_trials(sweep, folder, wish)
-    out = (wish.out or folder.path / ARTIFACTS).expanduser().absolute()
+    out = expanded(wish.out or folder.path / ARTIFACTS, "--out").absolute()
     if wish.out is None and seed != sweep.seeds[0]:
         out = out / f"seed-{seed}"
     make_out_folder(out)

@@ -20,6 +20,7 @@ from raycl.methods.base import (
     Method,
     MethodConfig,
     Phase,
+    check_classes,
     masked_cross_entropy,
 )
 from raycl.networks.base import Backbone
@@ -53,6 +54,7 @@ class PerTask(Classifier):
 
     def __init__(self, config: Any, context: Context) -> None:
         Method.__init__(self, config, context)
+        check_classes(context.tasks)
         self.backbone = self.new_network()
         self.heads = nn.ModuleList()
         self.index = 0

@@ -29,6 +29,7 @@ from raycl.methods.base import (
     Method,
     MethodConfig,
     Phase,
+    check_classes,
     masked_cross_entropy,
 )
 from raycl.networks.base import Backbone, find_network
@@ -187,17 +188,6 @@ def check_frozen(backbone: Backbone, block: Mapping[str, Any] | None, where: str
         )
 
 
-def check_classes(tasks: Iterable[TaskInfo]) -> None:
-    """Refuse a task of one class, from which a loss over the task's own classes learns nothing.
-
-    Raises:
-        UserError: Names the first such task.
-    """
-    if small := [task for task in tasks if len(task.classes) < 2]:
-        what = f"task {small[0].name} has one class: a loss over a task's own classes would be 0"
-        raise UserError("benchmark", what, "give every task two classes or more")
-
-
 def transformer(backbone: nn.Module) -> VisionTransformer:
     """The transformer in a backbone.
 
@@ -240,7 +230,7 @@ class PromptMethod(Classifier):
 
     def __init__(self, config: Any, context: Context) -> None:
         Method.__init__(self, config, context)
-        check_classes(context.stream.tasks)
+        check_classes(context.tasks)
         self.check(context)
         self.backbone = self.frozen_network()
         if config.anchor == "first_task":

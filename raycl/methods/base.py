@@ -61,6 +61,17 @@ def masked_cross_entropy(
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
+def check_classes(tasks: Iterable[TaskInfo]) -> None:
+    """Refuse a task of one class, from which a loss over the task's own classes learns nothing.
+
+    Raises:
+        UserError: Names the first such task.
+    """
+    if small := [task for task in tasks if len(task.classes) < 2]:
+        what = f"task {small[0].name} has one class: a loss over a task's own classes would be 0"
+        raise UserError("benchmark", what, "give every task two classes or more")
+
+
 class Classifier(Method):
     """One backbone, one linear head over all outputs, one phase of cross-entropy per task.
 
@@ -79,6 +90,8 @@ class Classifier(Method):
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
+        if getattr(config, "outputs", None) == "task":  # not every method has the option
+            check_classes(context.tasks)
         self.renew_network(0)
 
     def add_task(self, task: TaskInfo) -> None:
@@ -91,7 +104,7 @@ class Classifier(Method):
         backbone = self.context.build_network(task=index) if index else self.context.build_network()
         head = nn.Linear(backbone.num_features, self.context.stream.num_outputs)
         backbone.init_head(head)
-        self.backbone, self.head = backbone, head
+        self.backbone, self.head = backbone, head.to(self.context.device)
 
     @property
     def network(self) -> nn.Sequential:

@@ -19,11 +19,10 @@ from raycl.methods._prompted import (
     Answer,
     PromptedModel,
     PromptMethod,
-    check_classes,
     transformer,
 )
 from raycl.methods._schemes import SCHEMES
-from raycl.methods.base import Context, Losses, Method, Phase
+from raycl.methods.base import Context, Losses, Method, Phase, check_classes
 from raycl.networks.base import Backbone, find_network
 from raycl.nn.prompted_vit import BlockPrompts, KeysValues
 
@@ -123,7 +122,7 @@ class CDL(PromptMethod):
         """
         method = find_learner(self.config.learner)
         method.check(context)
-        check_classes(context.stream.tasks)
+        check_classes(context.tasks)
         blocks = (*context.networks[:1], self.config.teacher_network)
         needs = [
             cls.normalisation(options)

@@ -14,6 +14,8 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from raycl.errors import UserError
+
 LOADED: dict[str, str] = {}
 """Hash of the files that this process has read for weights, by the name of the weights."""
 READERS = ((torch, "load"), (safetensors.torch, "load_file"), (np, "load"))
@@ -26,6 +28,9 @@ def noted(name: str) -> Iterator[None]:
 
     Args:
         name: Name of the weights; empty: nothing is noted.
+
+    Raises:
+        UserError: A file that was fetched is cut off or damaged.
     """
     if not name:
         yield
@@ -46,9 +51,15 @@ def _watched(module: Any, function: str, read: list[Path]) -> Iterator[None]:
 
     @functools.wraps(original)
     def watching(source: Any, *args: Any, **kwargs: Any) -> Any:
-        found = original(source, *args, **kwargs)
-        if isinstance(source, str | os.PathLike):
-            read.append(Path(source))
+        if not isinstance(source, str | os.PathLike):
+            return original(source, *args, **kwargs)
+        try:
+            found = original(source, *args, **kwargs)
+        except (OSError, TypeError, MemoryError):  # about the path, the arguments, the machine
+            raise
+        except Exception as error:  # parsers raise whatever they like
+            raise _damaged(Path(source), error) from error
+        read.append(Path(source))
         return found
 
     setattr(module, function, watching)
@@ -56,6 +67,13 @@ def _watched(module: Any, function: str, read: list[Path]) -> Iterator[None]:
         yield
     finally:
         setattr(module, function, original)
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    """The error about a file in a library's cache, which may name it by a link."""
+    reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
+    what = f"'{path.resolve()}', which was fetched, is cut off or damaged: {reason}"
+    return UserError("network", what, "remove that file, and it is fetched again")
 
 
 def _hash(path: Path) -> str:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raycl.errors import UserError
+
+REFUSED = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
+)
+"""Errors that libraries raise for images of a size that a network does not take."""
 
 
 def num_features(network: nn.Module, name: str, shape: tuple[int, int, int]) -> int:
@@ -23,13 +29,15 @@ def num_features(network: nn.Module, name: str, shape: tuple[int, int, int]) -> 
     try:
         with torch.no_grad():
             features = network(torch.zeros(1, *shape))
-    except (AssertionError, RuntimeError, ValueError) as error:
+    except REFUSED as error:
         raise UserError(
             "network.model",
             f"{name} does not take images of {shape[1]}x{shape[2]}: {error}",
             "set benchmark.dataset.size to a size it takes",
         ) from error
     network.train()
+    if not isinstance(features, Tensor):
+        raise UserError("network.model", f"{name} gives no feature vector but several outputs")
     if features.ndim != 2:
         raise UserError("network.model", f"{name} gives no feature vector but a map; take another")
     return int(features.shape[1])

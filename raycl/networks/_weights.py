@@ -19,10 +19,9 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
+from raycl.blocks import SOURCES
 from raycl.errors import UserError
 
-SOURCES = ("file", "package", "trial")
-"""Options that name the source of weights; a block has exactly one of them."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".npz")
 WHERE = "network.weights"
 COUNTER = "num_batches_tracked"

@@ -22,7 +22,6 @@ from raycl import registry
 from raycl.errors import UserError, nearest
 from raycl.networks._hub import LOADED as LOADED
 from raycl.networks._hub import noted as noted
-from raycl.networks._weights import SOURCES as SOURCES
 from raycl.networks._weights import Normalisation as Normalisation
 from raycl.networks._weights import Tensors as Tensors
 from raycl.networks._weights import Weights as Weights

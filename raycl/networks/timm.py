@@ -23,6 +23,11 @@ ANSWER_S = 3.0
 """Seconds that the hub has to answer before it counts as out of reach."""
 RENAMED = {"vit_base_patch16_224": ("augreg2_in21k_ft_in1k", "augreg_in21k_ft_in1k")}
 """Models whose bare name changed its weights: the tag it stands for now, and in timm 0.4.12."""
+REFUSED = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(NotImplementedError, TypeError, ValueError),
+)
+"""Errors that timm raises for arguments that no model can be built from; it checks few of them."""
 EMBEDDINGS: dict[str, type[nn.Module]] = {"convolutions": ConvolutionalPatches}
 """Patch embeddings that ``model_args`` can name as ``embed_layer``."""
 
@@ -135,13 +140,16 @@ class TimmNetwork(Backbone):
                 self.model = timm.create_model(
                     name, pretrained=config.pretrained, **sizes, **arguments
                 )
-        except (AssertionError, TypeError, ValueError) as error:
+        except UserError as error:  # about a file that was fetched
+            what = f"cannot create {name}: {error.what}"
+            raise UserError("network.pretrained", what, error.hint) from error
+        except REFUSED as error:
             where = "network.model_args" if config.model_args else "network"
-            raise UserError(where, f"cannot create {name}: {error}") from error
+            raise UserError(where, f"cannot create {name}: {_reason(error)}") from error
         except (OSError, RuntimeError) as error:
             what = f"cannot create {name}: {str(error).partition('. ')[0]}"
             if not config.pretrained or "Invalid pretrained tag" in what:
-                raise UserError("network", f"cannot create {name}: {error}") from error
+                raise UserError("network", f"cannot create {name}: {_reason(error)}") from error
             raise UserError("network.pretrained", what, ELSEWHERE) from error
         self.removed = _classifier(name)
         self.num_features = num_features(self, name, input_shape)
@@ -161,6 +169,11 @@ class TimmNetwork(Backbone):
     def forward(self, images: Tensor) -> Tensor:
         """See ``Backbone.forward``."""
         return self.model(images)  # type: ignore[no-any-return]
+
+
+def _reason(error: Exception) -> str:
+    """What an error says; its class, too, where it says nothing or only a key."""
+    return repr(error) if isinstance(error, LookupError) or not str(error) else str(error)
 
 
 def _embedding(name: Any) -> type[nn.Module]:

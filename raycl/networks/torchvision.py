@@ -98,7 +98,12 @@ def _create(name: str, weights: str | None) -> nn.Module:
     _check_model(name)
     try:
         model: nn.Module = torchvision.models.get_model(name, weights=chosen)
-    except OSError as error:
+    except UserError as error:  # about the file that was fetched
+        what = f"cannot load {weights} of {name}: {error.what}"
+        raise UserError(WHERE, what, error.hint) from error
+    except (OSError, RuntimeError) as error:  # a RuntimeError: it came with another hash
+        if weights is None:
+            raise
         what = f"cannot load {weights} of {name}: {error}"
         raise UserError(WHERE, what, ELSEWHERE) from error
     for parent in model.modules():

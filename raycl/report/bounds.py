@@ -41,20 +41,39 @@ def notes(runs: Sequence[TrackedRun], spec: Mapping[str, Any]) -> Iterable[str]:
     several = len({run.benchmark for run in runs}) > 1
     lacking: dict[str, list[str]] = {}
     for run in runs:
-        if run.result is not None and not any(map(_has, run.result["metrics"].values())):
-            name = f"{run.method} seed {run.seed}" + (f" on {run.benchmark}" if several else "")
-            lacking.setdefault(_why(run, bounds, label), []).append(name)
+        name = f"{run.method} seed {run.seed}" + (f" on {run.benchmark}" if several else "")
+        for why, readouts in _missing(run, bounds.get((run.benchmark, run.seed)), label).items():
+            lacking.setdefault(why, []).append(name + readouts)
     for why, names in lacking.items():
         yield f"omega leaves out {', '.join(names)}: {why}"
 
 
-def _why(run: TrackedRun, bounds: Mapping[tuple[str, int], TrackedRun], label: str) -> str:
-    """Why a run has no omega."""
-    bound = bounds.get((run.benchmark, run.seed))
-    both = [one.result for one in (run, bound) if one is not None and one.result is not None]
-    if bound is not None and any(map(partial.leaves_out, both)):
+def _missing(run: TrackedRun, bound: TrackedRun | None, label: str) -> dict[str, str]:
+    """Why a run has no omega, and in which of its readouts: empty where in all of them."""
+    if run.result is None:
+        return {}
+    found: dict[str, list[str]] = {}
+    for readout, metrics in run.result["metrics"].items():
+        if not _has(metrics):
+            found.setdefault(_why(run.result, bound, label, readout), []).append(readout)
+    every = len(run.result["metrics"])
+    return {
+        why: "" if len(readouts) == every else f" ({', '.join(readouts)})"
+        for why, readouts in found.items()
+    }
+
+
+def _why(result: Result, bound: TrackedRun | None, label: str, readout: str) -> str:
+    """Why a readout of a run has no omega."""
+    if bound is None or bound.result is None:
+        return f"{label} has not finished with that seed"
+    if result["tasks"] != bound.result["tasks"]:
+        return f"{label} has other tasks"
+    if readout not in bound.result["matrices"]:
+        return f"{label} has no such readout"
+    if partial.leaves_out(result) or partial.leaves_out(bound.result):
         return "not every row of the matrices was measured"
-    return f"{label} has not finished with that seed"
+    return f"the average accuracy of {label} is 0 after a task"
 
 
 def _has(metrics: Mapping[str, float]) -> bool:

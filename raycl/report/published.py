@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+from raycl import blocks
 from raycl.errors import UserError
 
 NOT_IN_FULL = "not run in full"
@@ -104,14 +105,14 @@ def _in_full(spec: Mapping[str, Any], label: str) -> bool:
     entry = next((m for m in methods if label == _label(m)), {})
     wanted = dict((spec.get("published") or {}).get("in_full") or {})
     own = dict((wanted.pop("methods", None) or {}).get(label) or {})
-    blocks = {name: _over(spec.get(name), entry.get(name)) for name in ("train", "network")}
-    for name in blocks.keys() & own.keys():
+    found = {name: _over(spec.get(name), entry.get(name)) for name in ("train", "network")}
+    for name in found.keys() & own.keys():
         wanted[name] = _over(wanted.get(name), own.pop(name))
     exact = all(
         (block or {}).get("precision") in (None, "float32")
-        for block in (blocks["train"], spec.get("evaluate"))
+        for block in (*blocks.options(found["train"]), spec.get("evaluate"))
     )
-    return exact and _has({**spec, **blocks}, wanted) and _has(entry, own)
+    return exact and _has({**spec, **found}, wanted) and _has(entry, own)
 
 
 def _label(method: Mapping[str, Any]) -> str:
@@ -119,12 +120,8 @@ def _label(method: Mapping[str, Any]) -> str:
 
 
 def _over(base: Any, over: Any) -> Any:
-    """A mapping with the values of another one on top; one of another name replaces it."""
-    if over is None or not isinstance(base, Mapping) or not isinstance(over, Mapping):
-        return base if over is None else over
-    if "name" in over and over["name"] != base.get("name", over["name"]):
-        return over
-    return {**base, **{key: _over(base.get(key), value) for key, value in over.items()}}
+    """A block of the sweep file with what a method has of its own on top, if it has that."""
+    return base if over is None else blocks.merged(base, over)
 
 
 def _is_cut(spec: Any, benchmark: str) -> bool:

@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PATIENCE_S = 180.0
-"""Seconds without an answer of any env runner after which the trial gives up, to be retried."""
+"""Seconds that a rollout may take: an env runner that needs longer is started anew, and a trial
+gives up, to be retried, if none has answered for so long. Games played for scores have no limit."""
 PAUSE_S = 1.0
 MAX_ACTIONS = 18
 """Full action set, declared for all games, so that RLlib never rebuilds anything."""
@@ -164,7 +165,8 @@ class SequencePPO(PPO):  # type: ignore[misc]
             local.module.to(local._device)
 
     def cleanup(self) -> None:
-        """RLlib's hook: end all processes."""
+        """RLlib's hook: end all processes, also runners that hang, which RLlib would wait for."""
+        self.env_runner_group._worker_manager.clear()
         super().cleanup()
         shutil.rmtree(self._logdir, ignore_errors=True)
 
@@ -308,10 +310,19 @@ class SequencePPO(PPO):  # type: ignore[misc]
             some = ids[: wanted - len(found)]
             parts = self._ask(lambda r: r.collect(order), some, PATIENCE_S)
             found.extend(sorted(parts, key=lambda part: part.worker))
+            self._restart({*some} - {part.worker for part in parts})
             return len(parts)
 
         self._until(lambda: len(found) == wanted, play)
         return found
+
+    def _restart(self, silent: set[int]) -> None:
+        """End runners that hang, which RLlib calls healthy; Ray starts them again, as lost ones."""
+        manager = self.env_runner_group._worker_manager
+        for worker in silent.intersection(manager.healthy_actor_ids()):
+            log.warning("env runner %d has not answered: it is started anew", worker)
+            ray.kill(manager.actors()[worker], no_restart=False)
+            manager.set_actor_state(worker, healthy=False)
 
     def _until(
         self, done: Callable[[], bool], play: Callable[[list[int]], int], endless: bool = False

@@ -176,12 +176,14 @@ class Execution:
 
     def _again_by_resume(self) -> list[Outcome]:
         """Failed trials, and those of a search whose time was over before anything finished."""
-        cut = self._without_winner() if self.sweep.search.time_budget is not None else []
-        return self.outcomes.unfinished(self._open_kinds(), cut)
+        cut = self.sweep.search.time_budget is not None
+        return self.outcomes.unfinished(self._open_kinds(), self._without_winner(), cut)
 
     def _forget(self, again: Sequence[Outcome]) -> None:
         """Change the files of outcomes, when nothing can be refused any more."""
-        self.mended(self.outcomes.set_aside())
+        plans = self._final_plans() if self.outcomes.damaged else None
+        final = None if plans is None else {plan.key for plan in plans}
+        self.mended(self.outcomes.set_aside(final))
         self.outcomes.forget(again)
         failed = sum(one.status == "error" for one in again)
         if failed:
@@ -381,15 +383,15 @@ class Execution:
         return plans is None or any(plan.key not in self.outcomes for plan in plans)
 
     def _open_kinds(self) -> set[str]:
-        """Failed search trials run again only while the search is open."""
-        return {"trial", "winner"} | ({"search"} if self._missing_search() else set())
+        """Failed search trials run again only until winners are chosen, or for want of one."""
+        return {"trial", "winner"} | ({"search"} if self._winners() is None else set())
 
     def _failed(self) -> tuple[list[Outcome], list[Outcome]]:
         """Failed trials that ``resume`` runs again, and those of searches that have a winner."""
-        kinds, without = self._open_kinds(), self._without_winner()
+        again = self.outcomes.unfinished(self._open_kinds(), self._without_winner())
+        keys = {o.key for o in again}
         found = [o for o in self.outcomes.all() if o.status == "error"]
-        again = [o for o in found if o.kind in kinds or (o.benchmark, o.method) in without]
-        return again, [o for o in found if o not in again]
+        return again, [o for o in found if o.key not in keys]
 
     # ------------------------------------------------------------------ the end
 
@@ -416,7 +418,7 @@ class Execution:
         without = self._without_winner()
         for benchmark, method in without:
             self._say(f"not in the table: {method} on {benchmark}; its search finished nothing")
-        if self.sweep.search.time_budget is not None and self.outcomes.unfinished((), without):
+        if self.sweep.search.time_budget is not None and without:
             self._say(f"give the search as much time again with: raycl resume {name}")
         self.unsent = unsent
         complete = self._report()

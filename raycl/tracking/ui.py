@@ -10,7 +10,7 @@ import sys
 import time
 from types import FrameType
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from raycl.errors import UserError
 from raycl.tracking import store, views
@@ -34,8 +34,8 @@ def serve(uri: str, artifacts: str | None, port: int = 5000, name: str | None = 
         Exit code: 0 when it was asked to stop (SIGINT, SIGTERM, SIGHUP), else the server's own.
 
     Raises:
-        UserError: The store is not there or does not answer, the port is in use, or there is no
-            such experiment.
+        UserError: The store is not there or does not answer, the port is in use, there is no
+            such experiment, or the server that is started does not answer in time.
     """
     if store.kind(uri) in store.SERVERS:
         store.check(uri)
@@ -115,14 +115,22 @@ def _free(port: int) -> int:
 
 
 def _answers(process: subprocess.Popen[bytes], address: str) -> bool:
-    """Wait until the server answers; False if it ended or takes too long."""
+    """Wait until the server answers; False if it ended.
+
+    Raises:
+        UserError: It takes too long.
+    """
     deadline = time.monotonic() + START_S
-    while process.poll() is None and time.monotonic() < deadline:
+    direct = build_opener(ProxyHandler({}))  # it is on this machine, where no proxy reaches it
+    while process.poll() is None:
         try:
-            with urlopen(f"{address}/health", timeout=1.0):
+            with direct.open(f"{address}/health", timeout=1.0):
                 return True
         except (URLError, OSError):
             time.sleep(0.1)
+        if time.monotonic() > deadline:
+            what = f"MLflow's server does not answer at {address} after {START_S:.0f} s"
+            raise UserError("raycl ui", what, "try again when the machine is less busy")
     return False
 
 

@@ -8,9 +8,10 @@ new view* writes it (3.17); people can change or delete ours like their own.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from raycl import blocks
 from raycl.tracking.records import SweepRecord, now_ms
 from raycl.tracking.words import WORDS, Words
 
@@ -24,7 +25,6 @@ TITLES = {
 }
 
 _RUN, _STARTED = "attributes.`Run Name`", "attributes.start_time"
-_SPACES = {"grid", "choice", "uniform", "quniform", "loguniform", "qloguniform", "randint"}
 
 
 def saved_views(sweep: SweepRecord) -> dict[str, str]:
@@ -47,20 +47,12 @@ def searched(sweep: SweepRecord) -> list[tuple[str, ...]]:
     found: dict[tuple[str, ...], None] = {}
     for method in sweep.resolved.get("methods", []):
         own = {key: value for key, value in method.items() if key not in ("network", "train")}
-        blocks = {"method": own} | {
-            block: {**sweep.resolved[block], **method[block]} for block in ("network", "train")
-        }
-        found[tuple(sorted(_spaces(blocks)))] = None
+        names = set(blocks.searched(own, "method"))
+        for block in ("network", "train"):
+            merged = blocks.merged(sweep.resolved[block], method[block])
+            names.update(blocks.searched(merged, block))
+        found[tuple(sorted(names))] = None
     return [names for names in found if names]
-
-
-def _spaces(config: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            if len(value) == 1 and _SPACES.issuperset(value):
-                yield path + key
-            else:
-                yield from _spaces(value, f"{path}{key}.")
 
 
 def _probes(sweep: SweepRecord) -> bool:

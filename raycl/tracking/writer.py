@@ -160,8 +160,6 @@ class Writer:
 
     def _examine(self, calls: Calls, found: Mapping[str, Run]) -> None:
         """Compare the store with what was sent to it, once; what it refused is tried again."""
-        from mlflow.entities import RunTag
-
         ledger = journal.Ledger()
         for start, end, event in journal.read(self._journal):
             if event["event"] == "trial":
@@ -178,17 +176,30 @@ class Writer:
             refused, self.state.refused = self.state.refused, {}
             for line in sorted(map(int, refused)):
                 again = self._line(line)
-                if again is not None and again["event"] == "trial" and again["key"] in self._runs:
-                    # the run goes on as it is: it may have ended since
-                    tags = self._tags(again).items()
-                    own: list[Item] = [(line, RunTag(key, value)) for key, value in tags]
-                    calls.values(self._runs[again["key"]], [*_params(line, again["params"]), *own])
-                elif again is not None:
-                    self._apply_all(calls, [(line, again)])
-                    self.state.files += [line] if self._folders(again) else []
+                if again is not None:
+                    self._send_again(calls, line, again)
         if self._thorough:
             self.state.files += self._lost_files(calls)
         calls.state.save(self._state_path)
+
+    def _send_again(self, calls: Calls, line: int, event: Event) -> None:
+        """Send a line of which something was refused.
+
+        A run that the line began stays as it is: it may have ended since. One that was deleted by
+        hand stays deleted.
+        """
+        from mlflow.entities import RunTag
+
+        if event["event"] not in ("sweep", "trial"):
+            self._apply_all(calls, [(line, event)])
+        elif (run_id := self._runs.get(event.get("key", ""))) is None:
+            return
+        else:
+            tags = self._tags(event)
+            tags.pop(NOTE, None)  # people may have edited it
+            own: list[Item] = [(line, RunTag(key, value)) for key, value in tags.items()]
+            calls.values(run_id, [*_params(line, event.get("params", {})), *own])
+        self.state.files += [line] if self._folders(event) else []
 
     @contextmanager
     def _all_or_none(self) -> Iterator[None]:

@@ -21,6 +21,8 @@ from typing import Any
 import fsspec
 import torch
 
+from raycl.datasets.disk import expanded
+
 MAGIC = b"raycl-1\n"
 DRAFT_S = 3600.0
 """Age in seconds from which a draft is taken for one that nobody writes any more."""
@@ -31,8 +33,13 @@ OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 
 
 def runs_root(given: Path | None = None) -> Path:
-    """Folder of all sweeps, absolute: ``--runs``, else ``RAYCL_RUNS``, else ``./runs``."""
-    return Path(given or os.environ.get("RAYCL_RUNS") or "runs").expanduser().resolve()
+    """Folder of all sweeps, absolute: ``--runs``, else ``RAYCL_RUNS``, else ``./runs``.
+
+    Raises:
+        UserError: It begins with the home directory of somebody who has none.
+    """
+    path = given or os.environ.get("RAYCL_RUNS") or "runs"
+    return expanded(path, "--runs" if given else "RAYCL_RUNS").resolve()
 
 
 def make_folder(fs: Any, path: str) -> None:

@@ -21,8 +21,10 @@ class Seeds:
     Attributes:
         class_order: Class and task order, permutations and the validation split. Equal
             to the trial's seed unless fixed, so that published orders come out.
-        init: The global generators: initial weights, dropout.
-        data: Data order, augmentation and the method's own sampling.
+        init: The global generators: initial weights, dropout; on games also the order of
+            minibatches.
+        data: Data order, augmentation and the method's own sampling; on games environments and
+            sampled actions.
     """
 
     class_order: int
@@ -168,5 +170,9 @@ class FixedSeeds(BaseModel):
     class_order: Seed | None = Field(
         None, description="class order, task order, transformations and the validation split"
     )
-    init: Seed | None = Field(None, description="initial weights")
-    data: Seed | None = Field(None, description="order of batches, augmentation")
+    init: Seed | None = Field(
+        None, description="initial weights, dropout; on games also the order of minibatches"
+    )
+    data: Seed | None = Field(
+        None, description="order of batches, augmentation; on games environments, sampled actions"
+    )

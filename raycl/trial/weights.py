@@ -291,7 +291,11 @@ def _text(statistics: Normalisation | None) -> str:
 
 
 def _in_runs(trial: str) -> Place:
-    """The newest intact checkpoint of ``RUN/KEY``."""
+    """The newest intact checkpoint of ``RUN/KEY``.
+
+    Raises:
+        UserError: There is none, or its storage cannot be used.
+    """
     run, key = (part for part in trial.split("/") if part)
     folder = runs_root() / run
     if not folder.is_dir():
@@ -301,11 +305,18 @@ def _in_runs(trial: str) -> Place:
     if (folder / "spec.json").is_file():
         storage = read_json(folder / "spec.json", dict).get("resolved", {}).get("storage")
         url = f"{storage}/{run}" if storage else url
-    store = CheckpointStore(f"{url}/{key}")
     try:
-        path = store.newest()
-    except ValueError as error:
-        raise UserError(f"{WHERE}.trial", str(error)) from error
+        return _newest(run, key, url)
+    except UserError:
+        raise
+    except Exception as error:  # file systems raise whatever they like
+        raise UserError(f"{WHERE}.trial", f"{url} cannot be read: {_reason(error)}") from error
+
+
+def _newest(run: str, key: str, url: str) -> Place:
+    """The newest intact checkpoint of a trial in a run's folder of checkpoints."""
+    store = CheckpointStore(f"{url}/{key}")
+    path = store.newest()
     if path is None:
         beside = CheckpointStore(url).named("*")
         known = [one.rpartition("/")[2] for one in beside]
@@ -344,10 +355,17 @@ def _content(place: Place) -> bytes:
         fs, path = filesystem(place.path)
         with fs.open(path, "rb") as file:
             content: bytes = file.read()
-    except OSError as error:
-        what = f"{place.path} cannot be read: {error.strerror or error}"
+    except Exception as error:  # file systems raise whatever they like
+        what = f"{place.path} cannot be read: {_reason(error)}"
         raise UserError(f"{WHERE}.{place.option}", what) from error
     return content
+
+
+def _reason(error: Exception) -> str:
+    """Why a file system did not do what was asked, without the path where it is known."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _of_trial(content: bytes) -> dict[str, NDArray[Any]]:

@@ -32,6 +32,7 @@ class Client:
     def __init__(self, answers: list[Any], logs: list[Any] = ()) -> None:  # type: ignore[assignment]
         self.answers, self.logs = answers, list(logs)
         self.stopped: list[str] = []
+        self.log = "a\nb\n"
 
     def list_jobs(self) -> list[Any]:
         return [one for one in self.answers if not isinstance(one, Exception)]
@@ -46,7 +47,10 @@ class Client:
         return self._tail()
 
     def get_job_logs(self, name: str) -> str:
-        return "a\nb\n"
+        return self.log
+
+    def stop_job(self, name: str) -> None:
+        self.stopped.append(name)
 
     async def _tail(self) -> AsyncIterator[str]:
         for text in self.logs.pop(0):
@@ -96,3 +100,45 @@ def test_a_connection_that_stays_away_says_how_to_go_on(
     client: Any = Client([NotReached("away")])
     assert jobs._to_the_end(client, "first", None, True) == 1
     assert "the connection is lost (away); first may go on" in capsys.readouterr().err
+
+
+PENDING, STOPPED = job("first", JobStatus.PENDING, 1), job("first", JobStatus.STOPPED, 1)
+STOPPED.driver_exit_code = None
+
+
+@pytest.mark.parametrize(
+    "begun, end, log, code, said",
+    [
+        (RUNNING, STOPPED, "interrupted; continue with: raycl resume s", 0, "first: stopped; the"),
+        (RUNNING, STOPPED, "interrupted; nothing had begun; run it again", 0, "first: stopped; "),
+        (RUNNING, STOPPED, "3 of 9 trials", 1, "first: stopped; the same submission continues it"),
+        (RUNNING, STOPPED, "", 1, "first: stopped; the same submission continues it"),
+        (RUNNING, OVER, "runs: /runs/s", 0, "first has ended by itself: succeeded"),
+        (PENDING, STOPPED, "", 0, "first: stopped; the same submission continues it"),
+        (PENDING, STOPPED, "1 of 9 trials", 1, "first: stopped; "),
+    ],
+)
+def test_only_a_job_that_had_to_be_killed_is_stopped_with_1(
+    begun: Any,
+    end: Any,
+    log: str,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    client = Client([begun])
+    monkeypatch.setattr(jobs, "connect", lambda _: client)
+    find = jobs._find
+
+    def found(*arguments: Any) -> Any:
+        one = find(*arguments)
+        client.answers, client.log = [end], log
+        return one
+
+    monkeypatch.setattr(jobs, "_find", found)
+    assert jobs.stop("s", None) == code
+    assert client.stopped == ["first"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith(said)
+    assert "" not in lines

@@ -72,6 +72,8 @@ def test_files_that_ray_ignores_stay_here(here: Path, monkeypatch: pytest.Monkey
     (here / "below").mkdir()
     (here / "below" / ".rayignore").write_text("*.txt\n")
     names = ("secret.yaml", "below/a.txt", "below/secret.yaml", "data/s.yaml", "a.gif", ".env")
+    names += (".env.local", "runs/s/a.json", "mlruns/0/meta.yaml", "mlflow.db", "below/a.pt")
+    names += (".venv/bin/python", "below/.venv/a.py")
     assert not any(cluster.is_uploaded(Path(name)) for name in names)
     names = ("s.yaml", "a.txt", "below/s.yaml", "sweeps/data/s.yaml")
     assert all(cluster.is_uploaded(Path(name)) for name in names)

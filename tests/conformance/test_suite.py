@@ -88,6 +88,14 @@ class SecretFeatures(Finetune):
         self.seen = state["seen"]
 
 
+class BesideTheNetwork(Finetune):
+    """A method whose own weights are on the CPU, wherever its network is."""
+
+    def __init__(self, config: Any, context: Any) -> None:
+        super().__init__(config, context)
+        self.register_buffer("start", self.head.weight.detach() + torch.ones(4, 1))
+
+
 class TouchyEvaluation(Finetune):
     def __init__(self, config: Any, context: Any) -> None:
         super().__init__(config, context)
@@ -295,6 +303,7 @@ def run(method: str, test: str) -> None:
         ("SecretMemory", "test_sees_only_what_it_declares"),
         ("SecretFeatures", "test_sees_only_what_it_declares"),
         ("TouchyEvaluation", "test_evaluation_changes_nothing"),
+        ("BesideTheNetwork", "test_builds_where_the_networks_are"),
         ("StructureFromData", "test_resumes_bitwise"),
         ("NeedsFullBatches", "test_uneven_batches"),
         ("ClaimsIsolation", "test_isolated_tasks_stay"),

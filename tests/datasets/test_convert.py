@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sqlite3
 import sys
 from collections.abc import Iterable
@@ -161,6 +162,54 @@ def test_files_are_copied_where_they_cannot_be_linked(
     assert tree(tmp_path / "copied") == tree(tmp_path / "linked")
     again = convert(database, images, tmp_path / "copied")
     assert again.present == 15
+
+
+def test_two_conversions_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each conversion writes drafts of its own for files that cannot be linked."""
+    database, images = by_name(tmp_path / "data")
+    link, copy, other = os.link, shutil.copyfile, []
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "other device")
+
+    def copied(source: Path, draft: Path) -> None:
+        copy(source, draft)
+        if not other:
+            other.append(1)
+            convert(database, images, tmp_path / "copied")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(shutil, "copyfile", copied)
+    convert(database, images, tmp_path / "copied")
+
+    def late(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    done = convert(database, images, tmp_path / "linked")
+    assert (done.present, done.linked) == (15, 0)
+    assert tree(tmp_path / "copied") == tree(tmp_path / "linked")
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_copy_that_is_cut_off_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, images = by_name(tmp_path / "data")
+
+    def full(_: Path, draft: Path) -> None:
+        draft.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "other device")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(UserError, match=r"cannot go on: .*No space"):
+        convert(database, images, tmp_path / "out")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 def test_other_content_is_never_overwritten(tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +17,10 @@ from dataset_making import write_tree
 from raycl import datasets
 from raycl.benchmarks.split import Split
 from raycl.datasets import Batch, DatasetConfig, Examples, FileSet, ImageSet, augment, concat
+from raycl.datasets import files as image_files
 from raycl.datasets.examples import UnionSet
 from raycl.errors import UserError
+from raycl.sweep.execution import trainable
 
 MEAN, STD = (0.1, 0.5), (0.3, 0.2)
 
@@ -196,6 +202,57 @@ def test_files_are_augmented_from_the_generator(photos: Path) -> None:
 def test_a_pass_over_files_may_be_left_early(photos: Path) -> None:
     examples = file_sets(photos)[0]
     assert len(next(examples.batches(4, generator=seeded()))) == 4
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["main thread", "as on Ray"])
+def test_a_killed_process_that_reads_is_lost_and_no_fault_of_the_trial(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    examples = file_sets(photos)[0]
+    monkeypatch.setattr(
+        image_files, "decode", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    )
+    said = r"was lost: DataLoader worker \(pid"
+    with (
+        ThreadPoolExecutor(1) as pool,
+        pytest.raises(image_files.ReaderLost, match=said) as caught,
+    ):
+        _ = pool.submit(run, examples).result() if beside else run(examples)
+    assert trainable.lost(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("none left"), RuntimeError("x: can't allocate memory: 9"), ValueError("y")],
+)
+def test_errors_of_processes_that_read_arrive_as_they_were(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    examples = file_sets(photos)[0]
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(image_files, "decode", fail)
+    with pytest.raises(type(error), match=str(error)) as caught:
+        run(examples)
+    assert not trainable.lost(caught.value)
+    assert (str(caught.value) == str(error)) == (not isinstance(error, ValueError))
+
+
+def test_a_full_shared_memory_is_told_and_no_fault_of_the_trial(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch alone prints the error in the process that reads, and waits for ever."""
+    examples = file_sets(photos)[0]
+
+    def full(_: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(image_files.ReaderLost, match=r"handed over: .*No space left") as caught:
+        run(examples)
+    assert trainable.lost(caught.value)
 
 
 def test_file_sets_of_one_folder_are_merged(photos: Path) -> None:

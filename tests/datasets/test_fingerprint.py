@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from zipfile import ZipFile
@@ -87,6 +89,37 @@ def test_contents_are_read_once(
     assert len(read) == 4
     cache.write_bytes(b"no data base")
     assert found(config, root, cache) == before
+
+
+def test_a_cache_that_is_in_use_stays(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "FRESH_NS", 0)
+    root, cache = tmp_path / "data", tmp_path / "c"
+    before = found(PETS, root, cache)
+    content = cache.read_bytes()
+    (images / "cats/1.png").touch()  # a new hash of the same content
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, timeout: connect(path, timeout=0))
+    with contextlib.closing(connect(cache)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert found(PETS, root, cache) == before
+    assert cache.read_bytes() == content
+
+
+def test_a_damaged_cache_that_cannot_be_removed_costs_only_time(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "FRESH_NS", 0)
+    root, cache = tmp_path / "data", tmp_path / "c"
+    before = found(PETS, root, cache)
+    cache.write_bytes(b"no data base")
+
+    def refuse(path: Path, missing_ok: bool) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert found(PETS, root, cache) == before
 
 
 def test_large_sets_are_read_in_part(

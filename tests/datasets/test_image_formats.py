@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import struct
 import warnings
@@ -251,6 +252,30 @@ def test_damaged_zips_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"x\.zip") as caught:
             measure(f"{path}!a/0.png")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["_decoded", "_open_zip"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=["Python", "system", "PyTorch"],
+)
+def test_no_image_is_to_blame_for_a_lack_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
+) -> None:
+    write_image(tmp_path / "0.png", 8)
+    path = _zip(tmp_path / "x.zip", {"0.png": (tmp_path / "0.png").read_bytes()})
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(files, where, fail)
+    with pytest.raises(type(error)):
+        decode(f"{path}!0.png", None)
 
 
 def test_members_of_a_zip_have_plain_names(tmp_path: Path) -> None:

@@ -168,6 +168,18 @@ def test_lists_of_files_in_a_zip(listed: Path) -> None:
     assert [name.split("/")[-2:] for name in loose.train.paths][::2] == ends
 
 
+def test_names_with_exclamation_marks(tmp_path: Path) -> None:
+    """The mark separates a zip from what is in it; elsewhere it is a letter like any other."""
+    images = {"train": "yahoo!/wow!.png", "test": "yahoo!/a!b.png"}
+    for part, image in images.items():
+        write_image(tmp_path / "set" / image, 8)
+        write_image(tmp_path / "set" / image.replace("yahoo!", "!cat"), 8)
+        write_list(tmp_path, part, [(image, 0), (image.replace("yahoo!", "!cat"), 1)])
+    shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "set")
+    for path in ("set", "packed.zip"):
+        assert load(tmp_path, path, split_file=LISTS).classes == ("yahoo!", "!cat")
+
+
 def text(root: Path, part: str, content: str) -> None:
     (root / LISTS[part]).write_text(content)
 

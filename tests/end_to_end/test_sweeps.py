@@ -13,6 +13,9 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from raycl.cli import main
+from raycl.sweep.execution import cluster
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -97,7 +100,11 @@ def test_random_search_with_asha(tmp_path: Path) -> None:
         "asha",
         methods=["finetune", {"name": "naive_rehearsal", "memory_size": {"grid": [10, 40]}}],
         train={"epochs": 2, "batch_size": 16, "lr": {"loguniform": [0.001, 0.2]}},
-        search={"num_samples": 4, "metric": "validation/class/average_accuracy"},
+        search={
+            "num_samples": 4,
+            "metric": "validation/class/average_accuracy",
+            "max_concurrent": 2,  # those that come later are stopped, on any machine
+        },
         scheduler={"name": "asha", "grace_period": 1, "reduction_factor": 2},
     )
     _, progress = raycl(tmp_path, "run", sweep)
@@ -238,14 +245,37 @@ def test_first_tasks_protocol(tmp_path: Path) -> None:
         ),
         ({"benchmark": {"name": "split", "dataset": "digits", "tasks": 11}}, "benchmark.tasks"),
         ({"resources": {"cpu": 1, "gpu": 64}}, "resources.gpu: trial finetune-s0 asks for 64 GPUs"),
-        ({"tracking": {"uri": "http://127.0.0.1:9"}}, "http://127.0.0.1:9"),
     ],
 )
-def test_refused_before_ray_starts(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    sweep = write(tmp_path, "bad", **change)
-    out, error = raycl(tmp_path, "run", sweep, "--data", str(tmp_path / "nowhere"), code=2)
+def test_refused_before_ray_starts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    """The command runs in this process, which is quicker."""
+    for name in ("RAYCL_DATA", "RAYCL_RUNS"):
+        monkeypatch.setenv(name, "restored in the end, also if the command sets it")
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cluster, "connect", None)
+    arguments = ["run", write(tmp_path, "bad", **change), "--data", str(tmp_path / "nowhere")]
+    monkeypatch.setattr(sys, "argv", ["raycl", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    check_refused(tmp_path, *capsys.readouterr(), message)
+
+
+def test_a_tracker_that_is_away_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    sweep = write(tmp_path, "bad", tracking={"uri": "http://127.0.0.1:9"})
+    check_refused(tmp_path, *raycl(tmp_path, "run", sweep, code=2), "http://127.0.0.1:9")
+
+
+def check_refused(folder: Path, out: str, error: str, message: str) -> None:
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not out
-    assert not (tmp_path / "runs" / "bad" / "spec.json").exists(), "the name is not taken"
+    assert not (folder / "runs" / "bad" / "spec.json").exists(), "the name is not taken"

@@ -15,6 +15,9 @@ from typing import IO, Any
 import pytest
 import yaml
 
+HALF = {"cpu": (os.cpu_count() or 1) / 2}
+"""Resources of a trial with which two run at a time, on any machine."""
+
 METHOD = '''
 """Fine-tuning that leaves traces, sleeps, and kills its own process where it is told to."""
 

@@ -7,12 +7,14 @@ import json
 import os
 import random
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from raycl import datasets
@@ -21,21 +23,24 @@ from raycl.sweep.plan import expand
 from raycl.sweep.plan.check_data import check_data
 from raycl.testing import finish
 from raycl.training.run import Run
-from tests.faults.conftest import Lab
+from tests.faults.conftest import HALF, Lab
 from tests.waiting import until
 
 
 def undisturbed(sweep_file: Path, directory: Path) -> dict[str, Any]:
-    """Result of every trial, from plain runs in this process."""
-    before = Path.cwd()
-    os.chdir(directory)
-    try:
+    """Result of every trial, from plain runs in this process, in which no method sleeps."""
+    left = [path.name for path in directory.glob("kill-*") if path.suffix != ".done"]
+    assert not left, "an accident that has not happened would end this process"
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        patch.setattr(time, "sleep", lambda seconds: None)
         sweep = spec.load(sweep_file)
         data = check_data(sweep, datasets.data_root())
         plans = expand.final_plans(sweep, {})
-        return {plan.name: finish(Run(plan.config, data))["matrices"] for plan in plans}
-    finally:
-        os.chdir(before)
+        found = {plan.name: finish(Run(plan.config, data))["matrices"] for plan in plans}
+    torch.set_num_threads(threads)
+    return found
 
 
 def results(lab: Lab, name: str = "fault") -> dict[str, Any]:
@@ -101,7 +106,7 @@ def test_worker_killed_at_a_random_step_of_each_task(lab: Lab) -> None:
 
 def test_driver_killed(lab: Lab) -> None:
     sweep = lab.sweep(
-        methods=[{"name": "fragile.py:Fragile", "sleep": 0.05}], resources={"cpu": 1}, seeds=4
+        methods=[{"name": "fragile.py:Fragile", "sleep": 0.05}], resources=HALF, seeds=4
     )
     driver = lab.start("run", str(sweep))
     # when something is finished and something is under way

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import Lab
+from tests.faults.conftest import HALF, Lab
 from tests.faults.test_faults import results, steps, tracked, undisturbed
 from tests.waiting import until
 
@@ -48,7 +48,7 @@ def sweep(lab: Lab) -> Path:
         {"name": "fragile.py:Late", "label": f"late{n}", "late": n, "sleep": 0.02}
         for n in (1, 2, 3, 4)
     ]
-    return lab.sweep(methods=["finetune", *methods], seeds=1)
+    return lab.sweep(methods=["finetune", *methods], seeds=1, resources=HALF)
 
 
 @pytest.mark.slow
@@ -62,6 +62,7 @@ def test_trials_that_share_survive_lost_workers_and_a_lost_driver(lab: Lab) -> N
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     output = lab.run("resume", "fault")
+    assert not list(lab.path.glob("kill-*-1")), "nobody was killed"
     assert results(lab) == undisturbed(file, lab.path)
     assert "shared: " in output
     assert not prefixes.exists()
@@ -69,4 +70,3 @@ def test_trials_that_share_survive_lost_workers_and_a_lost_driver(lab: Lab) -> N
     assert sum("shared_seconds" in result for result in took) >= 2
     for run in tracked(lab):
         assert steps(lab, run, "eval/class/average_accuracy") == [1, 2, 3]
-    assert not list(lab.path.glob("kill-*-1")), "nobody was killed"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.faults.conftest import Lab
+from tests.faults.conftest import HALF, Lab
 from tests.faults.test_faults import results, undisturbed
 from tests.waiting import free_port, until, until_answered
 
@@ -54,7 +54,8 @@ def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
 def test_values_wait_on_disk(lab: Lab) -> None:
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
-    sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.05}], seeds=4)
+    slow = [{"name": "fragile.py:Fragile", "sleep": 0.05}]
+    sweep = lab.sweep(methods=slow, resources=HALF, seeds=4)
     with server(lab.path, port) as process:
         driver = lab.start("run", str(sweep), "--tracking-uri", uri)
         until(lambda: lab.outcomes(), driver)

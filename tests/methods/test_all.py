@@ -182,3 +182,11 @@ def test_other_heads_keep_every_bit(build, method):
         assert torch.equal(after[others], before[others])
         assert (after[own] != before[own]).any()
         before = after
+
+
+@pytest.mark.parametrize("method", ["blip", "finetune", "naive_rehearsal"])
+def test_tasks_of_one_class_are_refused_where_only_they_compete(build, method):
+    """A softmax over one output is 1: nothing would be learnt, and the task's readout say 100 %."""
+    with pytest.raises(UserError, match=r"benchmark: task 1/4 \S+ has one class"):
+        build(method, benchmark={"tasks": 4}, outputs="task")
+    assert build("finetune", benchmark={"tasks": 4}).num_tasks == 4

@@ -55,7 +55,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (alone("l2p", blocks=[2]), {}, r"network: there is no block 2: the network has 2 blocks"),
     (cdl({"name": "l2p", "blocks": [2]}), {}, r" network: there is no block 2: .* 2 blocks"),
     (alone("l2p", blocks=[0, 0]), {}, r"methods\[0\]: block 0 is named twice"),
-    (alone("coda_prompt", blocks=[0, 1, 1]), {}, r"methods\[0\]: block 1 is named twice"),
+    (alone("coda_prompt", size=6, blocks=[0, 1, 1]), {}, r"methods\[0\]: block 1 is named twice"),
     (cdl({"name": "l2p", "blocks": [1, 1]}), {}, r"methods\[0\]: block 1 is named twice"),
     (cdl(kd_blocks=3), {}, r"methods\[0\]\.kd_blocks: kd_blocks 3, but the student has 2 blocks"),
     (

@@ -334,3 +334,16 @@ def test_networks_stay_in_eval_mode(network: dict[str, Any]) -> None:
     twice = [run.method.logits(batch.images, None) for _ in (0, 1)]
     assert torch.equal(*twice)
     assert not any(m.training for m in run.method.backbone.modules() if isinstance(m, nn.Dropout))
+
+
+@pytest.mark.parametrize("block", [alone("l2p"), distilled("l2p", "kd")], ids=["l2p", "cdl"])
+def test_a_query_is_not_rounded_while_layers_are(block: dict[str, Any]) -> None:
+    """A network that the first task has trained is asked in every step, under autocast."""
+    run = build(block)
+    assert run.method.fixed == ()
+    run.method.eval()
+    images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    exact = run.method.query(images, None)[:, : run.method.backbone.num_features]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(run.method.backbone(images), exact)
+        assert torch.equal(run.method.query(images, None)[:, : exact.shape[1]], exact)

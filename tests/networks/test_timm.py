@@ -58,6 +58,21 @@ def test_refusals(changed, message):
         TimmNetwork(options, (3, 32, 32))
 
 
+@pytest.mark.parametrize(
+    "model, arguments, message",
+    [
+        ("resnet18", {"features_only": True}, "gives no feature vector but several outputs"),
+        ("resnet18", {"act_layer": "gelux"}, r"model_args: cannot create .*KeyError\('gelux'\)"),
+        ("resnet18", {"layers": []}, "does not take images of 32x32: .* no attribute 'layer1'"),
+        ("resnet18", {"output_stride": 7}, "model_args: cannot create resnet18: AssertionError"),
+        ("vit_tiny_patch16_224", SMALL | {"patch_size": 0}, "model_args: cannot create .* by zero"),
+    ],
+)
+def test_arguments_that_timm_does_not_check(model, arguments, message):
+    with pytest.raises(UserError, match=message):
+        TimmNetwork(config(model, model_args=arguments), (3, 32, 32))
+
+
 def test_mean_and_std_of_pretrained_weights():
     described = TimmNetwork.normalisation(config("vit_tiny_patch16_224", pretrained=True))
     assert described == ((0.5,) * 3, (0.5,) * 3)

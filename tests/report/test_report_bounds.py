@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from report_helpers import Store, result
+from report_helpers import Store, flat, result
 
+from raycl.report import bounds
 from raycl.report.formats import FORMATS, render
-from raycl.report.load import load
+from raycl.report.load import TrackedRun, load
 from raycl.report.table import Row, Table, make_table
 from raycl.training.metrics import omega
 
@@ -121,3 +122,42 @@ def test_other_tasks_are_not_compared(store: Store) -> None:
     writer.trial("UB", 0, result({"class": rows_of(UPPER[:2])}))
     table = make_table(load("cut", store.uri))
     assert [r["method"] for r in table.rows if r["metric"] == "omega"] == ["UB"]
+
+
+def run(method: str, found: dict[str, Any], seed: int = 0) -> TrackedRun:
+    words = (f"{method}-{seed}", f"{method}-s{seed}", "trial", "digits", method)
+    return TrackedRun(*words, seed, "config", "key", "finished", "", 0, {}, found)
+
+
+ZERO = "the average accuracy of UB is 0 after a task"
+
+
+@pytest.mark.parametrize(
+    "own, upper, note",
+    [
+        ({"class": flat(50)}, {"class": flat(0)}, f"finetune seed 0, UB seed 0: {ZERO}"),
+        (
+            {"class": flat(50)},
+            {"class": flat(90, tasks=3)},
+            "finetune seed 0: UB has other tasks",
+        ),
+        (
+            {"class": flat(50), "task": flat(60)},
+            {"class": flat(0), "task": flat(90)},
+            f"finetune seed 0 (class), UB seed 0 (class): {ZERO}",
+        ),
+        (
+            {"class": flat(50), "teacher/class": flat(60)},
+            {"class": flat(90)},
+            "finetune seed 0 (teacher/class): UB has no such readout",
+        ),
+    ],
+)
+def test_the_reason_why_omega_is_missing_is_true(
+    own: dict[str, Any], upper: dict[str, Any], note: str
+) -> None:
+    spec = {"report": {"upper_bound": "UB"}}
+    runs = bounds.prepare([run("finetune", result(own)), run("UB", result(upper))], spec)
+    assert [n for n in bounds.notes(runs, spec) if "leaves out" in n] == [
+        f"omega leaves out {note}"
+    ]

@@ -6,6 +6,7 @@ import io
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ import torch
 from sequence_making import UPDATES, Make, same, state, tiny
 
 from raycl import registry
-from raycl.rl.algorithm import RunnersLostError
-from raycl.rl.env_runner import Job
+from raycl.rl.algorithm import RunnersLostError, SequencePPO
+from raycl.rl.env_runner import Job, Weights
 from raycl.rl.ppo import normalised
 from raycl.rl.sequence import SequenceRun
 from raycl.trial.run import Known, TrainingError
@@ -367,6 +368,91 @@ def test_no_runner_left_ends_the_trial_to_be_retried(
     monkeypatch.setattr(run.algorithm, "restore_env_runners", lambda _: [])
     with pytest.raises(RunnersLostError, match="no env runner"):
         run.advance()
+
+
+class Group:
+    """Two env runners in name; the first one hangs."""
+
+    def __init__(self) -> None:
+        self._worker_manager = self
+        self.lost: set[int] = set()
+        self.asked: list[list[int]] = []
+        self.cleared = False
+
+    def healthy_actor_ids(self) -> list[int]:
+        return [worker for worker in (1, 2) if worker not in self.lost]
+
+    healthy_env_runner_ids = healthy_actor_ids
+
+    def actors(self) -> dict[int, str]:
+        return {1: "first", 2: "second"}
+
+    def set_actor_state(self, worker: int, healthy: bool) -> None:
+        self.lost.add(worker)
+
+    def foreach_env_runner(self, _: Any, *, remote_worker_ids: list[int], **__: Any) -> list[Any]:
+        self.asked.append(remote_worker_ids)
+        return [(SimpleNamespace(worker=2), "")] if 2 in remote_worker_ids else []
+
+    def clear(self) -> None:
+        self.cleared = True
+
+    def stop(self) -> None:
+        assert self.cleared, "RLlib would ask a runner that hangs, and wait for ever"
+
+
+def of_group(group: Group) -> SequencePPO:
+    """An algorithm that has nothing but its runners."""
+    found = SequencePPO.__new__(SequencePPO)
+    found.config = SimpleNamespace(num_env_runners=2)
+    found.env_runner_group = group
+    found.game = found.update = 0
+    found._session, found._weights, found._logdir = "", Weights(0, {}), "nowhere"
+    return found
+
+
+def test_a_runner_that_hangs_is_started_anew_and_another_plays_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    killed: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        "raycl.rl.algorithm.ray.kill", lambda actor, no_restart: killed.append((actor, no_restart))
+    )
+    group = Group()
+    assert [rollout.worker for rollout in of_group(group)._collect()] == [2, 2]
+    assert group.asked == [[1, 2], [2]]
+    assert killed == [("first", False)]
+    assert group.lost == {1}, "RLlib takes it back when it answers"
+
+
+def test_the_end_waits_for_no_runner_that_hangs() -> None:
+    group = Group()
+    of_group(group).cleanup()
+    assert group.cleared
+
+
+@pytest.mark.slow
+def test_runners_that_hang_in_processes_of_their_own(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One in mid-game, which comes back; all of them at the end, when the run is closed."""
+    run = make(tiny(), 2)
+    run.advance()
+    group = run.algorithm.env_runner_group
+    monkeypatch.setattr("raycl.rl.algorithm.PATIENCE_S", 20.0)
+    sleep = time.sleep
+    group._worker_manager.foreach_actor(
+        lambda _: sleep(3600), remote_actor_ids=[1], timeout_seconds=0
+    )
+    run.advance()
+    assert [rollout.worker for rollout in run.algorithm.rollouts] == [2, 2]
+    assert not run.exact
+    while len(group.healthy_env_runner_ids()) < 2:
+        run.algorithm.restore_env_runners(group)
+    run.advance()
+    assert [rollout.worker for rollout in run.algorithm.rollouts] == [1, 2]
+    group._worker_manager.foreach_actor(lambda _: sleep(3600), timeout_seconds=0)
+    run.close()
 
 
 def test_time_spent_on_long_games_is_no_silence(

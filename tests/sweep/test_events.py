@@ -11,6 +11,7 @@ import pytest
 from ray import tune
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
+from ray.tune.tune import _setup_signal_catching
 
 from raycl.sweep.execution import events as module
 from raycl.sweep.execution.events import Events, Hub
@@ -118,6 +119,23 @@ def test_a_batch_systems_sigusr1_lets_trials_save() -> None:
         assert heard == [signal.SIGUSR1]
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_sigusr1_while_tune_is_built_is_no_end_of_the_stage() -> None:
+    """Tune has set its own handler by then, and its loop will end before its first step."""
+    numbers = (signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for sent in (False, True):
+            ended = _setup_signal_catching()
+            if sent:
+                signal.raise_signal(signal.SIGUSR1)
+            hub = Hub([Log()])
+            Events(hub, lambda: None, 0).setup(stop=None, num_samples=1, total_num_samples=1)
+            assert hub.interrupted == sent == ended.is_set()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_tune_sets_its_handler_before_it_calls_our_hook() -> None:

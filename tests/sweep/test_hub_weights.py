@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import urllib.error
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,37 @@ def test_a_trial_that_has_loaded_others_ends_the_sweep(hub: Hub, tmp_path: Path)
         trainable._check_made_of(settings, plan)
     _hub.LOADED.clear()
     assert "weights" not in process("cpu")
+
+
+CUT = {"empty": 0, "in its head": 40, "in its middle": 300_000, "at its end": -100}
+
+
+@pytest.mark.parametrize("how", CUT)
+@pytest.mark.parametrize("network", [TORCHVISION, TIMM], ids=lambda block: block["name"])
+def test_a_fetched_file_that_is_cut_off_is_one_line(
+    hub: Hub, tmp_path: Path, network: dict[str, Any], how: str
+) -> None:
+    file = hub.torchvision if network is TORCHVISION else hub.timm
+    file.write_bytes(file.read_bytes()[: CUT[how]])
+    found = execution(tmp_path, network=network)
+    with pytest.raises(UserError, match=rf"'{file}', which was fetched, is cut off") as caught:
+        check_data(found.sweep, found.data_root)
+    option = "weights" if network is TORCHVISION else "pretrained"
+    assert f": network.{option}: cannot " in str(caught.value)
+    assert str(caught.value).endswith("; remove that file, and it is fetched again")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_download_that_is_cut_off_is_one_line(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.torchvision.unlink()
+    answer = io.BytesIO(b"half of it")
+    answer.info = Message  # type: ignore[attr-defined]
+    monkeypatch.setattr("torch.hub.urlopen", lambda *_, **__: answer)
+    found = execution(tmp_path)
+    with pytest.raises(UserError, match=r"network\.weights: cannot load DEFAULT .*invalid hash"):
+        check_data(found.sweep, found.data_root)
 
 
 def test_readers_are_as_before(hub: Hub, tmp_path: Path) -> None:

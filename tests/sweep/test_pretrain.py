@@ -5,19 +5,25 @@ Trials are run in this process, as Ray would run them; `tests/end_to_end` has th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
+import timm
 import torch
 import yaml
+from PIL import Image
 from safetensors import safe_open
 
 from raycl import pretrain
 from raycl.cli import main
+from raycl.errors import UserError
 from raycl.networks.base import weights_of
 from raycl.report.load import TrackedRun
 from raycl.report.notes import pretrained_notes
@@ -26,9 +32,11 @@ from raycl.sweep.file import spec
 from raycl.sweep.kinds import images
 from raycl.sweep.plan import expand
 from raycl.sweep.plan.check_data import check_data
+from raycl.sweep.record import made_of
 from raycl.sweep.record.folder import SweepFolder
 from raycl.sweep.record.outcomes import Outcome
 from raycl.sweep.record.provenance import Provenance
+from raycl.training import check
 from raycl.training.pretrained import KEY, about, read_about
 from raycl.trial.checkpoint import CheckpointStore
 from raycl.trial.weights import build_network
@@ -77,6 +85,10 @@ class InProcess:
                 run = images.build(plan.config, self.data, "cpu", {})
                 while not run.done:
                     row = run.advance()
+                row[made_of.MADE] = {
+                    "data": made_of.data(self.data),
+                    "weights": made_of.process("cpu").get("weights", ""),
+                }
                 store.save(run.state_dict(), run.progress)
                 self.folder.outcomes.add(Outcome.of(plan, "finished", row, ""))
         return 0
@@ -219,8 +231,14 @@ def test_one_of_several_trials(root: Path, cli: Cli) -> None:
             },
             "methods: raycl pretrain takes a sweep without search spaces",
         ),
+        (
+            (),
+            {"methods": ["finetune"], "network": {"name": "sequence", "of": [NETWORK]}},
+            "network.name: sequence stands for several networks, and raycl pretrain writes one",
+        ),
         (("--out", "x.pt"), {}, "--out: 'x.pt' does not end in .safetensors"),
         (("--out", "no/x.safetensors"), {}, "--out: there is no folder"),
+        (("--out", "~ghost/x.safetensors"), {}, "--out: '~ghost/x.safetensors' begins"),
     ],
 )
 def test_refused_before_any_work(
@@ -230,6 +248,73 @@ def test_refused_before_any_work(
     assert code == 2
     assert message in err
     assert not (root / "pre").exists()
+
+
+def test_games_are_refused() -> None:
+    sweep = Path(__file__).parents[2] / "sweeps" / "atari" / "quick.yaml"
+    with pytest.raises(UserError, match=r"benchmark.*name: raycl pretrain trains .* for images"):
+        pretrain._chosen(spec.load(sweep, ["methods=[finetune]"]), None)
+
+
+def test_the_block_of_a_network_from_a_hub_starts_from_the_file_alone(
+    root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's own options, which cannot stand beside a file, are left out; its hash is kept."""
+    fetched = root / "hub.safetensors"
+    safetensors.torch.save_file(timm.create_model("mobilenetv3_small_050").state_dict(), fetched)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda *_, **__: str(fetched))
+    monkeypatch.setattr("raycl.networks.timm.ANSWER_S", 0.01)  # nobody is asked for long
+    check._load_from_hub.cache_clear()
+    model = "mobilenetv3_small_050.lamb_in1k"
+    network = {"name": "timm", "model": model, "pretrained": True}
+    network |= {"mean": [0.5] * 3, "std": [0.5] * 3}
+    dataset = {"name": "digits", "size": 32, "limit": 2}
+    benchmark = SWEEP["benchmark"] | {"dataset": dataset}  # type: ignore[operator]
+    code, out, err = cli(methods=["finetune"], network=network, benchmark=benchmark)
+    assert code == 0, err
+    block = yaml.safe_load(out)["network"]
+    assert (block["pretrained"], "mean" in block, "std" in block) == (False, False, False)
+    assert block["weights"]["mean"] == [0.5] * 3
+    check_data(stream(root, block, 0, benchmark=benchmark), root)
+    found = read_about(root / "pre.safetensors")
+    assert found is not None
+    digest = hashlib.sha256(fetched.read_bytes()).hexdigest()[:16]
+    assert found.source == f"weights of timm's {model} sha256 {digest}"
+
+
+def test_images_that_came_after_the_training_are_not_written_as_seen(root: Path, cli: Cli) -> None:
+    def image(split: str, name: str, number: int) -> None:
+        path = root / "photos" / split / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            for number in range(2):
+                image(split, name, number)
+    dataset = {"dataset": {"name": "folder", "path": "photos"}}
+    benchmark = SWEEP["benchmark"] | dataset  # type: ignore[operator]
+    code, _, err = cli(benchmark=benchmark)
+    assert code == 0, err
+    before = (root / "pre.safetensors").read_bytes()
+    image("train", "cat", 3)
+    code, _, err = cli(benchmark=benchmark)
+    assert code == 2
+    assert " may have seen other images than are there now: data: folder-" in err
+    assert ".json, and the trial runs again" in err
+    (root / "photos/train/cat/3.png").unlink()
+    (outcome,) = (root / "pre" / "outcomes").glob("*.json")
+    content = json.loads(outcome.read_text())
+    content["row"]["made"]["continued"] = "with other code, data"
+    outcome.write_text(json.dumps(content))
+    code, _, err = cli(benchmark=benchmark)
+    assert code == 2
+    assert " changed while it was trained; remove " in err
+    content["row"]["made"]["continued"] = "with other code"
+    outcome.write_text(json.dumps(content))
+    assert cli(benchmark=benchmark)[0] == 0
+    assert (root / "pre.safetensors").read_bytes() == before
 
 
 @pytest.fixture
@@ -278,6 +363,21 @@ def test_what_earlier_weights_have_seen_counts(root: Path, cli: Cli, block: dict
     assert tags["seen_images"] == "unknown", "an inverted image has other bytes"
 
 
+def test_what_a_trial_has_seen_before_is_not_known(root: Path, cli: Cli) -> None:
+    assert cli(methods=["finetune"], name="first")[0] == 0
+    (plan,) = expand.final_plans(spec.load(write(root, methods=["finetune"], name="first")), {})
+    start = NETWORK | {"weights": {"trial": f"first/{plan.key}"}}
+    other = {"dataset": {"name": "digits", "part": {"of": 2, "take": 1}}}
+    benchmark = SWEEP["benchmark"] | other  # type: ignore[operator]
+    later = {"methods": ["finetune"], "network": start, "benchmark": benchmark, "name": "later"}
+    code, out, err = cli(**later)
+    assert code == 0, err
+    sweep = stream(root, yaml.safe_load(out)["network"], 0)
+    (plan,) = expand.final_plans(sweep, {})
+    tags = Provenance(sweep, check_data(sweep, root)).tags(plan)
+    assert tags["seen_images"] == "unknown"
+
+
 def test_images_of_another_size_cannot_be_compared(root: Path, block: dict[str, Any]) -> None:
     weights = block["weights"]
     network = {"name": "cnn"}
@@ -303,6 +403,30 @@ def test_a_trial_of_pre_training_is_one_without_ids(root: Path, block: dict[str,
         data = check_data(sweep, root)
         (found,) = expand.final_plans(sweep, {})
         assert Provenance(sweep, data).tags(found) == tags
+
+
+@pytest.mark.parametrize("source", ["file", "trial"])
+def test_weights_may_go_while_the_sweep_runs(
+    root: Path, block: dict[str, Any], source: str
+) -> None:
+    """Each trial is tagged as it starts and as it ends, inside Tune's callbacks."""
+    (before,) = expand.final_plans(spec.load(write(root)), {})
+    start = block if source == "file" else NETWORK | {"weights": {"trial": f"pre/{before.key}"}}
+    grid = {"grid": [start["weights"], start["weights"] | {"mean": [0.5], "std": [0.5]}]}
+    benchmark = SWEEP["benchmark"] | {"validation": 0.1}  # type: ignore[operator]
+    sweep = stream(root, NETWORK | {"weights": grid}, 0, benchmark=benchmark)
+    plans = expand.search_plans(sweep)
+    assert len(plans) == 2
+    data = check_data(sweep, root)
+    expected = [Provenance(sweep, data).tags(plan) for plan in plans]
+    provenance = Provenance(sweep, data)
+    said = provenance.lines()
+    (root / "pre").rename(root / "gone")
+    for path in root.rglob("*.safetensors"):
+        path.write_bytes(b"another file")
+    assert [provenance.tags(plan) for plan in plans] == expected
+    assert provenance.lines() == said
+    assert [tags["pretrained"] for tags in expected] == ["own", "own"]
 
 
 def test_other_weights_are_not_tagged(root: Path, block: dict[str, Any]) -> None:

@@ -347,6 +347,15 @@ def test_a_damaged_outcome_is_set_aside(ended: sweep_run.Execution, how: str) ->
     assert path.with_suffix(".damaged").exists()
 
 
+def test_a_damaged_outcome_of_a_search_may_be_needed_no_more(ended: sweep_run.Execution) -> None:
+    one, other = sorted((ended.folder.path / "outcomes").glob("*.json"))
+    for path in (one, other):
+        path.write_text("{")
+    said = ended.folder.outcomes.set_aside({one.stem})
+    assert said[0].endswith(": the trial goes on from its checkpoint")
+    assert said[1].endswith(", if its search is still open")
+
+
 def test_an_outcome_of_an_older_raycl_is_read(ended: sweep_run.Execution) -> None:
     for path in (ended.folder.path / "outcomes").glob("*.json"):
         found = json.loads(path.read_text())
@@ -514,6 +523,28 @@ def test_every_difference_has_a_name() -> None:
     assert after.changes(after) == []
     assert MadeOf.recorded({"made_of": json.loads(json.dumps(asdict(before)))}) == before
     assert MadeOf.recorded({}) is None
+
+
+def test_lists_of_one_folder_are_data_sets_of_their_own(tmp_path: Path) -> None:
+    for name in ("a", "b", "photos/cat/0"):
+        path = tmp_path / f"{name}.{'png' if '/' in name else 'yaml'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    benchmarks = []
+    for name in ("a", "b", "a"):
+        lists = {"train": f"{name}.yaml", "test": f"{name}.yaml"}
+        dataset = {"name": "folder", "path": "photos", "split_file": lists}
+        label = f"{name}{len(benchmarks)}"
+        benchmarks.append({"name": "split", "dataset": dataset, "tasks": 2, "label": label})
+    sweep = execution(tmp_path, benchmark=benchmarks).sweep
+    record = MadeOf.of(sweep, tmp_path, tmp_path)
+    first, second = record.data
+    assert first == "data set photos", "as recorded where there is one"
+    assert second.startswith("data set photos (folder-")
+    (tmp_path / "a.yaml").write_text("another")
+    assert MadeOf.of(sweep, tmp_path, tmp_path).changes(record) == [first]
+    (tmp_path / "b.yaml").write_text("another one")
+    assert MadeOf.of(sweep, tmp_path, tmp_path).changes(record) == [first, second]
 
 
 def test_code_that_changes_while_the_sweep_runs_ends_it(

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 
 from raycl.sweep.execution.rows import result_of
 from raycl.sweep.execution.schedulers import PerMethodScheduler, make_scheduler
@@ -76,3 +76,28 @@ def test_asha_stops_the_worse_half_of_its_own_method_only() -> None:
             said[one.trial_id] = scheduler.on_trial_result(None, one, result)
     assert said["poor0"] == TrialScheduler.CONTINUE, "the best of a poor method goes on"
     assert said["good3"] == TrialScheduler.STOP, "the worst of a good method does not"
+
+
+class Hashed(SimpleNamespace):
+    """A trial that can be a key, as Tune's can."""
+
+    __hash__ = object.__hash__
+
+
+def test_median_stops_whoever_is_worse_than_half_of_the_others_of_its_method() -> None:
+    scheduler = make_scheduler("median", "max", 8, 2, 3)
+    controller = SimpleNamespace(get_live_trials=list)
+    trials = [Hashed(**vars(trial("joint", f"good{i}"))) for i in range(3)]
+    poor, other = (Hashed(**vars(trial(method, method))) for method in ("joint", "finetune"))
+    levels = {**dict.fromkeys(trials, 90.0), poor: 20.0, other: 20.0}
+    for one in levels:
+        scheduler.on_trial_add(controller, one)
+    said = {}
+    for task in (1, 2):
+        for one, score in levels.items():
+            result = told() | {"score": score, "tasks_done": task}
+            said[one.trial_id, task] = scheduler.on_trial_result(controller, one, result)
+    assert isinstance(scheduler, PerMethodScheduler)
+    assert isinstance(scheduler._of(poor), MedianStoppingRule)
+    stopped = [who for who, what in said.items() if what == TrialScheduler.STOP]
+    assert stopped == [("joint", 2)], "after the grace, and compared with its own method only"

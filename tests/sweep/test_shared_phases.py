@@ -55,8 +55,15 @@ def alone(folder: Path, one: Lab) -> dict[str, Any]:
     return ends(other.run(without(one.plans())))
 
 
+@pytest.fixture(scope="module")
+def three_alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The ends of ``THREE`` without sharing, which several tests compare with."""
+    folder = tmp_path_factory.mktemp("three")
+    return alone(folder, sweep(folder))
+
+
 def test_students_share_their_teacher_and_end_as_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, three_alone: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(trainable, "EVERY_S", -1)  # every row is reported
     one = sweep(tmp_path)
@@ -66,7 +73,7 @@ def test_students_share_their_teacher_and_end_as_without(
     }
     shared = one.run(plans)
     assert [seconds(rows) > 0 for rows in shared.values()] == [False, True, True]
-    assert ends(shared) == alone(tmp_path, one)
+    assert ends(shared) == three_alone
     for rows in shared.values():
         cost = rows[-1]["result"]["cost"]["seconds"]
         assert seconds(rows) < cost, "what others spent is part of the cost"
@@ -104,7 +111,9 @@ def test_a_search_shares_teachers_if_all_its_trials_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("phase", ["anchor", "teacher", "student"])
-def test_the_same_bits_if_trials_die(tmp_path: Path, phase: str) -> None:
+def test_the_same_bits_if_trials_die(
+    tmp_path: Path, phase: str, three_alone: dict[str, Any]
+) -> None:
     """Each trial dies once in each phase of the second task, and once at the end of the first."""
     one = sweep(tmp_path)
     killed: set[tuple[str, bool]] = set()
@@ -119,11 +128,11 @@ def test_the_same_bits_if_trials_die(tmp_path: Path, phase: str) -> None:
     one.kill = kill
     shared = one.run(one.plans(), at_once=True)
     assert len(killed) >= 3
-    assert ends(shared) == alone(tmp_path, one)
+    assert ends(shared) == three_alone
     assert sum(seconds(rows) > 0 for rows in shared.values()) >= 1
 
 
-def test_a_damaged_teacher_is_trained_again(tmp_path: Path) -> None:
+def test_a_damaged_teacher_is_trained_again(tmp_path: Path, three_alone: dict[str, Any]) -> None:
     one = sweep(tmp_path)
     first, second, _ = one.plans()
     one.run([first])
@@ -132,7 +141,7 @@ def test_a_damaged_teacher_is_trained_again(tmp_path: Path) -> None:
     shared = one.run([second])
     notes = [row["note"] for row in shared[second.name] if "note" in row]
     assert [path in note and "is damaged" in note for note in notes] == [True]
-    assert ends(shared)[second.name] == alone(tmp_path, one)[second.name]
+    assert ends(shared)[second.name] == three_alone[second.name]
     assert one.store.get(Path(path).stem), "it was not written again"
 
 

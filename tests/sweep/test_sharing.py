@@ -15,6 +15,7 @@ from raycl.sweep.execution.prefixes import FOLDER, Spent, remove
 from raycl.sweep.plan import expand, sharing
 from raycl.sweep.plan.sharing import shared_by_any
 from raycl.training.run import Run
+from raycl.trial.checkpoint import CheckpointStore
 from raycl.trial.run import Row
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +207,25 @@ def test_deeper_prefixes_are_taken_where_trials_part(tmp_path: Path) -> None:
     assert len(set(examples.values())) == 1
 
 
+def test_a_task_taken_before_its_end_has_a_checkpoint_at_its_end(tmp_path: Path) -> None:
+    """The state that was taken is saved at once, under the number of steps that the end has."""
+    methods = [{"name": "online_ewc", "gamma": {"grid": [1.0, 0.5]}}]
+    train = {"epochs": 1, "batch_size": 16, "lr": 0.05}
+    one = lab(tmp_path, text(methods=methods, train=train, stop={"tasks": 2}))
+    plans = one.plans()
+    trials = one.run(plans)
+    assert [plan.points for plan in plans] == [[3], [3]]
+    taken = [plan for plan in plans if seconds(trials[plan.name])]
+    assert len(taken) == 1
+    for plan in plans:
+        loaded = CheckpointStore(f"{one.storage}/{plan.key}").load()
+        assert loaded is not None
+        tasks_over, _, progress, _ = loaded.state["position"]
+        assert (tasks_over, progress) == (2, 2)
+        assert loaded.state["last"]["finished"]
+        assert loaded.state["made"]["device"]
+
+
 @pytest.mark.parametrize("harm", ["torn", "empty"])
 def test_a_damaged_prefix_is_passed_over(tmp_path: Path, harm: str) -> None:
     methods = ["finetune", "lwf_seen"]
@@ -283,6 +303,20 @@ def test_a_state_goes_when_nobody_needs_it(tmp_path: Path) -> None:
         spent.ended(plan, "finished", {}, "")
     spent.close()
     assert one.left() == []
+
+
+def test_a_storage_without_its_package_is_told_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was left there is only in the way, and a finished sweep needs nothing of it."""
+
+    def missing(url: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("raycl.trial.checkpoint.fsspec.url_to_fs", missing)
+    remove("s3://bucket/s")
+    (said,) = caplog.messages
+    assert said == "s3://bucket/s/prefix cannot be removed: Install s3fs to access S3"
 
 
 def test_the_keys_of_trials_do_not_depend_on_sharing(tmp_path: Path) -> None:

@@ -11,20 +11,23 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune.experiment import Trial
 from test_events import Log, trial
 
 from raycl.errors import UserError
-from raycl.sweep.execution import cluster, events, storage, trainable
+from raycl.sweep.execution import cluster, events, stage, storage, trainable
 from raycl.sweep.execution.cluster import bundles
 from raycl.sweep.execution.events import Events, Hub
 from raycl.sweep.execution.reaper import began
 from raycl.sweep.execution.rows import result_of
-from raycl.sweep.execution.stage import _quiet_stdout
+from raycl.sweep.execution.stage import Stage, _quiet_stdout
 from raycl.sweep.execution.storage import LEASE, Lease
 from raycl.sweep.plan.expand import Preview
+from raycl.sweep.plan.plan import TrialPlan
 from raycl.sweep.record import folder
 from raycl.tracking import journal
 
@@ -48,6 +51,24 @@ def test_a_second_driver_of_another_folder_is_refused(tmp_path: Path) -> None:
         with lease(url, "b").held():
             pass
         assert not lease(url, "b").fs.exists(lease(url, "b").place)
+
+
+def test_a_driver_of_a_copied_folder_is_refused(tmp_path: Path) -> None:
+    """The copy has the sweep's identity, and a lock of its own."""
+    copy = Lease(str(tmp_path), "a", Path("/other/runs/s"))
+    with lease(str(tmp_path), "a").held():
+        with pytest.raises(UserError, match="in use by process"), copy.held():
+            pytest.fail("both hold it")
+        with lease(str(tmp_path), "a").held():
+            pass
+    with copy.held():
+        pass
+    lease(str(tmp_path), "a")._write()
+    left = json.loads((tmp_path / LEASE).read_text())
+    stale = {"machine": "another boot", "beat": time.time() - storage.STALE_S - 1}
+    (tmp_path / LEASE).write_text(json.dumps(left | stale))
+    with copy.held():
+        assert json.loads((tmp_path / LEASE).read_text())["folder"] == "/other/runs/s"
 
 
 class Beats:
@@ -256,13 +277,57 @@ def test_a_worker_that_never_came_up_is_a_failed_trial() -> None:
     assert log.calls[-1] == ("ended", "k", "error")
 
 
+class Tuner:
+    """Tune, with its own rule for retries; the first trial is lost a minute after each start."""
+
+    def __init__(self, trainable: Any, *, param_space: Any, tune_config: Any, run_config: Any):
+        most = run_config.failure_config.max_failures
+        configs = [{"plan": plan} for plan in param_space["plan"]["grid_search"]]
+        self.trials = [Trial("x", config=one, stub=True, max_failures=most) for one in configs]
+        (self.told,) = run_config.callbacks
+
+    def fit(self) -> None:
+        bad, good = self.trials
+        self.told.on_trial_start(0, [], bad)
+        while True:
+            events.time.now += 60
+            bad.run_metadata.num_failures += 1
+            if not bad.should_recover():
+                break
+            self.told.on_trial_recover(0, [], bad)
+            self.told.on_trial_start(0, [], bad)
+        self.told.on_trial_error(0, [], bad)
+        self.told.on_trial_start(0, [], good)
+        self.told.on_trial_result(0, [], good, result_of({"finished": True}))
+        self.told.on_trial_complete(0, [], good)
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_a_trial_that_is_lost_too_often_has_failed_and_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, retries: int
+) -> None:
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(events, "time", clock)
+    monkeypatch.setattr(stage.tune, "Tuner", Tuner)
+    log = Log()
+    settings = trainable.Settings(str(tmp_path), 60, 2, "validation/x", "max")
+    plans = [TrialPlan(key, key, key, "m", "b", 0, "trial", {}, {"cpu": 1.0}) for key in "ab"]
+    Stage({}, settings, retries, 60, tmp_path / "tune" / "last", Hub([log])).fit(plans)
+    bad = [call[0] for call in log.calls if call[1] == "a"]
+    assert bad == ["started", *["lost", "started"] * retries, "ended"]
+    ends = [call for call in log.calls if call[0] == "ended"]
+    assert ends == [("ended", "a", "error"), ("ended", "b", "finished")]
+
+
 def test_the_end_waits_until_all_have_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
     asked: list[bool] = []
     monkeypatch.setattr(events.os, "kill", lambda pid, number: sent.append(number))
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(events, "time", clock)
     log = Log()
     hub = Hub([log])
-    followed = Events(hub, lambda: asked.append(True), grace_s=0.3)
+    followed = Events(hub, lambda: asked.append(True), grace_s=60)
     one, two = trial("k", "t1"), trial("l", "t2")
     for found in (one, two):
         followed.on_trial_start(0, [], found)
@@ -279,7 +344,10 @@ def test_the_end_waits_until_all_have_saved(monkeypatch: pytest.MonkeyPatch) -> 
 
     followed.on_trial_result(0, [], two, result_of({"progress": 1}))
     sent.clear()
-    time.sleep(0.3)
+    clock.now = 59.0
+    followed.on_step_begin(0, [])
+    assert not sent
+    clock.now = 61.0
     followed.on_step_begin(0, [])
     assert sent == [signal.SIGUSR1], "no longer than the grace"
 

@@ -18,7 +18,7 @@ from raycl.sweep.execution.trainable import Settings
 from raycl.sweep.file import spec
 from raycl.sweep.plan import expand
 from raycl.sweep.plan.check_data import check_data
-from raycl.sweep.plan.plan import TrialPlan
+from raycl.sweep.plan.plan import TrialPlan, fill
 from raycl.sweep.record.folder import SweepFolder
 from raycl.sweep.record.outcomes import Outcome
 
@@ -159,6 +159,54 @@ def test_a_search_whose_time_was_over_before_anything_finished_goes_on(tmp_path:
     found.folder.record_winners({group: {"train.lr": 0.1}})
     assert found._again_by_resume() == [], "it has a winner"
     assert cut(tmp_path / "not", scheduler={"name": "asha"})._again_by_resume() == []
+
+
+@pytest.mark.parametrize("algorithm", ["random", "optuna"])
+def test_only_groups_without_a_winner_are_searched_again(
+    tmp_path: Path,
+    algorithm: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first of two methods has used up all the time; the second has begun nothing."""
+    options = {"lam": {"quniform": [1, 9, 1]}}
+    methods = [{"name": name, **options} for name in ("ewc", "online_ewc")]
+    search = {"num_samples": 3, "time_budget": 9, "algorithm": algorithm, "max_concurrent": 1}
+    found = execution(tmp_path, methods=methods, search=search)
+    first, second = expand.groups(found.sweep)
+    base = expand.search_base(found.sweep, first)
+    for lam, status in ((1.0, "finished"), (2.0, "stopped-early"), (3.0, "error")):
+        plan = fill(base, {"method.lam": lam}, 1000, "search")
+        found.outcomes.add(Outcome.of(plan, status, {}, ""))  # type: ignore[arg-type]
+    label = (first.benchmark, first.method)
+    found.folder.record_winners({label: {"method.lam": 1.0}})
+    monkeypatch.setattr(found, "_report", lambda: False)
+    assert found._conclude("FAILED", 0) == 1
+    said = capsys.readouterr().err
+    assert "give the search as much time again with: raycl resume s" in said
+    assert "run them again" not in said
+    found.reopened = bool(found._without_winner())
+    assert found._missing_search()
+    assert found._again_by_resume() == []
+
+    asked: list[str] = []
+
+    class Staged(Stage):
+        def fit(self, plans: Sequence[TrialPlan], **options: Any) -> None:
+            asked.extend(plan.method for plan in plans)
+
+        def fit_proposed(self, base: TrialPlan, *_: Any, **options: Any) -> None:
+            asked.append(base.method)
+            assert options["time_budget_s"] > 8, "nobody else gets any"
+
+    stage = Staged({}, Settings("", 1, 2, "m", "max"), 0, 1, tmp_path, Hub([]))
+    data = check_data(found.sweep, tmp_path)
+    stages = Stages(found.sweep, found.folder, found.outcomes, stage, data, found.console, print)
+    monkeypatch.setattr("raycl.sweep.execution.stages.choose_winners", lambda *_: {})
+    monkeypatch.setattr("raycl.sweep.execution.stages.remove", lambda *_: None)
+    stages.search()
+    assert set(asked) == {second.method}
+    assert found.folder.winners() == {label: {"method.lam": 1.0}}
 
 
 def test_what_is_refused_has_changed_nothing(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from sharing_making import Lab, finished_in, lab, text, without
 from test_events import Log
 
@@ -18,6 +19,8 @@ import raycl
 from raycl.report.notes import _shared, _taken_over
 from raycl.sweep.execution import trainable
 from raycl.sweep.execution.events import Hub
+from raycl.sweep.execution.stage import Stage
+from raycl.sweep.execution.stages import Stages
 from raycl.sweep.execution.taken_over import finished_elsewhere, take_over
 from raycl.sweep.plan.plan import TrialPlan
 from raycl.sweep.record.folder import SweepFolder
@@ -82,6 +85,26 @@ def test_what_was_made_with_something_else_is_not_taken_over(tmp_path: Path) -> 
     (outcome,) = (second.root / "first" / "outcomes").glob("*.json")
     outcome.write_text("{")
     assert not finished_elsewhere(second, plans, here, NONE)
+
+
+def test_a_driver_without_a_gpu_says_why_it_takes_nothing_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job of ``raycl submit`` is one; trials that nobody has finished are not counted."""
+    one, plans, second = two(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    settings = trainable.Settings(str(second.path / "trials"), 1.0, 2, "x", "max", made_of=NONE)
+    stage = Stage(one.data, settings, 0, 1.0, tmp_path / "tune", Hub([]))
+    said: list[str] = []
+    console = Console(quiet=True)
+    stages = Stages(one.sweep, second, second.outcomes, stage, one.data, console, said.append)
+    on_gpu = [replace(plan, resources=plan.resources | {"gpu": 0.5}) for plan in plans]
+    stages._take_over(on_gpu)
+    (line,) = said
+    assert line.startswith("1 trials that other sweeps have finished are not taken over: they ask")
+    said.clear()
+    stages._take_over(plans[1:])
+    assert said == []
 
 
 def test_a_trial_without_its_checkpoints_is_not_taken_over(tmp_path: Path) -> None:

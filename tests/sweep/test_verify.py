@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from raycl import datasets, verify
+from raycl.cli import main
 from raycl.datasets import Arrays, Dataset, DatasetConfig, Files
 from raycl.errors import UserError
 from raycl.sweep.file import spec
@@ -21,6 +22,7 @@ from raycl.sweep.plan.plan import fill
 from raycl.sweep.record import made_of
 from raycl.sweep.record.folder import SweepFolder
 from raycl.sweep.record.outcomes import Outcome
+from raycl.trial.checkpoint import runs_root
 
 MADE = {"code": "raycl 1", "data": "digits a", "device": "cpu", "versions": "torch 1"}
 
@@ -274,3 +276,48 @@ def test_a_trial_runs_again_with_as_many_threads_as_it_had(tmp_path: Path) -> No
     now = sweep_of(tmp_path, methods=["finetune"], resources={"cpu": 4})
     again = verify.plan_again(now, Outcome.of(plan, "finished", {}, ""))
     assert (again.config["threads"], again.key) == (1, plan.key)
+
+
+@pytest.mark.parametrize("made, expected", [({"env_runners": "2"}, 2), ({}, 4)])
+def test_a_trial_of_games_runs_again_with_as_many_env_runners_as_it_had(
+    tmp_path: Path, made: dict[str, str], expected: int
+) -> None:
+    """Each runner has a generator of its own, from which actions are drawn."""
+    games: dict[str, Any] = {
+        "benchmark": {"name": "atari", "games": ["KungFuMaster", "Boxing"], "frames": 16000},
+        "methods": ["finetune"],
+        "network": {"name": "atari_cnn", "channels": [4, 4, 4], "features": 16},
+        "train": {"envs": 8, "rollout": 25},
+        "seeds": 1,
+    }
+    (plan,) = expand.final_plans(sweep_of(tmp_path, **games, resources={"env_runners": 2}), {})
+    now = sweep_of(tmp_path, **games, resources={"env_runners": 4})
+    again = verify.plan_again(now, Outcome.of(plan, "finished", {"made": made}, ""))
+    assert (again.resources["env_runners"], again.key) == (expected, plan.key)
+
+
+def test_other_env_runners_are_named() -> None:
+    old, new = (row(made=MADE | {"env_runners": n}) for n in "24")
+    assert verify.compare(outcome(old), "k", new, "")[1] == ["env_runners: 2 then, 4 now"]
+    assert verify.compare(outcome(row()), "k", new, "")[1] == [], "an older raycl did not say"
+
+
+@pytest.mark.parametrize("option", ["--runs", "--data"])
+def test_a_folder_of_nobody_is_refused_in_one_line(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["raycl", "verify", "s", option, "~ghost/x"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {option}: '~ghost/x' begins with the home directory of a user")
+
+
+@pytest.mark.parametrize("name", ["RAYCL_RUNS", "RAYCL_DATA"])
+def test_a_folder_of_nobody_in_the_environment_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "~ghost/x")
+    with pytest.raises(UserError, match=f"^{name}: '~ghost/x' begins with the home directory"):
+        (runs_root if name == "RAYCL_RUNS" else datasets.data_root)()

@@ -48,7 +48,10 @@ class Rest:
         return answer
 
 
-def test_a_server_that_comes_and_goes(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_comes_and_goes(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")  # longer than anybody is to wait
     server.stop()
     with pytest.raises(UserError, match=server.uri):
         check(server.uri)
@@ -83,7 +86,7 @@ def test_a_server_that_comes_and_goes(server: Server, tmp_path: Path) -> None:
         tracker.trial_started(trial("d"))
         begin = time.monotonic()
         assert tracker.close("KILLED", timeout_s=1.0) == 4
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < 300
     finally:
         server.signal(signal.SIGCONT)
     until(lambda: not tracker.alive)  # the thread gives up when its call returns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -10,6 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -272,6 +274,45 @@ def test_a_refused_value_is_kept_counted_and_takes_no_other_with_it(
     assert orphans(here.directory.parent) == []
 
 
+def test_a_refused_file_of_the_sweep_is_sent_again_and_leaves_its_end(here: Here) -> None:
+    class NoSweep(Strict):
+        def log_artifacts(self, run_id: str, folder: str) -> None:
+            if (Path(folder) / "sweep").exists():
+                raise MlflowException("failed with error code 413", error_code=1)
+            self.real.log_artifacts(run_id, folder)
+
+        def log_artifact(self, *_: str) -> None:
+            raise MlflowException("failed with error code 413", error_code=1)
+
+    narrow = NoSweep(here.client, "")
+    tracker = Tracker(SWEEP, here.directory, *here.store, connect=lambda uri: narrow)  # type: ignore[arg-type,return-value]
+    tracker.start()
+    run_trial(tracker, "a")
+    assert tracker.close("FINISHED") == 2
+    run_id = here.runs()["lost"].info.run_id
+    here.client.set_tag(run_id, "mlflow.note.content", "edited")
+    before = here.runs()["lost"]
+    assert sync(here.directory).left == 0, "it takes it now"
+    after = here.runs()["lost"]
+    assert (after.info.status, after.info.end_time) == ("FINISHED", before.info.end_time)
+    assert after.data.tags == before.data.tags
+    files = here.client.list_artifacts(run_id, "sweep")
+    assert [file.path for file in files] == ["sweep/resolved.yaml", "sweep/sweep.yaml"]
+
+
+def test_a_deleted_run_of_which_something_was_refused_stays_deleted(here: Here) -> None:
+    strict = Strict(here.client, "train.lr")
+    tracker = Tracker(SWEEP, here.directory, *here.store, connect=lambda uri: strict)  # type: ignore[arg-type,return-value]
+    tracker.start()
+    tracker.trial_started(trial("a"))
+    until(lambda: tracker._writer.state.refused)
+    tracker.trial_ended("a", "killed")
+    assert tracker.close("KILLED") == 1
+    here.client.delete_run(here.runs()["finetune-a"].info.run_id)
+    assert sync(here.directory).left == 0
+    assert set(here.runs()) == {"lost"}
+
+
 def test_a_refused_value_counts_once_however_often_it_is_sent(here: Here) -> None:
     """The connection breaks after it was refused: while the sweep runs, and when it is tried again.
 
@@ -365,6 +406,30 @@ def test_a_half_made_store_does_not_block_the_folder(
     assert moved == (state in ("half", "tables missing"))
     assert half_made.exists() != moved
     assert ("was never finished" in caplog.text) == moved
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_a_store_is_made_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster: bool
+) -> None:
+    from mlflow.store.tracking import sqlalchemy_store
+
+    path = tmp_path / "mlflow.db"
+
+    def written(uri: str, artifacts: str) -> Any:
+        Path(uri.removeprefix("sqlite:///")).write_text("mine")
+        return SimpleNamespace(engine=SimpleNamespace(dispose=lambda: None))
+
+    def refused(*_: object) -> None:
+        if faster:
+            path.write_text("another's")
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(sqlalchemy_store, "SqlAlchemyStore", written)
+    monkeypatch.setattr(os, "link", refused)
+    store.make(f"sqlite:///{path}")
+    assert path.read_text() == ("another's" if faster else "mine")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_data_base_of_another_program_is_left_alone(tmp_path: Path) -> None:

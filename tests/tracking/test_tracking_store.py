@@ -107,7 +107,7 @@ def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         begin = time.monotonic()
         with pytest.raises(UserError, match="does not work"):
             check(f"http://127.0.0.1:{listener.getsockname()[1]}")
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 100, "MLflow itself waits for 120 s, several times"
 
 
 def test_passwords_are_not_shown() -> None:

@@ -5,6 +5,7 @@ How a sweep stops, from the signal to the exit code, is told in ``signals``.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import re
@@ -25,6 +26,8 @@ AFTERSHOCK_S = 10.0
 """Seconds after the loss of a trial's worker in which another one is part of the same accident."""
 AFTERSHOCKS = 5
 """Largest number of losses of a trial that are not counted for that reason."""
+TUNES_EVENT = "experiment_interrupted_event"
+"""Name, in Tune's handler of signals, of what ends its loop."""
 
 
 class Listener(Protocol):
@@ -192,6 +195,8 @@ class Events(tune.Callback):
                 hub.interrupted = True
 
         signal.signal(signal.SIGUSR1, heard)
+        if _was_called(tunes):  # while Tune was being built: its loop ends before its first step
+            hub.interrupted = True
 
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
         """Tune's hook, several times a second: a stage that is to end does, once all is saved.
@@ -233,6 +238,15 @@ class Events(tune.Callback):
         """Tune's hook: all retries are used up."""
         if plan := self._plan(trial):
             self._hub.ended(plan, "error", _one_line(trial))
+
+
+def _was_called(handler: Callable[..., Any]) -> bool:
+    """Whether a handler of Tune's has heard its signal.
+
+    A mask of signals could not have held it back: any thread of the process may take it.
+    """
+    event = inspect.getclosurevars(handler).nonlocals.get(TUNES_EVENT)
+    return event is not None and bool(event.is_set())
 
 
 def _one_line(trial: Any) -> str:

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from raycl.sweep.plan.expand import Group
 from raycl.sweep.plan.plan import TrialPlan, fill
 from raycl.sweep.plan.sharing import shared_by_any
 from raycl.sweep.record.outcomes import Outcome, Outcomes, Status
-from raycl.sweep.record.winners import search_value
+from raycl.sweep.record.winners import Labels, search_value
 from raycl.tracking.journal import Journal
 from raycl.trial.run import FAILED, Row, known
 
@@ -51,6 +51,7 @@ def search_adaptively(
     tasks: int,
     say: Callable[[str], None],
     tasks_of: Mapping[str, int],
+    over: Container[Labels] = (),
 ) -> None:
     """Run what is left of the search of every group.
 
@@ -65,12 +66,14 @@ def search_adaptively(
         tasks: Tasks of a search trial.
         say: Prints one line.
         tasks_of: Tasks of each benchmark, by its label.
+        over: Groups that have a winner already: nothing of them runs.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     proposals = Proposals(outcomes.directory.parent / "proposals.jsonl")
     stage.hub.listeners.append(proposals)
     try:
-        searched = [group for group in expand.groups(sweep.for_search) if group.spaces]
+        groups = [group for group in expand.groups(sweep.for_search) if group.spaces]
+        searched = [group for group in groups if (group.benchmark, group.method) not in over]
         started, budget = time.monotonic(), sweep.search.time_budget
         for i, group in enumerate(searched):
             if budget is not None:  # what is left of it, shared by the groups that are left

@@ -237,8 +237,8 @@ def remove(storage: str, key: str = "") -> None:
         storage: Folder of the sweep in the storage.
         key: See ``prefix_key``; empty: all.
     """
-    folder = CheckpointStore(f"{storage}/{FOLDER}")
     try:
+        folder = CheckpointStore(f"{storage}/{FOLDER}")
         for path in folder.named(f"{key}*.pt"):
             with contextlib.suppress(FileNotFoundError):
                 folder.fs.rm(path)

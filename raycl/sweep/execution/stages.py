@@ -22,9 +22,10 @@ from raycl.sweep.file import spec
 from raycl.sweep.file.blocks import benchmark_configs
 from raycl.sweep.plan import expand, sharing
 from raycl.sweep.plan.check_data import data_of
+from raycl.sweep.plan.expand import Preview
 from raycl.sweep.plan.plan import TrialPlan
 from raycl.sweep.record.folder import SweepFolder
-from raycl.sweep.record.outcomes import Outcomes
+from raycl.sweep.record.outcomes import Outcome, Outcomes
 from raycl.sweep.record.winners import choose_winners
 
 
@@ -57,18 +58,28 @@ class Stages:
         self.tasks = {block["label"]: kind.tasks(block, self.data) for block in streams}
 
     def search(self) -> None:
-        """Run what is missing of the search, and choose the winners."""
+        """Run what is missing of the search, and choose the winners.
+
+        In a search that was opened again, groups that have a winner keep it, and nothing of them
+        runs.
+        """
         sweep, search, scheduler = self.sweep.for_search, self.sweep.search, self.sweep.scheduler
         stage = replace(self.stage, data=data_of(sweep, self.data))
         longest = self._longest(sweep)
         tasks = min(longest, search.tasks or longest)
-        total = sum(line.stage == "search" for line in expand.preview(self.sweep))
-        over = sum(outcome.kind == "search" for outcome in self.outcomes.all())
+        winners = self.folder.winners() or {}
+
+        def is_open(of: Preview | Outcome | TrialPlan) -> bool:
+            return (of.benchmark, of.method) not in winners
+
+        preview, outcomes = expand.preview(self.sweep), self.outcomes.all()
+        total = sum(line.stage == "search" and is_open(line) for line in preview)
+        over = sum(outcome.kind == "search" and is_open(outcome) for outcome in outcomes)
         with self._progress(total, over, tasks, "search"):
             if search.algorithm == "random":
                 self._fit(
                     stage,
-                    expand.search_plans(self.sweep),
+                    [plan for plan in expand.search_plans(self.sweep) if is_open(plan)],
                     # where trials are stopped, who starts first decides which
                     reorder=scheduler.name == "fifo" and search.time_budget is None,
                     scheduler=make_scheduler(
@@ -82,10 +93,12 @@ class Stages:
                     time_budget_s=search.time_budget,
                 )
             else:
-                search_adaptively(self.sweep, stage, self.outcomes, tasks, self.say, self.tasks)
+                search_adaptively(
+                    self.sweep, stage, self.outcomes, tasks, self.say, self.tasks, winners
+                )
                 remove(self.storage)
         chosen = choose_winners(self.outcomes.all(), search.metric, search.mode, search.seeds)
-        chosen |= self.folder.winners() or {}  # of a search that was opened again: they stay
+        chosen |= winners  # of a search that was opened again: they stay
         self.folder.record_winners(chosen)
         for (benchmark, method), values in chosen.items():
             shown = ", ".join(
@@ -137,10 +150,12 @@ class Stages:
     def _take_over(self, plans: Sequence[TrialPlan]) -> None:
         """Take over what other sweeps of the runs folder have finished."""
         settings = self.stage.settings
+        unknown: set[str] = set()
 
         def made(plan: TrialPlan) -> Mapping[str, str] | None:
             if plan.resources.get("gpu") and not torch.cuda.is_available():
-                return None  # the device of its worker is not known here
+                unknown.add(plan.key)  # which device its worker has
+                return None
             device = "cuda" if plan.resources.get("gpu") else "cpu"
             return made_with(settings, device, plan)
 
@@ -151,6 +166,9 @@ class Stages:
         count = sum(take_over(plan, found[plan.key], self.storage, hub) for plan in wanted)
         if count:
             self.say(f"{count} trials were taken over from other sweeps")
+        if unknown:
+            what = f"{len(unknown)} trials that other sweeps have finished are not taken over"
+            self.say(f"{what}: they ask for a GPU, and the driver sees none to compare with")
 
     @contextmanager
     def _progress(self, total: int, over: int, tasks: int, title: str) -> Iterator[None]:

@@ -36,13 +36,14 @@ class Lease:
 
     The lock of the sweep's folder keeps drivers apart that share that folder. Two with folders of
     their own, on two machines, meet only here. A driver that died leaves its file: it is taken over
-    at once by the same sweep, whose folder's lock is held then, and by anybody on the machine where
-    the process is gone, else after ``STALE_S``.
+    at once from the same folder, whose lock is held then, and by anybody on the machine where the
+    process is gone, else after ``STALE_S``. A copy of a folder has the sweep's identity, but
+    neither its place nor its lock.
 
     Args:
         url: Folder of the sweep in the storage: a path, or any URL fsspec knows.
         sweep_id: Identity that the sweep's folder has.
-        folder: The sweep's folder, for messages.
+        folder: The sweep's folder.
     """
 
     def __init__(self, url: str, sweep_id: str, folder: Path) -> None:
@@ -125,12 +126,13 @@ class Lease:
         fs.mv(draft, place)
 
     def _other(self) -> Mapping[str, Any] | None:
-        """The lease of another sweep's driver that lives."""
+        """The lease of another folder's driver that lives."""
         fs = self.fs
         fs.invalidate_cache()
         try:
             found = json.loads(fs.cat_file(self.place))
-            if found["sweep_id"] == self.mine["sweep_id"] or self._is_dead(found):
+            ours = all(found[key] == self.mine[key] for key in ("sweep_id", "folder"))
+            if ours or self._is_dead(found):
                 return None
             return None if time.time() - float(found["beat"]) > STALE_S else found
         except FileNotFoundError:

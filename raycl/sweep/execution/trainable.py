@@ -23,6 +23,7 @@ from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
 from raycl.datasets.base import Dataset
+from raycl.datasets.files import ReaderLost
 from raycl.errors import NO_ROOM
 from raycl.networks.base import LOADED, Tensors
 from raycl.nn.precision import emulated
@@ -135,7 +136,7 @@ def at_most(memory: float) -> Iterator[None]:
 
 def lost(error: Exception) -> bool:
     """Whether an error means lost processes, objects or storage, and not a fault of the code."""
-    if isinstance(error, Unreachable):
+    if isinstance(error, Unreachable | ReaderLost):
         return True
     if isinstance(error, RayTaskError):
         return isinstance(error.cause, RayError)
@@ -292,8 +293,13 @@ class Keeper:
         self.run, self.store, self.prefixes, self.begun = run, store, prefixes, begun
         self.made: dict[str, str] = {}
         self.continued = ""
-        self.saved = -1
+        self.saved = (-1, 0)
         self.saved_at = time.monotonic()
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Progress of the run, and number of tasks over: the end of one may add no progress."""
+        return self.run.progress, known(self.run.last_row).get("tasks_done", 0)
 
     @property
     def age(self) -> float:
@@ -317,7 +323,7 @@ class Keeper:
         self.continued = begun.pop(CONTINUED, "") or continued(begun, self.begun)
         self.prefixes.load_state_dict(loaded.state.pop(SHARED, {}))
         self.run.load_state_dict(loaded.state)
-        self.saved = self.run.progress
+        self.saved = self.position
         if self.made and (other := continued(*map(_of_sweep, (begun, self.begun)))):
             self.made[CONTINUED] = other  # it was over when this sweep found it
         note = f"continues from {loaded.path}"
@@ -329,13 +335,13 @@ class Keeper:
 
     def save(self) -> None:
         """Write a checkpoint, unless this state has one."""
-        if self.saved != self.run.progress:
+        if self.saved != self.position:
             with kept():
                 more: dict[str, Any] = {BEGUN: {**self.begun, CONTINUED: self.continued}}
                 more |= {MADE: self.made} if self.made else {}
                 more |= {SHARED: shared} if (shared := self.prefixes.state_dict()) else {}
                 self.store.save(self.run.state_dict() | more, self.run.progress)
-            self.saved, self.saved_at = self.run.progress, time.monotonic()
+            self.saved, self.saved_at = self.position, time.monotonic()
 
     def keep(self, task: int) -> None:
         """Keep the files that a task leaves for good."""

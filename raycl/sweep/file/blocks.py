@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raycl.blocks import merged
 from raycl.errors import KeyPath, Problem
-from raycl.networks.base import SOURCES, named_block
+from raycl.networks.base import named_block
 from raycl.sweep import kinds
 from raycl.sweep.file.model import MethodEntry, Sweep
-from raycl.sweep.file.spaces import KINDS
 from raycl.sweep.file.validate import validate
 from raycl.sweep.kinds import Kind
 
@@ -24,27 +24,9 @@ def blocks_of(sweep: Sweep, entry: MethodEntry) -> Blocks:
     """The blocks that a method is run with: its own overrides on top of the sweep's."""
     return {
         "method": {"name": entry.name, **entry.options},
-        "network": _merge(sweep.network, entry.network),
-        "train": _merge(sweep.train, entry.train),
+        "network": merged(sweep.network, entry.network),
+        "train": merged(sweep.train, entry.train),
     }
-
-
-def _merge(base: Any, over: Any) -> Any:
-    """Put ``over`` on top of ``base``.
-
-    A mapping with another ``name``, or weights from another source, replace the whole mapping; one
-    that is empty changes nothing.
-    """
-    if isinstance(base, Mapping) and over == {}:
-        return base
-    both = isinstance(base, Mapping) and isinstance(over, Mapping)
-    if not both or any(kind in tree for tree in (base, over) for kind in KINDS):
-        return over
-    if "name" in over and over["name"] != base.get("name", over["name"]):
-        return over
-    if any(source in over for source in SOURCES):
-        return over
-    return {**base, **{key: _merge(base[key], v) if key in base else v for key, v in over.items()}}
 
 
 def place(sweep: Sweep, index: int, path: KeyPath) -> KeyPath:

@@ -10,12 +10,13 @@ from functools import partial
 from typing import Any
 
 from raycl import datasets
+from raycl.blocks import SPACES
 from raycl.errors import KeyPath, Problem, UserError, nearest
 from raycl.sweep import kinds
 from raycl.sweep.file.blocks import Blocks, benchmark_configs, blocks_of, finish, place
 from raycl.sweep.file.model import MethodEntry, Resources, Sweep
 from raycl.sweep.file.source import dotted, get, put, undotted
-from raycl.sweep.file.spaces import KINDS, Space, SpaceError, walk
+from raycl.sweep.file.spaces import Space, SpaceError, walk
 from raycl.sweep.file.validate import validate
 from raycl.training.config import PROBE_READOUTS, EvaluateConfig
 from raycl.training.run import build_benchmark
@@ -122,8 +123,8 @@ class _Checked:
         """Check one method: name, options, network, train and resources, for all its spaces."""
         sweep, entry = self.sweep, self.sweep.methods[index]
         blocks = blocks_of(sweep, entry)
-        whole = any(kind in entry.train for kind in KINDS)
-        if entry.train and not whole and any(kind in sweep.train for kind in KINDS):
+        whole = any(kind in entry.train for kind in SPACES)
+        if entry.train and not whole and any(kind in sweep.train for kind in SPACES):
             what = "cannot change single options of a train that is a search space"
             hint = "write the space in train's options, or in the method"
             raise self.error(("methods", index, "train"), what, hint)

@@ -384,7 +384,8 @@ class Sweep(_Model):
     @field_validator("storage")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
-        if value is not None and masked(value) != value:
+        plain = None if value is None else re.sub(r"\s", "-", value)  # a space ends a URI in text
+        if plain is not None and masked(plain) != plain:
             raise ValueError(
                 "a password or key in it would stand in files and messages; set a variable: "
                 "AWS_SECRET_ACCESS_KEY, FSSPEC_SFTP_PASSWORD, ..."

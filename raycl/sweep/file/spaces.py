@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from raycl.blocks import SPACES
 from raycl.errors import KeyPath, nearest
-
-KINDS = ("grid", "choice", "uniform", "quniform", "loguniform", "qloguniform", "randint")
 
 
 class SpaceError(ValueError):
@@ -27,7 +26,7 @@ class Space:
     """The values one leaf may take.
 
     Attributes:
-        kind: One of ``KINDS``; means what ``ray.tune`` means by it (``grid``: ``grid_search``).
+        kind: One of ``SPACES``; means what ``ray.tune`` means by it (``grid``: ``grid_search``).
         args: Its options, or its bounds (and step). ``randint`` leaves the upper bound out.
     """
 
@@ -93,9 +92,9 @@ def parse(value: Any) -> Space | None:
     Raises:
         SpaceError: It has a word for a space in it, but is not a valid space.
     """
-    if not isinstance(value, dict) or not any(kind in value for kind in KINDS):
+    if not isinstance(value, dict) or not any(kind in value for kind in SPACES):
         return None
-    kind = next(kind for kind in KINDS if kind in value)
+    kind = next(kind for kind in SPACES if kind in value)
     if len(value) != 1:
         other = next(key for key in value if key != kind)
         raise SpaceError(f"a search space has one key, not '{kind}' and '{other}'")
@@ -170,7 +169,7 @@ def suggestion(value: Any) -> str:
     """A hint if ``value`` looks like a misspelt search space."""
     if isinstance(value, dict) and len(value) == 1:
         ((key, args),) = value.items()
-        hint = nearest(key, KINDS)
+        hint = nearest(key, SPACES)
         if isinstance(args, list) and hint.startswith("did you mean"):
             return f"search space: {hint}"
     return ""

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 import raycl
-from raycl.datasets.base import Arrays, Dataset, Files
+from raycl.datasets.base import Arrays, Dataset, Files, key
 from raycl.datasets.files import split_archive
 from raycl.datasets.fingerprint import fingerprint
 from raycl.networks.base import LOADED, from_hubs
@@ -40,7 +40,7 @@ MADE = "made"
 """Key of a finished trial's last row."""
 CONTINUED = "continued"
 """Word of a trial that not one undisturbed run could have made; see ``continued``."""
-WORDS = ("code", "data", "weights", "device", "versions", CONTINUED)
+WORDS = ("code", "data", "weights", "device", "versions", "env_runners", CONTINUED)
 """What such a row tells of."""
 MUST_BE = ("code", "device", "versions", "env_runners")
 """Words in which two results of the same bits agree; data and weights are compared by name."""
@@ -80,12 +80,15 @@ class MadeOf:
         """
         both = [sweep] if sweep.search.benchmark is None else [sweep, sweep.for_search]
         code = {name: _sources(name) for name in own_code_of(sweep)}
-        data = {}
+        data: dict[str, str] = {}
         if sweep.kind.needs_data:
             for config in [config for one in both for config in benchmark_configs(one)]:
                 for wanted in build_benchmark(config).datasets():
                     name = f"data set {wanted.path or wanted.name}"
-                    data[name] = fingerprint(wanted, root, runs / CACHE)
+                    found = fingerprint(wanted, root, runs / CACHE)
+                    if data.get(name, found) != found:  # other files of one path
+                        name += f" ({key(wanted)})"
+                    data[name] = found
         names = {name for group in groups(sweep) for name in _from_hubs(group)}
         weights = {name: LOADED[name] for name in sorted(names & LOADED.keys())}
         return cls(raycl.__version__, code, data, weights)
@@ -258,10 +261,10 @@ def _processor() -> str:
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """One line for each word of ``WORDS`` that is not what it was.
 
-    Weights are passed over where an older raycl, which did not record them, made the result. Data
-    are those of a whole sweep, which may have had others beside those of this one.
+    Weights and env runners are passed over where an older raycl, which did not record them, made
+    the result. Data are those of a whole sweep, which may have had others beside those of this one.
     """
-    then_only = ("weights", CONTINUED)
+    then_only = ("weights", "env_runners", CONTINUED)
     known = [word for word in WORDS if word in (then if word in then_only else now)]
     return [
         f"{word}: {then.get(word, 'not recorded')} then, {now.get(word, 'none')} now"

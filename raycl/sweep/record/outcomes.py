@@ -141,27 +141,38 @@ class Outcomes:
         atomic.write(path, json.dumps(asdict(outcome), default=float))
         self._known[outcome.key] = outcome
 
-    def set_aside(self) -> list[str]:
-        """Rename what is damaged, so that its trials go on; a line about each file."""
+    def set_aside(self, final: Container[str] | None = None) -> list[str]:
+        """Rename what is damaged, so that its trials go on; a line about each file.
+
+        Args:
+            final: Keys of the final trials once winners are chosen; ``None``: every trial goes on.
+        """
         lines = []
         for error in self.damaged:
             error.path.replace(error.path.with_suffix(".damaged"))
-            lines.append(f"{error.path} {error.what}: the trial goes on from its checkpoint")
+            surely = final is None or error.path.stem in final
+            line = f"{error.path} {error.what}: the trial goes on from its checkpoint"
+            lines.append(line if surely else f"{line}, if its search is still open")
         self.damaged = []
         return lines
 
-    def unfinished(self, kinds: Container[str], cut: Container[tuple[str, str]]) -> list[Outcome]:
+    def unfinished(
+        self, kinds: Container[str], searches: Container[tuple[str, str]], cut: bool = False
+    ) -> list[Outcome]:
         """Trials that are over, and that another attempt may finish.
 
         Args:
             kinds: Kinds of those that failed.
-            cut: Benchmark and method of the searches that were cut short.
+            searches: Benchmark and method of the searches that are over and have no winner.
+            cut: Whether these had a time budget, so that those of their trials that were stopped
+                early count as well.
         """
+        again = ("error", "stopped-early") if cut else ("error",)
         return [
             one
             for one in self._known.values()
             if (one.status == "error" and one.kind in kinds)
-            or (one.status == "stopped-early" and (one.benchmark, one.method) in cut)
+            or (one.status in again and (one.benchmark, one.method) in searches)
         ]
 
     def forget(self, outcomes: Iterable[Outcome]) -> None:

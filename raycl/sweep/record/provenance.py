@@ -9,6 +9,7 @@ from typing import Any
 from raycl import datasets
 from raycl.datasets.base import Dataset
 from raycl.datasets.ids import image_ids, unit
+from raycl.networks.base import Weights
 from raycl.sweep.file.blocks import benchmark_configs, networks_in
 from raycl.sweep.file.model import Sweep
 from raycl.sweep.plan.expand import groups
@@ -24,6 +25,9 @@ OWN = "own"
 class Provenance:
     """What the weights that a sweep's networks start from have seen.
 
+    Each description is read once. After ``lines``, no file of weights is read again: it may be
+    changed or gone, and its storage away, while trials start and end.
+
     Args:
         sweep: The sweep.
         data: Its loaded data sets by ``datasets.key``.
@@ -32,6 +36,7 @@ class Provenance:
     def __init__(self, sweep: Sweep, data: Mapping[str, Dataset]) -> None:
         self.sweep, self.data = sweep, data
         self._ids: dict[str, tuple[str, list[str]]] = {}
+        self._abouts: dict[Weights, About | None] = {}
 
     @cached_property
     def _blocks(self) -> Mapping[str, Mapping[str, Any]]:
@@ -52,10 +57,15 @@ class Provenance:
         return list(found)
 
     def _tags(self, benchmark: str, networks: Iterable[Any]) -> dict[str, str]:
-        found = [one for weights in named_in(list(networks)) if (one := about(weights))]
+        found = [one for weights in named_in(list(networks)) if (one := self._about(weights))]
         if not found:
             return {}
         return {"pretrained": OWN, "seen_images": self._seen(benchmark, found)}
+
+    def _about(self, weights: Weights) -> About | None:
+        if weights not in self._abouts:
+            self._abouts[weights] = about(weights)
+        return self._abouts[weights]
 
     def _seen(self, benchmark: str, found: Iterable[About]) -> str:
         """``"3 of 50000"``: images that any of the files has seen, of all that there are."""
