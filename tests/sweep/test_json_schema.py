@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from raycl import blocks
 from raycl.sweep.file import json_schema, spec
 from raycl.sweep.file.json_schema import schema
 from raycl.sweep.file.source import read, read_text
