@@ -47,8 +47,9 @@ def searched(tree: Any, path: str) -> Iterator[str]:
     """
     found = options(tree)
     if found != [tree]:
+        is_block = any(isinstance(option, Mapping) and "name" in option for option in found)
         for option in found:
-            yield from _leaves(option, path)
+            yield from _leaves(option, path, is_block)
     elif isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from searched(value, f"{path}.{key}")
@@ -56,11 +57,14 @@ def searched(tree: Any, path: str) -> Iterator[str]:
         yield path  # a list is one param
 
 
-def _leaves(value: Any, path: str) -> Iterator[str]:
-    """Names of the params that one value makes; what is not set makes none."""
+def _leaves(value: Any, path: str, is_block: bool = False) -> Iterator[str]:
+    """Names of the params that one value makes; what is not set makes none.
+
+    A bare name stands for a block where a network is asked for, or another value is a block.
+    """
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _leaves(inner, f"{path}.{key}")
     elif value is not None:
-        named = path == "network" and isinstance(value, str)  # a bare name stands for a block
+        named = isinstance(value, str) and (is_block or path.endswith("network"))
         yield f"{path}.name" if named else path

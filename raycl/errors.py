@@ -80,3 +80,9 @@ class Problem(ValueError):
     def __init__(self, path: KeyPath, what: str, hint: str = "") -> None:
         self.path, self.what, self.hint = path, what, hint
         super().__init__(what)
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether memory is lacking, for which no file is to blame; PyTorch says so in words."""
+    lacking = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return lacking or isinstance(error, MemoryError) or "can't allocate memory" in str(error)

@@ -125,13 +125,14 @@ def stop(which: str, address: str | None) -> int:
     if job.status.is_terminal():
         print(f"{name} is over: {job.status.value.lower()}")
         return 0
-    begun = job.status.value != "PENDING"
     waits = int((job.runtime_env or {}).get("env_vars", {}).get(STOP_WAIT, 3))
     print(f"{name} is told to save and to stop; it has {waits} s", flush=True)
     with _answers():
         client.stop_job(name)
         job = _at_its_end(client, name)
-        said = client.get_job_logs(name).strip().splitlines()
+        log = client.get_job_logs(name)
+    # before its line on the entrypoint come Ray's own words, and after it the driver's
+    said = log.partition("Running entrypoint for job")[2].strip().splitlines()[1:]
     if said:
         print(said[-1])
     status = job.status.value
@@ -140,7 +141,7 @@ def stop(which: str, address: str | None) -> int:
         return 0
     in_order = any(words in line for line in said[-5:] for words in IN_ORDER)
     print(f"{name}: {status.lower()}; the same submission continues it")
-    return 0 if in_order or not (begun or said) else 1
+    return 0 if in_order or not said else 1
 
 
 # ------------------------------------------------------------------ before

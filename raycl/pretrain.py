@@ -203,15 +203,17 @@ def _about(plan: TrialPlan, loaded: Mapping[str, Dataset], row: Mapping[str, Any
     parts = [(p, inv) for one, inv in sets for p in (one.train, one.validation) if p is not None]
     networks = list(weights_in(plan.config).values())
     starts = named_in(networks)
-    earlier = [one for weights in starts if (one := about(weights))]
-    unknown = {"" for weights in starts if weights.trial is not None}  # no trial says what it saw
+    said = [about(weights) for weights in starts]
+    earlier = [one for one in said if one is not None]
+    hubs = _from_hubs(plan, row)
+    unknown = {""} if hubs or len(earlier) < len(starts) else set()  # who knows what those saw?
     units = {unit(*part) for part in parts} | {one.unit for one in earlier} | unknown
     images = {image for part, _ in parts for image in image_ids(part)}
     metrics = row["result"]["metrics"]
     return About(
         trial=plan.key,
         recipe=plan.config,
-        source=", ".join(filter(None, [told(networks), _from_hubs(plan, row)])),
+        source=", ".join(filter(None, [told(networks), hubs])),
         accuracy={readout: found["average_accuracy"] for readout, found in metrics.items()},
         normalisation=statistics.pop() if len(statistics) == 1 else None,
         unit=", ".join(sorted(units)),
@@ -230,7 +232,8 @@ def _from_hubs(plan: TrialPlan, row: Mapping[str, Any]) -> str:
 def _say(out: Path, root: Path, plan: TrialPlan, about: About, digest: str) -> None:
     """Tell what was written, and print the block of a network that starts from it."""
     measured = ", ".join(f"{readout} {value:.1f} %" for readout, value in about.accuracy.items())
-    print(f"wrote {out}: {len(about.images)} images seen, {measured}", file=sys.stderr)
+    least = "at least " if "" in about.unit.split(", ") else ""
+    print(f"wrote {out}: {least}{len(about.images)} images seen, {measured}", file=sys.stderr)
     name = str(out.relative_to(root)) if out.is_relative_to(root) else str(out)
     weights: dict[str, Any] = {"file": name, "sha256": digest}
     if about.normalisation is not None:

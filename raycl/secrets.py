@@ -23,13 +23,21 @@ SHORT = 4
 _SCHEME = "([A-Za-z][A-Za-z0-9+.-]*)://"
 _URI = re.compile(_SCHEME + r"([^\s'\"<>]+)")
 _WHOLE_URI = re.compile(_SCHEME + r"(\S+)")
-_ALONE = re.compile(r"(?:[\w.-]+=)?" + _WHOLE_URI.pattern)
+_ALONE = re.compile(r"(?:[\w.-]+=)*" + _WHOLE_URI.pattern)
 _OPTION = re.compile(r"([?&;](?:amp;)?([^=&;?\s]+)=)([^&;]+)")
 _ASSIGNED = re.compile(r"(?i)\b((?:ssl)?passw(?:or)?d|pwd)=(?!\*\*\*)[^\s&;'\"]+")
 _OPTION_NAME = re.compile(
     r"(?i)^(?!viewStateShareKey$)"  # the name of a saved view, in MLflow's addresses
     r"(sig|.*(pass|pwd|secret|token|key|credential|signature|odbc_connect))"
 )
+_FILE_OPTION = re.compile("(?i)ssl_?key|.*(file|path)")
+"""Options that say where a file is; others that look like paths may be secrets."""
+_ODBC_PASSWORD = re.compile(r"(?i)(^|;)\s*(pwd|password)\s*=")
+_PLAIN_ODBC_PASSWORD = re.compile(r"(?i)(pwd|password)=[^\s'\"<>{]*")
+ENDS = re.compile(r"['\"<>\s]")
+"""Characters at which a URI in running text ends, so that what is behind them is not hidden."""
+CODES = "' as %27, \" as %22, < as %3C, > as %3E, a space as %20"
+"""How a URI says these characters."""
 _VARIABLE = re.compile(r"PASS|PWD|SECRET|TOKEN|KEY|CREDENTIAL|SAS|CONNECTION_STRING|^FSSPEC_")
 _remembered: set[str] = set()
 
@@ -38,6 +46,7 @@ def masked(text: str) -> str:
     """The text with ``***`` for the passwords in its URIs and the secret options of their queries.
 
     In running text a quote ends a URI; in a text that is a URI, or ``NAME=URI``, it is part of it.
+    White space ends it in both, see ``cut_off``.
 
     >>> masked("no answer from http://ada:word@host:5000/x?token=1")
     'no answer from http://ada:***@host:5000/x?token=***'
@@ -89,29 +98,61 @@ def user_end(rest: str) -> int:
 
 def _worth_hiding(value: str) -> bool:
     """Whether a variable's value can be a secret: not short, and not where a file is."""
-    return len(value) >= 2 * SHORT and not _is_path(value)
+    return len(value) >= 2 * SHORT and not value.startswith(("/", "~", "."))
 
 
-def _is_path(value: str) -> bool:
-    return value.startswith(("/", "~", "."))
+def _secret_options(rest: str) -> list[re.Match[str]]:
+    """The secret options in the part of a URI after ``://``: name and value are groups 2 and 3.
+
+    An option that says where a file is, such as that of a key, is masked but no secret.
+    """
+    found = (o for o in _OPTION.finditer(rest) if _OPTION_NAME.match(o[2]))
+    return [option for option in found if not _FILE_OPTION.fullmatch(option[2])]
 
 
-def secret_options(rest: str) -> list[tuple[str, str]]:
-    """Names and values of the secret options in the part of a URI after ``://``."""
-    found = [(name, value) for _, name, value in _OPTION.findall(rest)]
-    return [(name, value) for name, value in found if _OPTION_NAME.match(name)]
+def cut_off(uri: str) -> str:
+    """Why ``masked`` would not hide all secrets of a URI in running text; empty: it does.
+
+    The driver's name in an ODBC string may have spaces: the password behind it is hidden.
+    """
+    rest = uri.partition("://")[2]
+    end = ENDS.search(rest)
+    if end is None or uri.lstrip().startswith("sqlite"):
+        return ""
+    if end.start() < user_end(rest):
+        return "the password has a character that ends a URI"
+    for option in _secret_options(rest):
+        name, value = option[2], option[3]
+        odbc = name.lower() == "odbc_connect"
+        if any(map(_is_odd, _odbc_parts(option))) if odbc else ENDS.search(value):
+            return f"the option {name} has a character that ends a URI"
+        if option.start() > end.start() and not _ASSIGNED.match(option[0][1:]):
+            return f"the option {name} is behind a character that ends a URI"
+    return ""
+
+
+def _odbc_parts(option: re.Match[str]) -> list[str]:
+    """The parts of an ODBC string, as they are written."""
+    return option.string[option.start(3) :].split("&")[0].split(";")
+
+
+def _is_odd(part: str) -> bool:
+    """Whether a part of an ODBC string has a password that is not hidden behind a space."""
+    from urllib.parse import unquote_plus
+
+    secret = _ODBC_PASSWORD.search(unquote_plus(part))
+    return bool(secret) and not _PLAIN_ODBC_PASSWORD.fullmatch(part)
 
 
 def remember(uri: str) -> None:
     """Hide the password and the secret options of a URI from now on, also where they stand alone.
 
-    Errors of network and database libraries repeat parts of a URI. An option that is a path, such
-    as that of a key's file, is no secret.
+    Errors of network and database libraries repeat parts of a URI.
     """
     from urllib.parse import unquote
 
     rest = uri.partition("://")[2]
-    values = {value for _, value in secret_options(rest) if not _is_path(unquote(value))}
+    values = {option[3] for option in _secret_options(rest)}
     if (end := user_end(rest)) > 0:
         password = rest[:end].partition(":")[2]
         values |= {password, *re.split("[/?#@]", password)}
@@ -130,7 +171,8 @@ def concealed(value: Any) -> Any:
 
 def is_secret(name: str, value: str) -> bool:
     """Whether a variable holds a secret: its name says so, or there is one in its value."""
-    return name == WORDS or bool(_VARIABLE.search(name)) or masked(value) != value
+    plain = re.sub(r"\s", "-", value.strip())  # a space ends a URI in text
+    return name == WORDS or bool(_VARIABLE.search(name)) or masked(plain) != plain
 
 
 def split(variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

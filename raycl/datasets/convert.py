@@ -19,6 +19,7 @@ import hashlib
 import os
 import shutil
 import sqlite3
+import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -42,6 +43,8 @@ COLLECTIONS = ("original_images", "name-pending_collection")
 """Names of the collection folders, which hold a folder for each data set."""
 RawRow = tuple[str, object, object, object]
 """One row: path, class, number of the set, and 0 where the image has no problem."""
+DRAFT_S = 3600.0
+"""Age in seconds from which a part of a copy is taken for one of a killed conversion."""
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -293,14 +296,20 @@ def _place(source: Path, target: Path, done: Converted) -> None:
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise
-        draft = target.with_name(f".{uuid.uuid4().hex[:12]}.part")  # another conversion has its own
+        mark = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]
+        for left in target.parent.glob(f".{mark}-*.part"):  # by conversions that were killed
+            if time.time() - left.stat().st_mtime > DRAFT_S:
+                left.unlink(missing_ok=True)
+        draft = target.with_name(f".{mark}-{uuid.uuid4().hex[:12]}.part")  # others have their own
         try:
             shutil.copyfile(source, draft)
+            if target.exists():
+                _compare(source, target, done)
+                return
             draft.rename(target)
-        except BaseException:
+            done.copied += 1
+        finally:
             draft.unlink(missing_ok=True)
-            raise
-        done.copied += 1
 
 
 def _compare(source: Path, target: Path, done: Converted) -> None:

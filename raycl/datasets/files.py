@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import warnings
@@ -28,7 +27,7 @@ from raycl.datasets.base import Files
 from raycl.datasets.crop import OriginalCrop, boxes
 from raycl.datasets.examples import Augment, Batch, Normalised, Transform, in_batches
 from raycl.datasets.transform import crop_batch, resize_batch
-from raycl.errors import UserError, printable
+from raycl.errors import UserError, lacks_memory, printable
 
 WHERE = "benchmark.dataset.path"
 CHUNK = 64
@@ -96,7 +95,7 @@ def open_zip(path: Path) -> Archive:
         status = path.stat()
         return _open_zip(path, os.getpid(), status.st_mtime_ns, status.st_size)
     except Exception as error:  # what zipfile raises for damaged ones is of many types
-        if _no_memory(error):
+        if lacks_memory(error):
             raise
         what = f"'{printable(str(path))}' is not a zip file: {_reason(error)}"
         raise UserError(WHERE, what) from error
@@ -260,16 +259,10 @@ def _named(name: str) -> Iterator[None]:
     except UserError:  # about the zip
         raise
     except Exception as error:  # readers of image formats raise what they like
-        if _no_memory(error):
+        if lacks_memory(error):
             raise
         what = f"cannot read the image '{printable(name)}': {_reason(error)}"
         raise UserError(WHERE, what) from error
-
-
-def _no_memory(error: Exception) -> bool:
-    """Whether memory is lacking, for which no file is to blame; PyTorch says so in words."""
-    lacking = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    return lacking or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _reason(error: Exception) -> str:
@@ -448,6 +441,6 @@ class _Decoded(TorchDataset[Tensor | Exception]):
             ]
             return _shared(torch.from_numpy(np.stack(images)))
         except Exception as error:
-            if isinstance(error, UserError) or _no_memory(error):
+            if isinstance(error, UserError) or lacks_memory(error):
                 return error  # raised in the parent: a DataLoader would garble it
             raise

@@ -6,7 +6,7 @@ The contract is in ``raycl.methods._contract``; all its classes are to be import
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +77,8 @@ class Classifier(Method):
 
     Attributes:
         smoothing: Label smoothing of the cross-entropy.
+        learns_single_classes: Whether a task of one class teaches it something with ``outputs:
+            task``. A softmax over one output does not.
     """
 
     class Config(MethodConfig):
@@ -87,10 +89,12 @@ class Classifier(Method):
     zero_shot = True
     uses_task_id = False
     smoothing: float = 0.0
+    learns_single_classes: ClassVar[bool] = False
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
-        if getattr(config, "outputs", None) == "task":  # not every method has the option
+        own = getattr(config, "outputs", None) == "task"  # not every method has the option
+        if own and not self.learns_single_classes:
             check_classes(context.tasks)
         self.renew_network(0)
 

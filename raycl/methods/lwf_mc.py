@@ -61,6 +61,7 @@ class LwFMC(TaughtClassifier):
         )
 
     any_network = True
+    learns_single_classes = True
 
     def objective(self, task: Task) -> Callable[[Batch], Losses]:
         """See ``Classifier.objective``."""

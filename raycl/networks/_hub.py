@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from raycl.errors import UserError
+from raycl.errors import UserError, lacks_memory
 
 LOADED: dict[str, str] = {}
 """Hash of the files that this process has read for weights, by the name of the weights."""
@@ -55,9 +55,11 @@ def _watched(module: Any, function: str, read: list[Path]) -> Iterator[None]:
             return original(source, *args, **kwargs)
         try:
             found = original(source, *args, **kwargs)
-        except (OSError, TypeError, MemoryError):  # about the path, the arguments, the machine
+        except (OSError, TypeError):  # about the path or the arguments
             raise
         except Exception as error:  # parsers raise whatever they like
+            if lacks_memory(error) or "weights_only" in str(error):
+                raise
             raise _damaged(Path(source), error) from error
         read.append(Path(source))
         return found

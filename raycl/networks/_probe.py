@@ -7,11 +7,8 @@ from torch import Tensor, nn
 
 from raycl.errors import UserError
 
-REFUSED = (
-    *(ArithmeticError, AssertionError, AttributeError, LookupError),
-    *(RuntimeError, TypeError, ValueError),
-)
-"""Errors that libraries raise for images of a size that a network does not take."""
+REFUSED = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""Errors that libraries raise for arguments or images that they have not checked."""
 
 
 def num_features(network: nn.Module, name: str, shape: tuple[int, int, int]) -> int:
@@ -29,7 +26,7 @@ def num_features(network: nn.Module, name: str, shape: tuple[int, int, int]) -> 
     try:
         with torch.no_grad():
             features = network(torch.zeros(1, *shape))
-    except REFUSED as error:
+    except (*REFUSED, RuntimeError) as error:
         raise UserError(
             "network.model",
             f"{name} does not take images of {shape[1]}x{shape[2]}: {error}",

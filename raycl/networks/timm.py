@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from raycl.errors import UserError, nearest
-from raycl.networks._probe import num_features
+from raycl.networks._probe import REFUSED, num_features
 from raycl.networks._weights import ELSEWHERE, WHERE
 from raycl.networks.base import Backbone, NetworkConfig, Normalisation
 from raycl.nn.patches import ConvolutionalPatches
@@ -23,11 +23,6 @@ ANSWER_S = 3.0
 """Seconds that the hub has to answer before it counts as out of reach."""
 RENAMED = {"vit_base_patch16_224": ("augreg2_in21k_ft_in1k", "augreg_in21k_ft_in1k")}
 """Models whose bare name changed its weights: the tag it stands for now, and in timm 0.4.12."""
-REFUSED = (
-    *(ArithmeticError, AssertionError, AttributeError, LookupError),
-    *(NotImplementedError, TypeError, ValueError),
-)
-"""Errors that timm raises for arguments that no model can be built from; it checks few of them."""
 EMBEDDINGS: dict[str, type[nn.Module]] = {"convolutions": ConvolutionalPatches}
 """Patch embeddings that ``model_args`` can name as ``embed_layer``."""
 
@@ -143,7 +138,7 @@ class TimmNetwork(Backbone):
         except UserError as error:  # about a file that was fetched
             what = f"cannot create {name}: {error.what}"
             raise UserError("network.pretrained", what, error.hint) from error
-        except REFUSED as error:
+        except (*REFUSED, NotImplementedError) as error:
             where = "network.model_args" if config.model_args else "network"
             raise UserError(where, f"cannot create {name}: {_reason(error)}") from error
         except (OSError, RuntimeError) as error:

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raycl.errors import UserError, nearest
+from raycl.errors import UserError, lacks_memory, nearest
 from raycl.networks._probe import num_features
 from raycl.networks._weights import ELSEWHERE, IMAGENET, WHERE
 from raycl.networks.base import Backbone, NetworkConfig, Normalisation, Weights
@@ -102,7 +102,7 @@ def _create(name: str, weights: str | None) -> nn.Module:
         what = f"cannot load {weights} of {name}: {error.what}"
         raise UserError(WHERE, what, error.hint) from error
     except (OSError, RuntimeError) as error:  # a RuntimeError: it came with another hash
-        if weights is None:
+        if weights is None or lacks_memory(error):
             raise
         what = f"cannot load {weights} of {name}: {error}"
         raise UserError(WHERE, what, ELSEWHERE) from error

@@ -71,7 +71,7 @@ def _why(result: Result, bound: TrackedRun | None, label: str, readout: str) -> 
         return f"{label} has other tasks"
     if readout not in bound.result["matrices"]:
         return f"{label} has no such readout"
-    if partial.leaves_out(result) or partial.leaves_out(bound.result):
+    if any(partial.leaves_out(found, readout) for found in (result, bound.result)):
         return "not every row of the matrices was measured"
     return f"the average accuracy of {label} is 0 after a task"
 

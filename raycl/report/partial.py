@@ -62,9 +62,9 @@ def is_sampled(result: Result, readout: str, metric: str) -> bool:
     return False
 
 
-def leaves_out(result: Result) -> bool:
-    """Whether an entry on or below the diagonal was not measured."""
-    images = _images(result)
+def leaves_out(result: Result, readout: str = "") -> bool:
+    """Whether an entry on or below the diagonal of a readout was not measured."""
+    images = _images(result, readout)
     return images is not None and bool((needed("all", len(images)) & (images == 0)).any())
 
 

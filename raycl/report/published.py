@@ -126,10 +126,10 @@ def _over(base: Any, over: Any) -> Any:
 
 def _is_cut(spec: Any, benchmark: str) -> bool:
     """Whether the data sets of a benchmark are limited to some of their images."""
-    blocks = spec.get("benchmark")
-    blocks = blocks if isinstance(blocks, list | tuple) else [blocks]
-    cut = [block for block in blocks if _limited(block)]
-    if len(blocks) == 1 or not cut:
+    found = spec.get("benchmark")
+    benchmarks = found if isinstance(found, list | tuple) else [found]
+    cut = [block for block in benchmarks if _limited(block)]
+    if len(benchmarks) == 1 or not cut:
         return bool(cut)
     return any(_label_of(block) in (benchmark, None) for block in cut)
 

@@ -27,7 +27,7 @@ from sqlalchemy.exc import ArgumentError
 
 from raycl import atomic
 from raycl.errors import UserError, nearest, printable
-from raycl.secrets import MASK, masked, redact, remember, secret_options, user_end
+from raycl.secrets import CODES, ENDS, MASK, cut_off, masked, redact, remember, user_end
 
 log = logging.getLogger(__name__)
 
@@ -189,23 +189,16 @@ def kind(uri: str, where: str = "tracking.uri") -> str:
     return scheme
 
 
-_ENDS = r"'\"<>\s"
-"""Characters at which a URI in running text ends, so that what is behind them is not hidden."""
-_CODES = "' as %27, \" as %22, < as %3C, > as %3E, a space as %20"
-
-
 def _check_quoting(uri: str, where: str) -> None:
     """Refuse a secret that would be taken for a host, a port or a path, or end the URI in text."""
     rest = uri.partition("://")[2]
-    end = user_end(rest)
-    if end >= 0 and re.search(rf"[/?#@\[\]{_ENDS}]", rest[:end]):
+    user = rest[: max(user_end(rest), 0)]
+    if ENDS.search(user) or re.search(r"[/?#@\[\]]", user):
         what = "the password has a character that URIs use themselves"
         codes = "@ as %40, / as %2F, ? as %3F, # as %23, [ as %5B, ] as %5D"
-        raise UserError(where, what, f"write {codes}, {_CODES}")
-    for name, value in () if uri.startswith("sqlite") else secret_options(rest):
-        if re.search(f"[{_ENDS}]", value):
-            what = f"the option {name} has a character that ends a URI"
-            raise UserError(where, what, f"write {_CODES}")
+        raise UserError(where, what, f"write {codes}, {CODES}")
+    if what := cut_off(uri):
+        raise UserError(where, what, f"write {CODES}")
 
 
 def shown(uri: str) -> str:

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1_000_000
 HEARTBEAT_S = 60.0
+TURNS = ("sweep", "trial", "end", "close")
+"""Events with which a run begins or ends."""
 
 
 class Writer:
@@ -73,6 +75,7 @@ class Writer:
         self._deleted: set[str] = set()
         self._sent_before = 0
         self._starts: dict[str, int] = {}
+        self._turns: dict[str, int] = {}
         self._named: set[str] = set()
         self._sweep: SweepRecord | None = None
         self._experiment_id = ""
@@ -164,6 +167,8 @@ class Writer:
         for start, end, event in journal.read(self._journal):
             if event["event"] == "trial":
                 self._starts.setdefault(event["key"], start)
+            if event["event"] in TURNS:
+                self._turns[event.get("key", "")] = start
             if end <= self.state.offset:
                 ledger.add(event)
         if self.state.offset and (lack := lacking(ledger, self.state.offset, found)):
@@ -185,11 +190,13 @@ class Writer:
     def _send_again(self, calls: Calls, line: int, event: Event) -> None:
         """Send a line of which something was refused.
 
-        A run that the line began stays as it is: it may have ended since. One that was deleted by
-        hand stays deleted.
+        A run that the line began stays as it is: it may have ended since. So does one that the line
+        ended and that began again. One that was deleted by hand stays deleted.
         """
         from mlflow.entities import RunTag
 
+        if event["event"] in ("end", "close") and line < self._turns[event.get("key", "")]:
+            return
         if event["event"] not in ("sweep", "trial"):
             self._apply_all(calls, [(line, event)])
         elif (run_id := self._runs.get(event.get("key", ""))) is None:

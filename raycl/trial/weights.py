@@ -25,7 +25,7 @@ from torch import Tensor
 from raycl.atomic import read_json
 from raycl.benchmarks.base import StreamInfo
 from raycl.datasets import disk, packages
-from raycl.errors import UserError, nearest
+from raycl.errors import UserError, lacks_memory, nearest
 from raycl.networks.base import (
     Backbone,
     Normalisation,
@@ -342,6 +342,8 @@ def _read(place: Place) -> tuple[str, dict[str, NDArray[Any]]]:
     try:
         tensors = _of_trial(content) if place.option == "trial" else _PARSERS[suffix](content)
     except Exception as error:  # parsers raise whatever they like
+        if lacks_memory(error):
+            raise
         reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):
             reason = "it holds more than tensors, or is damaged"

@@ -102,6 +102,7 @@ def test_a_connection_that_stays_away_says_how_to_go_on(
     assert "the connection is lost (away); first may go on" in capsys.readouterr().err
 
 
+RAYS = "Runtime env is setting up.\nRunning entrypoint for job first: python -m raycl run s\n"
 PENDING, STOPPED = job("first", JobStatus.PENDING, 1), job("first", JobStatus.STOPPED, 1)
 STOPPED.driver_exit_code = None
 
@@ -112,7 +113,7 @@ STOPPED.driver_exit_code = None
         (RUNNING, STOPPED, "interrupted; continue with: raycl resume s", 0, "first: stopped; the"),
         (RUNNING, STOPPED, "interrupted; nothing had begun; run it again", 0, "first: stopped; "),
         (RUNNING, STOPPED, "3 of 9 trials", 1, "first: stopped; the same submission continues it"),
-        (RUNNING, STOPPED, "", 1, "first: stopped; the same submission continues it"),
+        (RUNNING, STOPPED, "", 0, "first: stopped; the same submission continues it"),
         (RUNNING, OVER, "runs: /runs/s", 0, "first has ended by itself: succeeded"),
         (PENDING, STOPPED, "", 0, "first: stopped; the same submission continues it"),
         (PENDING, STOPPED, "1 of 9 trials", 1, "first: stopped; "),
@@ -133,7 +134,7 @@ def test_only_a_job_that_had_to_be_killed_is_stopped_with_1(
 
     def found(*arguments: Any) -> Any:
         one = find(*arguments)
-        client.answers, client.log = [end], log
+        client.answers, client.log = [end], f"{RAYS}{log}"
         return one
 
     monkeypatch.setattr(jobs, "_find", found)

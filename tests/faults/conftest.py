@@ -14,8 +14,9 @@ from typing import IO, Any
 
 import pytest
 import yaml
+from ray._private.utils import get_num_cpus
 
-HALF = {"cpu": (os.cpu_count() or 1) / 2}
+HALF = {"cpu": get_num_cpus() / 2}
 """Resources of a trial with which two run at a time, on any machine."""
 
 METHOD = '''

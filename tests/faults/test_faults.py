@@ -32,15 +32,15 @@ def undisturbed(sweep_file: Path, directory: Path) -> dict[str, Any]:
     left = [path.name for path in directory.glob("kill-*") if path.suffix != ".done"]
     assert not left, "an accident that has not happened would end this process"
     threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, threads)
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.chdir(directory)
         patch.setattr(time, "sleep", lambda seconds: None)
         sweep = spec.load(sweep_file)
         data = check_data(sweep, datasets.data_root())
         plans = expand.final_plans(sweep, {})
-        found = {plan.name: finish(Run(plan.config, data))["matrices"] for plan in plans}
-    torch.set_num_threads(threads)
-    return found
+        return {plan.name: finish(Run(plan.config, data))["matrices"] for plan in plans}
 
 
 def results(lab: Lab, name: str = "fault") -> dict[str, Any]:

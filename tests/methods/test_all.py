@@ -190,3 +190,4 @@ def test_tasks_of_one_class_are_refused_where_only_they_compete(build, method):
     with pytest.raises(UserError, match=r"benchmark: task 1/4 \S+ has one class"):
         build(method, benchmark={"tasks": 4}, outputs="task")
     assert build("finetune", benchmark={"tasks": 4}).num_tasks == 4
+    assert build("lwf_mc", benchmark={"tasks": 4}, outputs="task").num_tasks == 4  # sigmoids

@@ -196,6 +196,20 @@ def test_a_download_that_is_cut_off_is_one_line(
         check_data(found.sweep, found.data_root)
 
 
+@pytest.mark.parametrize("said", ["DefaultCPUAllocator: can't allocate memory", "weights_only"])
+def test_not_every_file_that_is_not_read_is_damaged(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """Memory that lacks, and code in the file that PyTorch does not run, are told as they are."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(RuntimeError, match=said), _hub.noted("w"):
+        torch.load(hub.torchvision)
+
+
 def test_readers_are_as_before(hub: Hub, tmp_path: Path) -> None:
     """Also when a network cannot be built; and what is read without a name is not noted."""
     readers = [getattr(module, name) for module, name in _hub.READERS]

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from raycl import pretrain
 from raycl.cli import main
 from raycl.errors import UserError
+from raycl.networks._hub import LOADED
 from raycl.networks.base import weights_of
 from raycl.report.load import TrackedRun
 from raycl.report.notes import pretrained_notes
@@ -82,6 +83,7 @@ class InProcess:
         for plan in expand.final_plans(self.sweep, {}):
             store = CheckpointStore(f"{self.storage}/{plan.key}")
             if plan.key not in self.folder.outcomes:
+                LOADED.clear()
                 run = images.build(plan.config, self.data, "cpu", {})
                 while not run.done:
                     row = run.advance()

@@ -121,7 +121,7 @@ class Lease:
         if isinstance(fs, LocalFileSystem):
             atomic.write(Path(place), text)
             return
-        draft = f"{place}.{self.mine['sweep_id']}"
+        draft = f"{place}.{uuid.uuid4().hex}"  # a copy of the sweep's folder has its sweep_id
         fs.pipe_file(draft, text.encode())
         fs.mv(draft, place)
 

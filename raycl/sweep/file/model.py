@@ -20,7 +20,7 @@ from pydantic import (
 
 from raycl.errors import nearest
 from raycl.registry import short
-from raycl.secrets import concealed, masked
+from raycl.secrets import CODES, concealed, cut_off, masked
 from raycl.sweep import kinds
 from raycl.sweep.file.source import Source
 from raycl.training.config import EvaluateConfig, Readout
@@ -230,6 +230,13 @@ class Tracking(_Model):
         "for large sweeps; numbers and tables are all there",
     )
 
+    @field_validator("uri")
+    @classmethod
+    def _hidden(cls, value: str | None) -> str | None:
+        if value is not None and (what := cut_off(value)):
+            raise ValueError(f"{what}; write {CODES}")
+        return value
+
 
 class Stop(_Model):
     """Stop each trial after its first tasks."""
@@ -384,8 +391,8 @@ class Sweep(_Model):
     @field_validator("storage")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
-        plain = None if value is None else re.sub(r"\s", "-", value)  # a space ends a URI in text
-        if plain is not None and masked(plain) != plain:
+        plain = re.sub(r"\s", "-", (value or "").strip())  # a space ends a URI in text
+        if masked(plain) != plain:
             raise ValueError(
                 "a password or key in it would stand in files and messages; set a variable: "
                 "AWS_SECRET_ACCESS_KEY, FSSPEC_SFTP_PASSWORD, ..."
