@@ -123,25 +123,20 @@ def cut_off(uri: str) -> str:
         return "the password has a character that ends a URI"
     for option in _secret_options(rest):
         name, value = option[2], option[3]
-        odbc = name.lower() == "odbc_connect"
-        if any(map(_is_odd, _odbc_parts(option))) if odbc else ENDS.search(value):
+        if _is_odd_odbc(option) if name.lower() == "odbc_connect" else ENDS.search(value):
             return f"the option {name} has a character that ends a URI"
         if option.start() > end.start() and not _ASSIGNED.match(option[0][1:]):
             return f"the option {name} is behind a character that ends a URI"
     return ""
 
 
-def _odbc_parts(option: re.Match[str]) -> list[str]:
-    """The parts of an ODBC string, as they are written."""
-    return option.string[option.start(3) :].split("&")[0].split(";")
-
-
-def _is_odd(part: str) -> bool:
-    """Whether a part of an ODBC string has a password that is not hidden behind a space."""
+def _is_odd_odbc(option: re.Match[str]) -> bool:
+    """Whether an ODBC string with spaces or quotes has a password that is not hidden in it."""
     from urllib.parse import unquote_plus
 
-    secret = _ODBC_PASSWORD.search(unquote_plus(part))
-    return bool(secret) and not _PLAIN_ODBC_PASSWORD.fullmatch(part)
+    text = option.string[option.start(3) :].split("&")[0]
+    secret = (part for part in text.split(";") if _ODBC_PASSWORD.search(unquote_plus(part)))
+    return bool(ENDS.search(text)) and not all(map(_PLAIN_ODBC_PASSWORD.fullmatch, secret))
 
 
 def remember(uri: str) -> None:

@@ -65,6 +65,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
         ("http://ada:it's-me@host", "http://ada:***@host"),
         ('tracking.uri=http://ada:a"b<c>@h', "tracking.uri=http://ada:***@h"),
         ("postgresql://h/db?password=it's&x=1", "postgresql://h/db?password=***&x=1"),
+        ("--set=tracking.uri=http://ada:it's@h", "--set=tracking.uri=http://ada:***@h"),
         ("http://h/#/x?viewStateShareKey=raycl", "http://h/#/x?viewStateShareKey=raycl"),
         ("http://h/x?ShareKey=raycl", "http://h/x?ShareKey=***"),
     ],
@@ -96,6 +97,16 @@ def test_the_words_of_a_path_and_of_an_option_are_no_passwords() -> None:
     assert secrets.redact("not one/second! and not one/second%21") == "not *** and not ***"
 
 
+@pytest.mark.parametrize("secret", ["~S3cret99", "/9jAbc", ".dotted"])
+def test_a_secret_may_begin_like_a_path(secret: str) -> None:
+    secrets.remember(f"postgresql://ada@h/db?password={secret}&token={secret}2")
+    text = secrets.redact(f"no '{secret}', nor '{secret}2'")
+    assert text == "no '***', nor '***'"
+
+
+ODBC = "mssql+pyodbc://?odbc_connect=DRIVER={ODBC Driver 17 for SQL Server};SERVER=h;UID=ada"
+
+
 @pytest.mark.parametrize(
     "uri, code",
     [
@@ -106,12 +117,37 @@ def test_the_words_of_a_path_and_of_an_option_are_no_passwords() -> None:
         ("mysql://ada:one two@h/db", "a space as %20"),
         ("postgresql://h/db?password=it's", "option password has .*' as %27"),
         ("http://h?user=it's&token=a b", "option token has .* a space as %20"),
+        ("postgresql://h/db?sslkey=/my keys/k&token=it", "option token is behind .* as %20"),
+        (f"{ODBC};PWD=it's", "option odbc_connect has .*' as %27"),
+        (f"{ODBC};PWD={{a;b}}", "option odbc_connect has .*' as %27"),
+        (f"{ODBC};PWD%3Dword", "option odbc_connect has .*' as %27"),
+        (f"{ODBC}; PWD = word", "option odbc_connect has .*' as %27"),
+        ("mssql+pyodbc://?odbc_connect=PWD=it's;UID=ada", "option odbc_connect has .*' as %27"),
     ],
 )
-def test_a_secret_with_a_character_that_ends_a_uri_is_refused(uri: str, code: str) -> None:
+def test_a_secret_with_a_character_that_ends_a_uri_is_refused(
+    uri: str, code: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=rf"^tracking\.uri: the .*{code}") as caught:
         store.kind(uri)
     assert not any(part in str(caught.value) for part in ("it's", "a<b", "one two"))
+    with pytest.raises(UserError, match=r"tracking\.uri: the .* ends a URI; write '") as caught:
+        spec.load(sweep_file(tmp_path, tracking={"uri": uri}))
+    assert not any(part in str(caught.value) for part in ("it's", "a<b", "one two"))
+
+
+@pytest.mark.parametrize("before", ["at ", ""])
+def test_a_password_behind_a_space_that_is_no_part_of_it_is_hidden(
+    before: str, tmp_path: Path
+) -> None:
+    for uri in (
+        f"{ODBC};PWD={WORD};Encrypt=yes",
+        f"postgresql://ada:{WORD}@h/db?sslkey=/home/ada/my keys/k.pem&sslpassword={WORD}",
+        f"postgresql://ada:{WORD}@h/db?application_name=my own&password={WORD}",
+    ):
+        assert store.kind(uri) in ("mssql", "postgresql")
+        assert spec.load(sweep_file(tmp_path, tracking={"uri": uri})).tracking.uri == uri
+        assert WORD not in secrets.masked(f"{before}{uri}")
 
 
 def test_what_is_no_secret_may_have_such_a_character() -> None:
@@ -230,6 +266,7 @@ def test_a_storage_has_no_password(tmp_path: Path) -> None:
         f"s3://KEY:{WORD}@b/x",
         f"s3://b/x?secret={WORD}",
         f"s3://KEY:it's-{WORD}@b/x",
+        f" s3://KEY:it's-{WORD}@b/x",
         f"s3://KEY:a {WORD}@b/x",
         f"s3://b/x?secret=it's-{WORD}",
     ):
@@ -275,7 +312,8 @@ def test_rays_metadata_have_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = cluster._runtime_env("auto", own_files=False)
     shown = {"AWS_REGION", "GOOGLE_CLOUD_PROJECT", "MLFLOW_TRACKING_USERNAME"}
     assert environment == {"env_vars": {name: VARIABLES[name] for name in shown}}
-    assert secrets.is_secret("MLFLOW_TRACKING_URI", "http://ada:it's-me@h")
+    for uri in ("http://ada:it's-me@h", "http://ada:one two@h", " http://ada:it's me@h"):
+        assert secrets.is_secret("MLFLOW_TRACKING_URI", uri)
     hidden = cluster.hidden("auto")
     assert hidden == {k: v for k, v in VARIABLES.items() if k not in shown}
     assert cluster.hidden(None) == {}, "a local Ray's workers inherit them"

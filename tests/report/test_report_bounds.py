@@ -151,13 +151,20 @@ ZERO = "the average accuracy of UB is 0 after a task"
             {"class": flat(90)},
             "finetune seed 0 (teacher/class): UB has no such readout",
         ),
+        (
+            {"class": flat(50), "probe/class": flat(60)},
+            {"class": flat(90), "probe/class": flat(0)},
+            f"finetune seed 0 (probe/class), UB seed 0 (probe/class): {ZERO}",
+        ),
     ],
 )
 def test_the_reason_why_omega_is_missing_is_true(
     own: dict[str, Any], upper: dict[str, Any], note: str
 ) -> None:
     spec = {"report": {"upper_bound": "UB"}}
-    runs = bounds.prepare([run("finetune", result(own)), run("UB", result(upper))], spec)
+    images = {"images": [[100, None], [None, 100]]} if "probe/class" in own else {}
+    found = [run("finetune", result(own) | images), run("UB", result(upper) | images)]
+    runs = bounds.prepare(found, spec)
     assert [n for n in bounds.notes(runs, spec) if "leaves out" in n] == [
         f"omega leaves out {note}"
     ]

@@ -55,6 +55,13 @@ def test_a_methods_part_goes_on_top_of_the_sweeps(base: Any, over: Any, expected
             ("network.hidden", "network.name"),
         ),
         ({}, {"lam": {"choice": [None, 3]}}, ("method.lam",)),
+        ({}, {"teacher_network": {"choice": ["mlp", "cnn"]}}, ("method.teacher_network.name",)),
+        (
+            {},
+            {"judge": {"choice": ["mlp", {"name": "cnn", "pool": "max"}]}},
+            ("method.judge.name", "method.judge.pool"),
+        ),
+        ({}, {"init": {"choice": ["normal", "network"]}}, ("method.init",)),
         ({}, {"steps": [{"lr": {"choice": [1, 2]}}, {"lr": 3}]}, ("method.steps",)),
     ],
 )

@@ -234,7 +234,7 @@ def test_a_run_deleted_by_hand_stays_so(finished: Here) -> None:
 
 
 class Strict:
-    """A client that refuses one metric, or one param.
+    """A client that refuses a metric, a param or a tag, by its name or its value.
 
     The connection breaks after calls that have one of the names in ``lost``, once for each.
     """
@@ -246,7 +246,7 @@ class Strict:
         return getattr(self.real, name)
 
     def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
-        if any(value.key == self.refused for value in (*metrics, *params, *tags)):
+        if any(self.refused in (v.key, v.value) for v in (*metrics, *params, *tags)):
             raise MlflowException("it is not wanted", error_code=1000)
         self.real.log_batch(run_id, metrics=metrics, params=params, tags=tags)
         if self.lost and any(value.key == self.lost[0] for value in (*metrics, *params, *tags)):
@@ -298,6 +298,32 @@ def test_a_refused_file_of_the_sweep_is_sent_again_and_leaves_its_end(here: Here
     assert after.data.tags == before.data.tags
     files = here.client.list_artifacts(run_id, "sweep")
     assert [file.path for file in files] == ["sweep/resolved.yaml", "sweep/sweep.yaml"]
+
+
+@pytest.mark.parametrize("refused", ["1 error", "raycl.error"])
+def test_an_old_end_of_which_something_was_refused_leaves_the_new_one(
+    here: Here, refused: str
+) -> None:
+    """A sweep was stopped after its trial had failed; resumed, both finished."""
+    strict = Strict(here.client, refused)
+    for sweep_status in ("KILLED", "FINISHED"):
+        tracker = Tracker(SWEEP, here.directory, *here.store, connect=lambda uri: strict)  # type: ignore[arg-type,return-value]
+        tracker.start()
+        if sweep_status == "KILLED":
+            tracker.trial_started(trial("a"))
+            tracker.trial_ended("a", "error", error="ValueError: no")
+            assert tracker.close("KILLED") == 1
+        else:
+            run_trial(tracker, "a")
+            tracker.close("FINISHED")
+    before = here.runs()
+    assert {run.info.status for run in before.values()} == {"FINISHED"}
+    assert sync(here.directory).left == 0
+    after = here.runs()
+    for name, run in before.items():
+        ended = (run.info.status, run.info.end_time)
+        assert (after[name].info.status, after[name].info.end_time) == ended
+        assert after[name].data.tags == run.data.tags
 
 
 def test_a_deleted_run_of_which_something_was_refused_stays_deleted(here: Here) -> None:
