@@ -123,6 +123,8 @@ def cut_off(uri: str) -> str:
         return "the password has a character that ends a URI"
     for option in _secret_options(rest):
         name, value = option[2], option[3]
+        if value == MASK:  # hidden already
+            continue
         if _is_odd_odbc(option) if name.lower() == "odbc_connect" else ENDS.search(value):
             return f"the option {name} has a character that ends a URI"
         if option.start() > end.start() and not _ASSIGNED.match(option[0][1:]):

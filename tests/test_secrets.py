@@ -134,6 +134,9 @@ def test_a_secret_with_a_character_that_ends_a_uri_is_refused(
     with pytest.raises(UserError, match=r"tracking\.uri: the .* ends a URI; write '") as caught:
         spec.load(sweep_file(tmp_path, tracking={"uri": uri}))
     assert not any(part in str(caught.value) for part in ("it's", "a<b", "one two"))
+    with pytest.raises(UserError, match=r"tracking\.uri: the .* ends a URI; write '") as caught:
+        spec.load(sweep_file(tmp_path), [f"tracking.uri={uri}"])
+    assert not any(part in str(caught.value) for part in ("it's-me", "word=it's", "one two"))
 
 
 @pytest.mark.parametrize("before", ["at ", ""])
@@ -146,7 +149,11 @@ def test_a_password_behind_a_space_that_is_no_part_of_it_is_hidden(
         f"postgresql://ada:{WORD}@h/db?application_name=my own&password={WORD}",
     ):
         assert store.kind(uri) in ("mssql", "postgresql")
-        assert spec.load(sweep_file(tmp_path, tracking={"uri": uri})).tracking.uri == uri
+        sweep = spec.load(sweep_file(tmp_path, tracking={"uri": uri}))
+        assert sweep.tracking.uri == uri
+        hidden = sweep.resolved()["tracking"]["uri"]
+        begun = spec.load_begun(sweep_file(tmp_path, tracking={"uri": hidden}))
+        assert store.kind(begun.tracking.uri or "") == store.kind(uri)
         assert WORD not in secrets.masked(f"{before}{uri}")
 
 

@@ -23,7 +23,7 @@ import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -43,8 +43,8 @@ COLLECTIONS = ("original_images", "name-pending_collection")
 """Names of the collection folders, which hold a folder for each data set."""
 RawRow = tuple[str, object, object, object]
 """One row: path, class, number of the set, and 0 where the image has no problem."""
-DRAFT_S = 3600.0
-"""Age in seconds from which a part of a copy is taken for one of a killed conversion."""
+DRAFT, DRAFT_S = ".raycl-", 3600.0
+"""Begin of the names of copies that are being made; age in seconds of those nobody makes."""
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -267,6 +267,7 @@ def _task(rows: list[Row], name: str, images: Path, out: Path, done: Converted) 
     count = 0
     for folder, some in places.items():
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_drafts(folder)
         for file, row in _file_names(some):
             count += 1
             _place(images / row.path, folder / file, done)
@@ -280,6 +281,14 @@ def _file_names(rows: list[Row]) -> Iterator[tuple[str, Row]]:
     for path, row in named.items():
         mark = f"-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
         yield (path.name if times[path.name] == 1 else f"{path.stem}{mark}{path.suffix}"), row
+
+
+def _remove_drafts(folder: Path) -> None:
+    """Delete what killed conversions had begun to copy; what is young may still be written."""
+    for left in folder.glob(f"{DRAFT}*.part"):
+        with suppress(FileNotFoundError):  # its own conversion may finish it
+            if time.time() - left.stat().st_mtime > DRAFT_S:
+                left.unlink()
 
 
 def _place(source: Path, target: Path, done: Converted) -> None:
@@ -296,11 +305,7 @@ def _place(source: Path, target: Path, done: Converted) -> None:
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise
-        mark = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]
-        for left in target.parent.glob(f".{mark}-*.part"):  # by conversions that were killed
-            if time.time() - left.stat().st_mtime > DRAFT_S:
-                left.unlink(missing_ok=True)
-        draft = target.with_name(f".{mark}-{uuid.uuid4().hex[:12]}.part")  # others have their own
+        draft = target.with_name(f"{DRAFT}{uuid.uuid4().hex[:12]}.part")  # others have their own
         try:
             shutil.copyfile(source, draft)
             if target.exists():

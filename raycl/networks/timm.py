@@ -7,13 +7,14 @@ import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any, ClassVar, Self
 
 import timm
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from raycl.errors import UserError, nearest
+from raycl.errors import UserError, lacks_memory, nearest
 from raycl.networks._probe import REFUSED, num_features
 from raycl.networks._weights import ELSEWHERE, WHERE
 from raycl.networks.base import Backbone, NetworkConfig, Normalisation
@@ -141,7 +142,9 @@ class TimmNetwork(Backbone):
         except (*REFUSED, NotImplementedError) as error:
             where = "network.model_args" if config.model_args else "network"
             raise UserError(where, f"cannot create {name}: {_reason(error)}") from error
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, UnpicklingError) as error:
+            if lacks_memory(error):
+                raise
             what = f"cannot create {name}: {str(error).partition('. ')[0]}"
             if not config.pretrained or "Invalid pretrained tag" in what:
                 raise UserError("network", f"cannot create {name}: {_reason(error)}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pickle import UnpicklingError
 from typing import Any, ClassVar, Self
 
 import torchvision
@@ -101,7 +102,7 @@ def _create(name: str, weights: str | None) -> nn.Module:
     except UserError as error:  # about the file that was fetched
         what = f"cannot load {weights} of {name}: {error.what}"
         raise UserError(WHERE, what, error.hint) from error
-    except (OSError, RuntimeError) as error:  # a RuntimeError: it came with another hash
+    except (OSError, RuntimeError, UnpicklingError) as error:  # RuntimeError: another hash
         if weights is None or lacks_memory(error):
             raise
         what = f"cannot load {weights} of {name}: {error}"

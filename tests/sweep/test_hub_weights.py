@@ -7,6 +7,7 @@ import io
 import urllib.error
 from email.message import Message
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytest
@@ -196,18 +197,25 @@ def test_a_download_that_is_cut_off_is_one_line(
         check_data(found.sweep, found.data_root)
 
 
-@pytest.mark.parametrize("said", ["DefaultCPUAllocator: can't allocate memory", "weights_only"])
-def test_not_every_file_that_is_not_read_is_damaged(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, said: str
+@pytest.mark.parametrize("network", [TORCHVISION, TIMM], ids=lambda block: block["name"])
+def test_a_lack_of_memory_is_no_damage(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: dict[str, Any]
 ) -> None:
-    """Memory that lacks, and code in the file that PyTorch does not run, are told as they are."""
-
     def refuse(*_: Any, **__: Any) -> None:
-        raise RuntimeError(said)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 4 bytes")
 
-    monkeypatch.setattr(torch, "load", refuse)
-    with pytest.raises(RuntimeError, match=said), _hub.noted("w"):
-        torch.load(hub.torchvision)
+    for module, name in _hub.READERS:
+        monkeypatch.setattr(module, name, refuse)
+    found = execution(tmp_path, network=network)
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        check_data(found.sweep, found.data_root)
+
+
+def test_a_file_with_code_is_told_as_it_is(hub: Hub, tmp_path: Path) -> None:
+    """PyTorch does not run what a file holds beside tensors; removing the file would not help."""
+    torch.save(Path("x"), hub.torchvision)
+    with pytest.raises(UnpicklingError, match="allowed global"), _hub.noted("w"):
+        torch.load(hub.torchvision, weights_only=True)
 
 
 def test_readers_are_as_before(hub: Hub, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pydantic import (
 
 from raycl.errors import nearest
 from raycl.registry import short
-from raycl.secrets import CODES, concealed, cut_off, masked
+from raycl.secrets import concealed, masked
 from raycl.sweep import kinds
 from raycl.sweep.file.source import Source
 from raycl.training.config import EvaluateConfig, Readout
@@ -229,13 +229,6 @@ class Tracking(_Model):
         description="false: no drawn matrices and no images of methods in MLflow, which is cheaper "
         "for large sweeps; numbers and tables are all there",
     )
-
-    @field_validator("uri")
-    @classmethod
-    def _hidden(cls, value: str | None) -> str | None:
-        if value is not None and (what := cut_off(value)):
-            raise ValueError(f"{what}; write {CODES}")
-        return value
 
 
 class Stop(_Model):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raycl.errors import KeyPath, Problem
+from raycl.secrets import CODES, cut_off, remember
 from raycl.sweep import kinds
 from raycl.sweep.file.blocks import benchmark_configs
 from raycl.sweep.file.check import check
@@ -36,14 +37,14 @@ def load(path: Path, overrides: Sequence[str] = (), smoke: bool = False) -> Swee
     """
     source = read(path)
     _override(source, overrides)
-    sweep = parse(source)
+    sweep = _hidden(parse(source))
     others = any(not text.startswith("smoke") for text in overrides)
     if not smoke and (sweep.smoke is None or others):
         return sweep  # what is overridden may be what the smoke block is about
     small = deepcopy(source)
     apply_smoke(small, sweep)
     _override(small, overrides)
-    tiny = parse(small)  # also without --smoke, so that a wrong block is found early
+    tiny = _hidden(parse(small))  # also without --smoke, so that a wrong block is found early
     return tiny if smoke else sweep
 
 
@@ -73,6 +74,19 @@ def parse(source: Source) -> Sweep:
     sweep._source = source
     check(sweep)
     _list_tasks(sweep)
+    return sweep
+
+
+def _hidden(sweep: Sweep) -> Sweep:
+    """The same, if the password of its tracking store can be hidden wherever the URI is shown.
+
+    Raises:
+        UserError: It cannot.
+    """
+    uri = sweep.tracking.uri
+    if uri is not None and (what := cut_off(uri)):
+        remember(uri)  # the place of the error may be `--set` and the URI
+        raise sweep.source.error(("tracking", "uri"), what, f"write {CODES}")
     return sweep
 
 
