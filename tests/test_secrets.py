@@ -134,9 +134,9 @@ def test_a_secret_with_a_character_that_ends_a_uri_is_refused(
     with pytest.raises(UserError, match=r"tracking\.uri: the .* ends a URI; write '") as caught:
         spec.load(sweep_file(tmp_path, tracking={"uri": uri}))
     assert not any(part in str(caught.value) for part in ("it's", "a<b", "one two"))
-    with pytest.raises(UserError, match=r"tracking\.uri: the .* ends a URI; write '") as caught:
+    with pytest.raises(UserError, match=r"^tracking\.uri: the .* ends a URI; write '") as caught:
         spec.load(sweep_file(tmp_path), [f"tracking.uri={uri}"])
-    assert not any(part in str(caught.value) for part in ("it's-me", "word=it's", "one two"))
+    assert "://" not in str(caught.value)
 
 
 @pytest.mark.parametrize("before", ["at ", ""])

@@ -7,8 +7,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from raycl.errors import KeyPath, Problem
-from raycl.secrets import CODES, cut_off, remember
+from raycl.errors import KeyPath, Problem, UserError
+from raycl.secrets import CODES, cut_off
 from raycl.sweep import kinds
 from raycl.sweep.file.blocks import benchmark_configs
 from raycl.sweep.file.check import check
@@ -85,8 +85,8 @@ def _hidden(sweep: Sweep) -> Sweep:
     """
     uri = sweep.tracking.uri
     if uri is not None and (what := cut_off(uri)):
-        remember(uri)  # the place of the error may be `--set` and the URI
-        raise sweep.source.error(("tracking", "uri"), what, f"write {CODES}")
+        # the place in the source may be `--set` and the URI
+        raise UserError("tracking.uri", what, f"write {CODES}")
     return sweep
 
 
