@@ -15,6 +15,7 @@ from raycl.datasets.disk import expanded
 from raycl.datasets.ids import image_ids, unit
 from raycl.errors import UserError
 from raycl.networks.base import find_network, from_hubs
+from raycl.sweep.execution.storage import unusable
 from raycl.sweep.file import spec
 from raycl.sweep.file.blocks import networks_in, place, weights_in
 from raycl.sweep.plan import expand
@@ -102,13 +103,15 @@ def _last_state(storage: str, plan: TrialPlan, hint: str) -> dict[str, Any]:
     """The state in the last checkpoint of the trial.
 
     Raises:
-        UserError: There is none, or all are damaged.
+        UserError: There is none, all are damaged, or the storage does not answer.
     """
     try:
         found = CheckpointStore(storage).load()
     except ValueError as error:
         what = f"trial {plan.key}: {str(error).removesuffix('; remove them')}"
         raise UserError("raycl pretrain", what, hint) from error
+    except Exception as error:
+        raise unusable(storage, error) from error
     if found is None:
         raise UserError("raycl pretrain", f"trial {plan.key} has left no checkpoint", hint)
     return found.state

@@ -18,6 +18,7 @@ from raycl.gif.page import Chapter, Drawn, page, shown, size
 from raycl.rl.benchmarks.base import GameSequence, build_games
 from raycl.sweep import kinds
 from raycl.sweep.execution import cluster
+from raycl.sweep.execution.storage import unusable
 from raycl.sweep.file import spec
 from raycl.sweep.file.blocks import benchmark_configs
 from raycl.sweep.plan import expand
@@ -163,7 +164,7 @@ def find_trials(sweep: spec.Sweep, folder: SweepFolder, wish: Wish) -> tuple[lis
     """The final trials of the methods and the seed wished for, and the seed.
 
     Raises:
-        UserError: There are none, or none has a checkpoint.
+        UserError: There are none, none has a checkpoint, or the storage does not answer.
     """
     blocks = benchmark_configs(sweep)
     if any(kinds.of(block) is not kinds.GAMES for block in blocks):
@@ -198,9 +199,12 @@ def _trial(
     storage = f"{folder.storage(sweep.storage)}/{plan.key}"
     games = build_games(plan.config["benchmark"])
     count = min(len(games.games), plan.config["tasks"] or len(games.games))
-    kept = CheckpointStore(storage)
-    kept.fs.invalidate_cache()
-    names = [Path(path).stem for path in kept.named("after-*.pt")]
+    try:
+        kept = CheckpointStore(storage)
+        kept.fs.invalidate_cache()
+        names = [Path(path).stem for path in kept.named("after-*.pt")]
+    except Exception as error:
+        raise unusable(storage, error) from error
     learnt = max((int(name.removeprefix("after-")) + 1 for name in names), default=0)
     ended = {o.key for o in folder.outcomes.all() if o.status == "finished"}
     if plan.key in ended:  # what is missing now was there
@@ -284,14 +288,12 @@ def _write(out: Path, name: str, seed: int, fps: float, chapters: Sequence[Chapt
     atomic.write(out / "index.html", page(name, seed, fps, chapters, embed=False))
 
 
-def track(
-    folder: SweepFolder, uri: str | None, out: Path, trials: Sequence[Trial], html: str
-) -> str:
+def track(folder: SweepFolder, uri: str, out: Path, trials: Sequence[Trial], html: str) -> str:
     """Attach the pictures to the trials' runs, and the page to the sweep's.
 
     Args:
         folder: The sweep's.
-        uri: MLflow; ``None``: the store that the sweep used.
+        uri: MLflow.
         out: Where the pictures are.
         trials: What was drawn.
         html: The page.
@@ -300,9 +302,7 @@ def track(
         What went wrong, in one line; empty if nothing did.
     """
     from raycl.report.load import connect, load
-    from raycl.tracking.state import store_of
 
-    uri = store_of(folder.path, uri).uri
     unknown = []
     try:
         sweep = load(folder.name, uri)

@@ -61,6 +61,7 @@ def spread(lab: Lab) -> list[str]:
     return list(dict.fromkeys(line[2] for line in lab.traced()))
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed(lab: Lab, rig: Nodes) -> None:
     name, expected = sweep(lab)
     output = lab.run(

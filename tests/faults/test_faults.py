@@ -213,17 +213,3 @@ def test_one_failed_trial_stops_no_other(lab: Lab) -> None:
     assert len(lab.trace()) == begun, "run does not retry what failed"
     lab.run("resume", "fault", code=1)
     assert len(lab.trace()) == begun + 2, "resume does, from the last checkpoint"
-
-
-def test_a_changed_spec_and_a_second_driver_are_refused(lab: Lab) -> None:
-    sweep = lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 2}], seeds=1)
-    driver = lab.start("run", str(sweep))
-    until(lambda: lab.trace(), driver)
-    assert "is being run by process" in lab.run("run", str(sweep), code=2)
-    os.kill(driver.pid, signal.SIGINT)
-    driver.communicate()
-    lab.sweep(methods=[{"name": "fragile.py:Fragile", "sleep": 0.2}], seeds=1)
-    output = lab.run("run", str(sweep), code=2)
-    assert "already in use by another specification" in output
-    assert "methods[0].sleep" in output
-    assert output.count("\n") == 1

@@ -110,14 +110,17 @@ def check_whole(lab: Lab, name: str) -> dict[str, Any]:
     return result
 
 
-def test_an_env_runner_killed_in_mid_game(lab: Lab) -> None:
-    sweep = games(lab, "runner", resources={"cpu": 0.5, "env_runners": 1})
+def test_a_worker_and_an_env_runner_killed_in_mid_game(lab: Lab) -> None:
+    """The worker's trial goes on from its last checkpoint, and the runner's as if nothing were."""
+    resources = {"cpu": 0.5, "env_runners": 1}
+    sweep = games(lab, "both", resources=resources, checkpoint={"every_s": 0})
+    (lab.path / "kill-worker-0-20").touch()  # in the third update of four
     (lab.path / "kill-runner-1-9").touch()  # the first step of the second game's second update
-    lab.run("run", str(sweep))
-    assert list(lab.path.glob("kill-*.done")), "the accident did not happen"
-    assert lab.trace() == ["0", "1"]  # the trial itself went on
-    check_whole(lab, "runner")
-    assert last_row(lab, "runner")["made"]["continued"] == "inside a game, which began anew"
+    assert lab.run("run", str(sweep)).count("lost its worker") == 1
+    assert len(list(lab.path.glob("kill-*.done"))) == 2, "not every accident happened"
+    assert lab.trace() == ["0", "0", "1"]
+    check_whole(lab, "both")
+    assert last_row(lab, "both")["made"]["continued"] == "inside a game, which began anew"
 
 
 @pytest.mark.slow
@@ -132,14 +135,6 @@ def test_a_worker_killed_at_the_start_of_a_game_changes_no_bit(lab: Lab) -> None
     assert first["matrices"] == second["matrices"]
     assert {row["progress"] for row in found} == {2 * UPDATES * FRAMES}
     assert not any("continued" in row["made"] for row in found)
-
-
-def test_a_worker_killed_inside_a_game_goes_on_from_its_last_checkpoint(lab: Lab) -> None:
-    sweep = games(lab, "inside", checkpoint={"every_s": 0})
-    (lab.path / "kill-worker-0-20").touch()  # in the third update of four
-    lab.run("run", str(sweep))
-    assert lab.trace() == ["0", "0", "1"]
-    check_whole(lab, "inside")
 
 
 @pytest.mark.slow

@@ -69,7 +69,9 @@ def test_the_early_look_at_the_network_draws_no_random_number(states: list[torch
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("none, which", [(True, "1, 2"), (False, "[12]")])
+@pytest.mark.parametrize(
+    "none, which", [pytest.param(True, "1, 2", marks=pytest.mark.slow), (False, "[12]")]
+)
 def test_a_runner_that_does_not_start_is_named(
     make: Make, tmp_path: Path, none: bool, which: str
 ) -> None:

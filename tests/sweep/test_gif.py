@@ -106,6 +106,17 @@ def test_rows_are_games_learnt_and_columns_games_seen(tmp_path: Path) -> None:
     assert places(other) == [(0, 0), (1, 0), (1, 1)], "the file that is missing will be named"
 
 
+def test_a_storage_that_does_not_answer_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise OSError("timed out")
+
+    monkeypatch.setattr(CheckpointStore, "named", away)
+    with pytest.raises(UserError, match=r"^storage: .*/s/trials/\w+ cannot be used: timed out$"):
+        find_trials(*sweep_of(tmp_path), Wish())
+
+
 def test_games_to_come_are_played_where_they_are_scored(tmp_path: Path) -> None:
     benchmark = {"name": "atari", "games": GAMES, "frames": 8000, "evaluation": {"zero_shot": True}}
     sweep, folder = sweep_of(tmp_path, benchmark=benchmark)
@@ -441,4 +452,5 @@ def test_without_a_tracker_the_pictures_are_there_all_the_same(tmp_path: Path) -
     trials, _ = find_trials(sweep, folder, Wish())
     text = track(folder, "http://127.0.0.1:9", tmp_path, trials, "")
     assert "no tracking server answers at http://127.0.0.1:9" in text
-    assert "there is no" in track(folder, None, tmp_path, trials, ""), "nothing was tracked"
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert "there is no" in track(folder, uri, tmp_path, trials, ""), "nothing was tracked"

@@ -191,6 +191,21 @@ def test_checkpoints_that_are_damaged_or_gone_are_told_in_one_line(root: Path, c
     assert (code, err.partition("; ")[2]) == (2, f"{hint}\n")
 
 
+def test_a_storage_that_does_not_answer_is_told_in_one_line(
+    root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli()[0] == 0
+
+    def away(_: CheckpointStore) -> None:
+        raise OSError("timed out")
+
+    monkeypatch.setattr(CheckpointStore, "load", away)
+    code, _, err = cli()
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: storage: {root}/pre/trials/")
+    assert err.endswith(" cannot be used: timed out\n")
+
+
 def test_changes_are_accepted_as_by_raycl_run(cli: Cli) -> None:
     assert cli("--accept-changes")[0] == 0
     assert InProcess.accepted[-1] is True

@@ -151,9 +151,9 @@ def _train(
 ) -> None:
     kind = kinds.of(plan.config["benchmark"])
     device = "cuda" if plan.resources.get("gpu") else "cpu"
-    store = CheckpointStore(f"{settings.storage}/{plan.key}", settings.keep)
-    lease = f"{store.root.rpartition('/')[0]}/{LEASE}"
     with kept():
+        store = CheckpointStore(f"{settings.storage}/{plan.key}", settings.keep)
+        lease = f"{store.root.rpartition('/')[0]}/{LEASE}"
         if settings.execution and not store.fs.exists(lease):
             raise Unkept(f"{settings.storage} is not one folder for all nodes")
     LOADED.clear()  # of another trial
