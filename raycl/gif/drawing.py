@@ -81,7 +81,7 @@ class Cell:
         """The game as a tile of a sheet."""
         caption = ""
         if self.score is not None and self.percent is not None:
-            caption = f"mean {number(self.score)} · {self.percent:.0f} %"
+            caption = f"mean {number(self.score)} · {self.percent:z.0f} %"
         return Tile(self.clip, caption, self.problem, faded=self.job.game > self.job.after)
 
 

@@ -155,7 +155,7 @@ def _cell(folder: str, cell: Cell | None, embed: bool) -> str:
     picture = f'<a href="{escape(path)}"><img src="{escape(path)}" loading="lazy" alt=""></a>'
     lines = []
     if cell.score is not None and cell.percent is not None:
-        lines.append(f"<b>{number(cell.score)}</b> · {cell.percent:.1f} %")
+        lines.append(f"<b>{number(cell.score)}</b> · {cell.percent:z.1f} %")
     end = "at its end" if cell.clip.over else "when it was cut"
     lines.append(f"here {number(cell.clip.score)} {end}, step {cell.clip.steps:,}")
     return f'<td class="{kind}">{"" if embed else picture}{"<br>".join(lines)}</td>'

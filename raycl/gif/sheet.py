@@ -210,10 +210,10 @@ class _Painter:
 def number(score: float) -> str:
     """A raw score.
 
-    >>> number(26600.0), number(-3.25)
-    ('26,600', '-3.2')
+    >>> number(26600.0), number(-3.25), number(-0.04)
+    ('26,600', '-3.2', '0.0')
     """
-    return f"{score:,.0f}" if abs(score) >= 100 or score == int(score) else f"{score:.1f}"
+    return f"{score:,.0f}" if abs(score) >= 100 or score == int(score) else f"{score:z.1f}"
 
 
 # ---------------------------------------------------------------------- colours and text

@@ -370,7 +370,15 @@ def test_when_colours_run_out_the_common_ones_are_exact() -> None:
 
 
 @pytest.mark.parametrize(
-    "score, text", [(26600.0, "26,600"), (-3.0, "-3"), (0.25, "0.2"), (123.4, "123"), (0.0, "0")]
+    "score, text",
+    [
+        (26600.0, "26,600"),
+        (-3.0, "-3"),
+        (0.25, "0.2"),
+        (123.4, "123"),
+        (0.0, "0"),
+        (-0.04, "0.0"),
+    ],
 )
 def test_numbers(score: float, text: str) -> None:
     assert number(score) == text

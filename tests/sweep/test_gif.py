@@ -266,6 +266,8 @@ def test_a_game_is_played_with_its_head_and_scores(kept: tuple[SweepFolder, Job]
     assert (job.after, job.game, job.file) == (1, 1, "01-SpaceInvaders.gif")
     assert (cell.score, cell.percent, cell.problem) == (20.0, 20.0, "")
     assert cell.tile.caption == "mean 20 · 20 %"
+    cell = replace(cell, score=360.0, percent=-0.4)
+    assert cell.tile.caption == "mean 360 · 0 %", "no minus zero"
     assert cell.clip is not None
     assert cell.clip.steps == 30, "2 s of 60 frames, 4 a step"
     assert cell.gif is not None

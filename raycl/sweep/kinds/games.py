@@ -93,7 +93,7 @@ def _cells(row: Row, tasks: int) -> list[str]:
         f"{min(row['task'] + 1, tasks)}/{tasks}" if "task" in row else "",
         str(row.get("phase", "starting")),
         _update(row),
-        "" if found is None else f"{found:,.1f}",
+        "" if found is None else f"{found:z,.1f}",
         f"{row['time/steps_per_s']:,.0f}" if "time/steps_per_s" in row else "",
     ]
 
@@ -110,7 +110,7 @@ def _headline(row: Row) -> str:
     if not result:
         return f"after {row.get('tasks_done', 0)} games"
     average = result["metrics"]["normalised"]["average_performance"]
-    return f"average performance {average:.1f} % of the reference"
+    return f"average performance {average:z.1f} % of the reference"
 
 
 SHOWN = Shown(
