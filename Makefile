@@ -34,7 +34,8 @@ quick: $(READY) ## the tests that a change can affect
 check: lint quick ## lint and quick: before each commit
 
 test: $(READY) ## all tests but the slow ones (pytest -m slow)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal --durations=30
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
+	  --durations=30
 
 bench: $(READY) ## the performance tests and their figures
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/perf -m perf -s
