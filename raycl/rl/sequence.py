@@ -26,7 +26,7 @@ from raycl.rl.scores import Scores
 from raycl.rl.seeds import EVALUATION, VALIDATION, game_seeds
 from raycl.trial.costs import Costs
 from raycl.trial.randomness import Randomness, Seeds
-from raycl.trial.run import Row, Shelf, TrainingError
+from raycl.trial.run import Row, Shelf, TrainingError, add_histograms
 from raycl.trial.sharing import first_method
 
 ROWS_PER_GAME = 200
@@ -353,16 +353,8 @@ class SequenceRun:
         row |= self.scores.row(game)
         row |= {f"cost/{name}": value for name, value in self._costs().items()}
         row |= {f"method/{k}": float(v) for k, v in learner.method.diagnostics().items()}
-        self._add_histograms()
+        add_histograms(self.histograms, learner.method.histograms(), self.game)
         return row | {"at_task_end": True}
-
-    def _add_histograms(self) -> None:
-        """Keep the method's distributions; their bins are the same every time."""
-        for name, counts in self.algorithm.learner.method.histograms().items():
-            self.histograms.setdefault(name, []).append([int(count) for count in counts])
-        for name, rows in self.histograms.items():
-            if len(rows) != self.game or len({0, *map(len, rows)}) != 2:
-                raise ValueError(f"histogram {name} must have the same bins after every game")
 
     def _observations(self) -> torch.Tensor:
         return torch.from_numpy(self.algorithm.observations).to(self.device)

@@ -34,7 +34,7 @@ from raycl.training.readouts import choose_readouts, further_readouts
 from raycl.training.shared_phase import Watch, load_result
 from raycl.trial.costs import Costs, PlainSizes
 from raycl.trial.randomness import Randomness, Seeds
-from raycl.trial.run import Row, Shelf, TrainingError
+from raycl.trial.run import Row, Shelf, TrainingError, add_histograms
 from raycl.trial.sharing import first_method
 from raycl.trial.weights import (
     build_network,
@@ -458,21 +458,13 @@ class Run:
         costs |= self.costs.measure_task(self.method.task_parts(index), backbone)
         row |= {f"cost/{name}": value for name, value in costs.items()}
         row |= {f"method/{k}": float(v) for k, v in self.method.diagnostics().items()}
-        self._add_histograms()
+        add_histograms(self.histograms, self.method.histograms(), self.task_index)
         self.picture_names += self.pictures
         if self.picture_names:
             row["pictures"] = list(self.picture_names)
         current = self.matrices.current_validation(index)
         if current is not None:
             row["validation/accuracy_current"] = current
-
-    def _add_histograms(self) -> None:
-        """Keep the method's distributions; their bins are the same every time."""
-        for name, counts in self.method.histograms().items():
-            self.histograms.setdefault(name, []).append([int(count) for count in counts])
-        for name, rows in self.histograms.items():
-            if len(rows) != self.task_index or len({0, *map(len, rows)}) != 2:
-                raise ValueError(f"histogram {name} must have the same bins after every task")
 
     def _evaluate(self, row_index: int, column: int) -> None:
         for name in SETS if column <= row_index else ("test",):

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypedDict, cast
 
 if TYPE_CHECKING:
@@ -78,6 +78,26 @@ def failure(row: Mapping[str, Any]) -> str | None:
     if FAILED not in row:
         return None
     return f"{row[FAILED]}\n{row.get(TRACEBACK, '')}"
+
+
+def add_histograms(
+    histograms: dict[str, list[list[int]]], counts: Mapping[str, Sequence[int]], tasks: int
+) -> None:
+    """Append a task's distributions, in place, to those of the tasks before it.
+
+    Args:
+        histograms: By name, a row of counts for each task.
+        counts: By name, those of the task that has just ended.
+        tasks: Tasks that are over, this one too.
+
+    Raises:
+        ValueError: A distribution is missing after some task, or its bins have changed.
+    """
+    for name, row in counts.items():
+        histograms.setdefault(name, []).append([int(count) for count in row])
+    for name, rows in histograms.items():
+        if len(rows) != tasks or len({0, *map(len, rows)}) != 2:
+            raise ValueError(f"histogram {name} must have the same bins after every task")
 
 
 class Shelf(Protocol):

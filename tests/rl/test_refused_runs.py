@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ FAILING = '''
 """Games that only one process can make, or none."""
 
 from pathlib import Path
+from typing import Any
 
 from raycl.rl.benchmarks.atari import Atari
 
@@ -82,15 +82,3 @@ def test_a_runner_that_does_not_start_is_named(
         file.with_suffix(".made").touch()
     with pytest.raises(RunnersLostError, match=rf"start: {which} of 2: OSError: no emulator here$"):
         make(tiny(benchmark={"name": f"{file}:Failing"}), 2)
-
-
-@pytest.mark.parametrize("later", [{"bits": [1]}, {}, {"bits": [1, 2], "more": [3]}])
-def test_histograms_have_the_same_bins_after_every_game(later: dict[str, list[int]]) -> None:
-    method = SimpleNamespace(histograms=lambda: {"bits": [1, 2]})
-    learner = SimpleNamespace(method=method)
-    run: Any = SimpleNamespace(algorithm=SimpleNamespace(learner=learner), histograms={}, game=1)
-    SequenceRun._add_histograms(run)
-    run.game = 2
-    method.histograms = lambda: later
-    with pytest.raises(ValueError, match=r"histogram \w+ must have the same bins after every game"):
-        SequenceRun._add_histograms(run)

@@ -14,7 +14,7 @@ import raycl
 from raycl.testing import toy_data
 from raycl.training.run import Run
 from raycl.trial import run as trial
-from raycl.trial.run import Known, Row, failure
+from raycl.trial.run import Known, Row, add_histograms, failure
 
 PREFIXES = {"train", "validation", "eval", "method", "cost", "time", "curve"}
 CONTROL = {trial.FAILED, trial.TRACEBACK, trial.UNKEPT, trial.PARKED}
@@ -89,3 +89,13 @@ def test_a_failure_has_its_traceback_below() -> None:
     assert failure({"finished": True}) is None
     assert failure({"failed": "ValueError: x", "traceback": "line 1"}) == "ValueError: x\nline 1"
     assert failure({"failed": "ValueError: x"}) == "ValueError: x\n"
+
+
+@pytest.mark.parametrize("later", [{"bits": [1]}, {}, {"bits": [1, 2], "more": [3]}])
+def test_histograms_have_the_same_bins_after_every_task(later: dict[str, list[int]]) -> None:
+    found: dict[str, list[list[int]]] = {}
+    add_histograms(found, {"bits": [1, 2]}, 1)
+    add_histograms(found, {"bits": [3, 4]}, 2)
+    assert found == {"bits": [[1, 2], [3, 4]]}
+    with pytest.raises(ValueError, match=r"histogram \w+ must have the same bins after every task"):
+        add_histograms(found, later, 3)
