@@ -18,7 +18,6 @@ FAILING = '''
 """Games that only one process can make, or none."""
 
 from pathlib import Path
-from typing import Any
 
 from raycl.rl.benchmarks.atari import Atari
 
